@@ -1,0 +1,146 @@
+"""Which keys does the data pipeline have, what do they mean, and which combinations are impossible?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SPLITS = ("train", "validation", "test")
+SOURCE_KINDS = ("auto", "text", "markdown", "jsonl", "csv", "package", "tfds")
+TOKENIZER_KINDS = ("auto", "sentencepiece", "bytes", "char")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One place that text comes from."""
+
+    kind: str = "auto"  # auto | text | markdown | jsonl | csv | package | tfds; auto goes by the file names
+    path: str = ""  # a file, a folder or a glob; for package: a module name or "stdlib"; for tfds: NAME[/CONFIG][:VERSION]
+    weight: float = 0.0  # share of training rows; 0 in every source: each row once an epoch
+    split: str = ""  # "" | train | validation | test: puts the whole source into one split
+    document: str = "file"  # text: one document is a "file", a "paragraph" (blank lines between) or a "line"
+    records: str = "source"  # package: "source" (files) or "docstrings" (function -> docstring as prompt, completion)
+    text_field: str = "text"  # jsonl, csv, tfds: the field that holds the text
+    prompt_field: str = "prompt"  # jsonl, csv: used when a row has this field and completion_field
+    completion_field: str = "completion"
+    group_field: str = ""  # jsonl, csv, tfds: rows with the same value always share a split
+    tfds_split: str = "train"  # tfds: which of its splits to read
+    tfds_dir: str = ""  # tfds: its data_dir; "" is the library's default
+    max_documents: int = 0  # stop after this many documents; 0 reads all
+
+
+@dataclass(frozen=True)
+class CleanConfig:
+    """Which rules every document passes, in order; `python -m data_pipeline.clean` lists them."""
+
+    rules: tuple[str, ...] = ("line_ends", "nfc", "control", "mojibake", "trailing_space", "blank_lines")
+    min_chars: int = 1  # shorter documents are dropped, with the reason counted
+    max_chars: int = 0  # longer documents are dropped; 0: no limit
+    exact_dedup: bool = True  # drop documents that repeat an earlier one (compared by letters, digits and Han only)
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How documents are dealt to train, validation and test."""
+
+    by: str = "hash"  # "hash": stable hash of the group or the text; "position": first, middle and last part of each text
+    validation: float = 0.05  # share of documents (hash) or of characters (position)
+    test: float = 0.05
+    salt: str = ""  # another salt deals another split
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Text to ids."""
+
+    kind: str = "sentencepiece"  # sentencepiece | bytes | char | auto (what `path` holds)
+    path: str = ""  # a tokenizer folder of an earlier run, or a sentencepiece .model; "": trained on the train split
+    vocab_size: int = 4096  # pieces to train, special ones included
+    model_type: str = "bpe"  # bpe | unigram
+    character_coverage: float = 0.9995  # characters beyond it go through bytes; nothing is ever lost
+    train_chars: int = 20_000_000  # characters of the train split that training looks at
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Changes to the inputs of the train split, never to targets; a pure function of (seed, epoch, document, place)."""
+
+    token_dropout: float = 0.0  # share of input tokens replaced by the mask token
+    span_mask: float = 0.0  # share of input tokens in spans that are replaced by the mask token
+    span_length: int = 3  # tokens in such a span
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Everything that decides which ids are in which batch. A batch is a function of this section and the step."""
+
+    path: str = ""  # one file, folder or glob, of a kind told by its name; when set, it stands in place of `sources`
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # or several, by name
+    clean: CleanConfig = CleanConfig()
+    split: SplitConfig = SplitConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    augment: AugmentConfig = AugmentConfig()
+    seq_len: int = 256  # tokens in a row
+    batch_size: int = 32  # rows in a step, over all devices and micro-batches
+    packing: str = "best_fit"  # "best_fit": several documents share a row and never see each other; "none": one a row
+    add_bos: bool = False  # put the begin token before each document
+    loss_on_prompt: bool = False  # prompt/completion rows: learn the prompt too
+    min_completion_kept: float = 0.95  # refuse data where truncation leaves fewer of its rows with a completion to learn
+    seed: int = 0  # order of rows, augmentation
+    streaming: bool = False  # read, clean, tokenise and pack on the fly instead of preparing first
+    shuffle_documents: int = 2048  # streaming: documents in the shuffle buffer
+    cache_dir: str = "data_cache"  # prepared data lives here, by the hash of what made it
+    on_bad: str = "error"  # a bad row: "error" stops, "skip" counts and reports
+    max_bad_fraction: float = 0.01  # skip: more bad rows than this stop all the same
+    max_line_bytes: int = 16_777_216  # longest line of a text, JSONL or CSV file
+    allow_leak: bool = False  # go on although one text is in two splits (pinned splits can do that)
+
+
+def check_data_config(data: DataConfig) -> list[str]:
+    """Returns one line for each impossible value or combination; reads no file."""
+    problems = []
+
+    def must(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(f"config.data.{message}")
+
+    def one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
+        must(value in valid, f"{key}: must be one of {', '.join(repr(v) for v in valid)}, got {value!r}")
+
+    must(bool(data.path or data.sources), "path: name a file, folder or glob, as in --config.data.path=FILE (or fill sources)")
+    for name, source in data.sources.items():
+        key = f"sources.{name}"
+        must(bool(source.path), f"{key}.path: must name a file, folder, glob, package or TFDS data set")
+        one_of(f"{key}.kind", source.kind, SOURCE_KINDS)
+        one_of(f"{key}.split", source.split, ("", *SPLITS))
+        one_of(f"{key}.document", source.document, ("file", "paragraph", "line"))
+        one_of(f"{key}.records", source.records, ("source", "docstrings"))
+        must(source.weight >= 0, f"{key}.weight: must be >= 0, got {source.weight}")
+        must(source.max_documents >= 0, f"{key}.max_documents: must be >= 0 (0 reads all), got {source.max_documents}")
+    training = [s for s in data.sources.values() if s.split in ("", "train")]
+    weighted = [s for s in training if s.weight > 0]
+    must(len(weighted) in (0, len(training)), "sources: give every training source a weight > 0, or none")
+    one_of("tokenizer.kind", data.tokenizer.kind, TOKENIZER_KINDS)
+    one_of("tokenizer.model_type", data.tokenizer.model_type, ("bpe", "unigram"))
+    must(data.tokenizer.kind != "auto" or bool(data.tokenizer.path), "tokenizer.kind='auto' needs config.data.tokenizer.path")
+    must(data.tokenizer.vocab_size >= 300, f"tokenizer.vocab_size: must be >= 300, got {data.tokenizer.vocab_size}")
+    must(0 < data.tokenizer.character_coverage <= 1, "tokenizer.character_coverage: must be in (0, 1]")
+    must(data.tokenizer.train_chars > 0, "tokenizer.train_chars: must be > 0")
+    one_of("split.by", data.split.by, ("hash", "position"))
+    for key in ("validation", "test"):
+        must(0 <= getattr(data.split, key) < 1, f"split.{key}: must be in [0, 1), got {getattr(data.split, key)}")
+    must(data.split.validation + data.split.test < 1, "split: validation + test leave nothing to train on")
+    for key in ("token_dropout", "span_mask"):
+        must(0 <= getattr(data.augment, key) < 1, f"augment.{key}: must be in [0, 1), got {getattr(data.augment, key)}")
+    must(data.augment.span_length >= 1, f"augment.span_length: must be >= 1, got {data.augment.span_length}")
+    must(data.seq_len >= 2, f"seq_len: must be >= 2, got {data.seq_len}")
+    must(data.batch_size >= 1, f"batch_size: must be >= 1, got {data.batch_size}")
+    one_of("packing", data.packing, ("best_fit", "none"))
+    one_of("on_bad", data.on_bad, ("error", "skip"))
+    must(0 <= data.max_bad_fraction <= 1, "max_bad_fraction: must be in [0, 1]")
+    must(0 <= data.min_completion_kept <= 1, "min_completion_kept: must be in [0, 1]")
+    must(data.shuffle_documents >= 1, "shuffle_documents: must be >= 1")
+    must(data.max_line_bytes >= 1024, "max_line_bytes: must be >= 1024")
+    must(data.seed >= 0, f"seed: must be >= 0, got {data.seed}")
+    must(data.clean.min_chars >= 1, f"clean.min_chars: must be >= 1, got {data.clean.min_chars}")
+    must(data.clean.max_chars >= 0, f"clean.max_chars: must be >= 0 (0: no limit), got {data.clean.max_chars}")
+    return problems

@@ -1,0 +1,107 @@
+"""Trains what a config file describes: `python launch.py --config=configs/finetune.py --workdir=runs/finetune`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from data_pipeline.schema import run_main, split_flags
+from lm.config import Config, ConfigError, UserError, check_config, diff, from_mapping, load_config, to_json
+
+USAGE = """
+usage: python launch.py --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]
+
+Trains what the config file describes and leaves everything in the workdir (default: runs/<name of the config file>).
+The same command resumes a run that was stopped; several processes (Slurm, TPU pod, JAX_COORDINATOR_ADDRESS) join up.
+A config file is Python and runs with your rights: use only files that you have read.
+Exit codes: 0 done, 1 error, 2 configuration or launch, 3 workdir in use, 75 saved but unfinished.
+
+example: python launch.py --config=configs/finetune.py --workdir=runs/ft2 --config.optim.peak_lr=1e-4
+"""
+
+
+def main(argv: list[str]) -> None:
+    flags, overrides = split_flags(argv, {"config": "", "workdir": ""}, USAGE)
+    if not flags["config"]:
+        raise ConfigError("name a config file: python launch.py --config=configs/pretrain.py; see --help")
+    config = from_mapping(Config, load_config(flags["config"], overrides, Config))
+    workdir = Path(flags["workdir"] or f"runs/{Path(flags['config']).stem}")
+
+    import jax
+
+    from lm import hosts
+
+    launch = hosts.read_launch(os.environ)
+    hosts.join(launch)
+    try:
+        check_config(config, jax.device_count())
+        hosts.check_same("the configuration", json.dumps(to_json(config)))
+        code = run(config, workdir, flags["config"])
+    except BaseException as error:
+        if jax.process_count() > 1:  # the others would wait for this process: end it at once, its reason last
+            if isinstance(error, UserError) and not os.environ.get("LM_TRACEBACK"):
+                print(f"error: process {jax.process_index()}: {error}", file=sys.stderr, flush=True)
+            else:
+                traceback.print_exc()
+            os._exit(error.exit_code if isinstance(error, UserError) else 1)
+        raise
+    raise SystemExit(code)
+
+
+def run(config: Config, workdir: Path, config_file: str) -> int:
+    """Prepares, trains and reports; returns the exit code."""
+    from data_pipeline.batch import open_data
+    from lm import hosts
+    from lm.build import make_run
+    from lm.lease import Lease
+    from lm.logger import write_json
+    from lm.plan import format_receipt
+    from lm.summary import check_workdir_config, finish, finished, next_commands
+    from lm.train import UNFINISHED, train
+
+    def say(text: str) -> None:
+        if hosts.is_main():
+            print(text, flush=True)
+
+    check_workdir_config(workdir, config)
+    lease = Lease(workdir) if hosts.is_main() else None
+    hosts.from_main(0)
+    try:
+        done = finished(workdir, config)
+        if done:
+            say(done)
+            return 0
+        for key, old, new in diff(to_json(Config()), to_json(config)):
+            say(f"config.{key} = {new!r} (default {old!r})")
+        if not hosts.is_main():
+            hosts.from_main(0)  # process 0 prepares first; the others find it done
+        data = open_data(config.data, log=say)
+        if hosts.is_main():
+            hosts.from_main(0)
+        hosts.check_same("the data", data.fingerprint)
+        job, receipt, parts = make_run(config, data, workdir, lease, say)
+        if hosts.is_main():
+            data.tokenizer.save(workdir / "tokenizer")
+            write_json(workdir / "config.json", to_json(config))
+            write_json(workdir / "receipt.json", receipt)
+        say(format_receipt(receipt))
+        outcome = train(job)
+        summary = finish(job, outcome, receipt, parts.treatment, config_file)
+        job.logger.close()
+    finally:
+        if lease:
+            lease.close()
+    if outcome.status == "interrupted":
+        say(f"stopped at step {summary['steps']}, saved in {workdir}; run the same command again to go on")
+        return UNFINISHED
+    say(f"{outcome.status} at step {summary['steps']}; {summary['tokens_per_sec']:,.0f} tokens/s; see {workdir}/README.md. Next:")
+    for command, what in next_commands(job, config_file).items():
+        say(f"  {command}    # {what}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,35 @@
+"""What is in a batch, and is every id in it one that the model has?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lm.config import UserError
+
+# name -> meaning; every array is [B, T]: int32, but weights float32. A batch is a plain dict of these.
+BATCH_KEYS = {
+    "tokens": "input ids",
+    "targets": "the id to predict at each place",
+    "weights": "how much each target counts; 0 on padding",
+    "segments": "which document of the row a token belongs to; 0 is padding",
+    "positions": "place of the token in its document",
+}
+
+Batch = Mapping[str, Any]
+
+
+def check_batch(batch: Batch, vocab_size: int, where: str) -> None:
+    """Raises UserError unless `batch` has the five arrays, of one shape, with every id in [0, vocab_size)."""
+    missing = [key for key in BATCH_KEYS if key not in batch]
+    if missing:
+        raise UserError(f"{where}: the batch has no {', '.join(missing)}; it has {', '.join(batch)}")
+    shape = batch["tokens"].shape
+    for key in BATCH_KEYS:
+        if batch[key].shape != shape:
+            raise UserError(f"{where}: {key} has shape {batch[key].shape}, tokens have {shape}")
+    for key in ("tokens", "targets"):
+        low, high = int(batch[key].min()), int(batch[key].max())
+        if low < 0 or high >= vocab_size:
+            bad = low if low < 0 else high
+            raise UserError(f"{where}: {key} holds id {bad}, outside the model's vocabulary of {vocab_size}")

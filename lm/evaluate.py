@@ -1,0 +1,135 @@
+"""How good is a model on a whole split, exactly?
+
+Every target counts once, whatever the batch size, packing or device count; sums are carried in float64.
+
+    python -m lm.evaluate --workdir=runs/finetune --split=test
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lm.batch import check_batch
+from lm.losses import sum_losses, token_losses
+from lm.metrics import bits, perplexity
+from lm.model.transformer import Model
+from lm.params import Params, to_host
+from lm.sharding import put_batch
+
+EvalStep = Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
+
+
+def make_eval_step(model: Model, token_bytes: np.ndarray) -> EvalStep:
+    """Returns a jitted (params, batch) -> per-row sums [B]: nll, objective, correct, bytes, weight.
+
+    `token_bytes` [V] says how many bytes of text each id stands for.
+    """
+    padded = np.zeros(model.config.vocab_size, np.float32)
+    padded[: len(token_bytes)] = token_bytes
+
+    @jax.jit
+    def eval_step(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        logits_BTV = model.apply(params, batch["tokens"], batch["positions"], batch["segments"])
+        losses = token_losses(logits_BTV, batch["targets"])
+        losses["correct"] = (logits_BTV.argmax(-1) == batch["targets"]).astype(jnp.float32)
+        losses["bytes"] = jnp.asarray(padded)[batch["targets"]]
+        return sum_losses(losses, batch["weights"], axis=1)
+
+    return eval_step
+
+
+def evaluate(
+    eval_step: EvalStep, params: Params, batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, batch_size: int,
+    vocab_size: int, max_rows: int = 0, stopped: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, float] | None:  # fmt: skip
+    """Evaluates all batches (or the first `max_rows` rows); returns metrics, or None if `stopped()` said so.
+
+    loss is in nats a token; loss_stderr its standard error, taking rows as independent (ratio estimator).
+    """
+    rows: list[np.ndarray] = []
+    for number, batch in enumerate(batches):
+        if max_rows and number * batch_size >= max_rows:
+            break
+        if stopped():
+            return None
+        check_batch(batch, vocab_size, f"evaluation batch {number}")
+        sums = eval_step(params, put_batch(batch, mesh, batch_size))
+        part = np.stack([to_host(sums[key]) for key in ("nll", "correct", "bytes", "weight")], axis=1)
+        rows.append(part.astype(np.float64))
+        progress((number + 1) * batch_size)
+    table = np.concatenate(rows) if rows else np.zeros((0, 4))
+    if max_rows:
+        table = table[:max_rows]
+    table = table[table[:, 3] > 0]
+    return summarise(table)
+
+
+def summarise(table: np.ndarray) -> dict[str, float]:
+    """Turns per-row sums [rows, (nll, correct, bytes, weight)] into metrics."""
+    nll, correct, n_bytes, weight = table.sum(0)
+    if weight == 0:
+        return {"loss": math.nan, "tokens": 0.0}
+    loss, n = nll / weight, len(table)
+    residual = table[:, 0] - loss * table[:, 3]
+    stderr = math.sqrt(float(np.square(residual).sum()) * n / (n - 1)) / weight if n > 1 else math.nan
+    return {
+        "loss": float(loss),
+        "loss_stderr": stderr,
+        "perplexity": perplexity(float(loss)),
+        "bits_per_byte": bits(float(nll)) / float(n_bytes) if n_bytes else math.nan,
+        "accuracy": float(correct / weight),
+        "tokens": float(weight),
+    }
+
+
+USAGE = """
+usage: python -m lm.evaluate --workdir=DIR [--split=test] [--step=best|last|N] [--batch_size=32]
+
+Evaluates a run's checkpoint on one whole split of its data and prints one JSON line.
+
+example: python -m lm.evaluate --workdir=runs/finetune --split=test
+"""
+
+
+def main(argv: list[str]) -> None:
+    import json
+
+    from data_pipeline.batch import open_data
+    from data_pipeline.schema import split_flags
+    from lm import build
+    from lm.config import ConfigError, UserError
+    from lm.logger import Ticker
+
+    flags, extra = split_flags(argv, {"workdir": "", "split": "test", "step": "best", "batch_size": "32"}, USAGE)
+    if not flags["workdir"] or extra or not flags["batch_size"].isdigit() or int(flags["batch_size"]) < 1:
+        raise ConfigError("name a run: python -m lm.evaluate --workdir=DIR [--split=test] [--batch_size=32]; see --help")
+    loaded = build.load_run(flags["workdir"], flags["step"], log=lambda text: print(text, file=sys.stderr))
+    data = open_data(loaded.config.data, log=lambda text: print(text, file=sys.stderr))
+    split, size = flags["split"], int(flags["batch_size"])
+    if not data.has_split(split):
+        raise UserError(f"this run's data has no {split!r} split; see config.data.split")
+    rows = loaded.mesh.shape["data"] * loaded.mesh.shape["fsdp"]
+    size = -(-size // rows) * rows  # a whole number of rows a device; results do not depend on it
+    ticker = Ticker(f"evaluating {split}", data.summary()["splits"][split]["rows"])
+    step = make_eval_step(loaded.model, data.tokenizer.token_bytes())
+    batches: Any = data.eval_batches(split, size, (0, size))
+    result = evaluate(
+        step, loaded.params, batches, loaded.mesh, size, loaded.model.config.vocab_size, progress=ticker.update
+    )
+    ticker.close()
+    print(json.dumps({"workdir": flags["workdir"], "step": loaded.step, "split": split, **(result or {})}))
+
+
+if __name__ == "__main__":
+    from data_pipeline.schema import run_main
+
+    run_main(main)

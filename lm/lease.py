@@ -1,0 +1,81 @@
+"""Is another run using this workdir?
+
+An advisory lock that the system drops when its holder dies, even by kill -9, and beside it a file saying who holds it.
+Where the lock does not reach (another host on a shared disk without locks), the file's heartbeat decides.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+from lm.config import ConfigError, UserError
+
+STALE_SECONDS = 120.0  # a heartbeat of another host older than this is a dead run's
+
+
+class WorkdirInUse(UserError):
+    """Another run holds the workdir."""
+
+    exit_code = 3
+
+
+class Lease:
+    """Holds a workdir from construction until `close()`; raises WorkdirInUse, or ConfigError if it cannot be written."""
+
+    def __init__(self, workdir: Path):
+        self.path = workdir / "lease.json"
+        self._beat = 0.0
+        try:
+            if workdir.exists() and not workdir.is_dir():
+                raise ConfigError(f"--workdir={workdir} is a file; name a folder")
+            workdir.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(workdir / "lease.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigError(f"{workdir} is not writable: {error.strerror}. Choose another --workdir") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise WorkdirInUse(self._who(workdir)) from None
+        other = self._read()
+        if other and other["host"] != socket.gethostname() and time.time() - other["time"] < STALE_SECONDS:
+            os.close(self._lock)
+            raise WorkdirInUse(self._who(workdir))
+        self.beat()
+
+    def _read(self) -> dict[str, object] | None:
+        try:
+            return json.loads(self.path.read_text())  # {pid, host, time}
+        except (OSError, ValueError):
+            return None
+
+    def _who(self, workdir: Path) -> str:
+        other = self._read()
+        if not other:
+            return f"{workdir} is in use by another run. Wait for it, or use another --workdir"
+        ago = f"last heartbeat {time.time() - float(str(other['time'])):.0f} s ago"
+        who = f"process {other['pid']} on host {other['host']} ({ago})"
+        return f"{workdir} is in use by {who}. Wait for it, or use another --workdir"
+
+    def beat(self) -> None:
+        """Writes the heartbeat, at most once in ten seconds."""
+        if time.time() - self._beat < 10:
+            return
+        self._beat = time.time()
+        record = {"pid": os.getpid(), "host": socket.gethostname(), "time": self._beat}
+        try:
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(record))
+            temporary.replace(self.path)
+        except OSError as error:
+            if error.errno != 28:  # a full disk must not end the run: the lock itself still holds
+                raise ConfigError(f"{self.path.parent} is not writable: {error.strerror}. Choose another --workdir") from None
+
+    def close(self) -> None:
+        self.path.unlink(missing_ok=True)
+        os.close(self._lock)

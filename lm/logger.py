@@ -1,0 +1,207 @@
+"""What does a person see of a run, on the terminal and in the workdir?"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm.metrics import finite_or_none
+
+Record = dict[str, Any]
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(75), duration(4000)
+    ('1m15s', '1h06m')
+    """
+    seconds = int(seconds)
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes atomically: readers see the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
+    temporary.replace(path)
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drops the lines of a .jsonl file that are later than `step`, and a last line that a kill cut short."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    path.write_text("".join(kept))
+
+
+class Logger:
+    """Writes metrics.jsonl, TensorBoard events and terminal lines; on all processes but the first it is silent."""
+
+    def __init__(self, workdir: Path, main: bool, history: Sequence[Record]):
+        self.workdir, self.main = workdir, main
+        self._live = main and sys.stdout.isatty()
+        self._open_line = False
+        self._events: Any = None
+        self._metrics: Any = None
+        if not main:
+            return
+        # What a killed run logged after its last checkpoint will be logged again: start from the checkpoint's history.
+        last = history[-1]["step"] if history else -1
+        for name in ("samples.jsonl", "bad_batches.jsonl"):
+            _keep_until(workdir / name, last)
+        path = workdir / "metrics.jsonl"
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
+        temporary.replace(path)
+        self._metrics = open(path, "a")  # noqa: SIM115 - lives as long as the run
+        from tensorboardX import SummaryWriter
+
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=last + 1 if history else None)
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        if self.main:
+            print(("\n" if self._open_line else "") + text, flush=True)
+            self._open_line = False
+
+    def progress(self, text: str) -> None:
+        """Prints the live line: in place on a terminal, a line of its own in a file."""
+        if self._live:
+            width = os.get_terminal_size().columns - 1
+            print("\r" + text[:width].ljust(width), end="", flush=True)
+            self._open_line = True
+        elif self.main:
+            print(text, flush=True)
+
+    def record(self, record: Record) -> None:
+        """Appends one JSON line, and its numbers to TensorBoard."""
+        if not self.main:
+            return
+        self._metrics.write(json.dumps({key: finite_or_none(value) for key, value in record.items()}) + "\n")
+        self._metrics.flush()
+        for key, value in record.items():
+            if key != "step" and isinstance(value, int | float):
+                self._events.add_scalar(key, value, record["step"])
+
+    def close(self) -> None:
+        if self.main:
+            self._metrics.close()
+            self._events.close()
+
+
+class Ticker:
+    """Prints `name done/total, ETA` to stderr once a task has taken two seconds."""
+
+    def __init__(self, name: str, total: int, quiet: bool = False):
+        self.name, self.total, self.quiet = name, total, quiet
+        self.start = self.last = time.monotonic()
+        self.shown = False
+
+    def update(self, done: int) -> None:
+        now = time.monotonic()
+        if self.quiet or now - self.start < 2 or now - self.last < 1 or not sys.stderr.isatty():
+            return
+        self.last, self.shown = now, True
+        left = duration((now - self.start) / max(done, 1) * (self.total - done))
+        print(f"\r{self.name} {done}/{self.total}, {left} left   ", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.shown:
+            print(file=sys.stderr)
+
+
+def plot_losses(path: Path, history: Sequence[Record]) -> None:
+    """Draws training and validation loss over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=110)
+    for key, style in (("train/loss", {"alpha": 0.6, "lw": 1}), ("eval/loss", {"marker": "o", "ms": 3})):
+        points = [(r["step"], r[key]) for r in history if r.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points), label=key, **style)
+    best = min((r for r in history if r.get("eval/loss") is not None), key=lambda r: r["eval/loss"], default=None)
+    if best:
+        axes.axhline(best["eval/loss"], ls=":", lw=0.8, color="grey")
+        axes.set_title(f"best eval/loss {best['eval/loss']:.4f} at step {best['step']}")
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats a token")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    figure.tight_layout()
+    temporary = path.with_name(path.stem + ".tmp.png")
+    figure.savefig(temporary)
+    temporary.replace(path)
+    plt.close(figure)
+
+
+def run_card(summary: Mapping[str, Any], receipt: Mapping[str, Any], commands: Mapping[str, str]) -> str:
+    """The README.md of a workdir: what was trained, from what, how well, and what to run next."""
+    data, versions = summary["data"], summary["versions"]
+
+    def number(key: str, digits: str = ".4f") -> str:
+        value = summary.get(key)
+        return "-" if value is None else f"{value:{digits}}"
+
+    splits = "".join(
+        f"| {name} | {part['documents']:,} | {part['tokens']:,} | {part['rows']:,} |\n" for name, part in data["splits"].items()
+    )
+    config = "\n".join(f"    {key} = {value!r}" for key, value in summary["config_changes"].items()) or "    (defaults)"
+    next_steps = "\n".join(f"    {line}    # {what}" for what, line in commands.items())
+    share = receipt["flops_per_step"] / max(receipt["flops_per_step_if_all_trained"], 1)
+    return f"""# Run in {summary["workdir"]}
+
+{summary["start"]}. {summary["status"]} at step {summary["steps"]:,} of {summary["steps_planned"]:,} \
+after {duration(summary["wall_seconds"])}; {summary["tokens_seen"]:,} target tokens seen.
+
+![loss](loss.png)
+
+| | last | best (step {summary["best_step"]}) |
+|---|---|---|
+| eval/loss, nats a token | {number("eval/loss")} | {number("best/eval/loss")} |
+| eval/perplexity | {number("eval/perplexity", ".3f")} | {number("best/eval/perplexity", ".3f")} |
+| eval/bits_per_byte | {number("eval/bits_per_byte")} | {number("best/eval/bits_per_byte")} |
+| eval/accuracy | {number("eval/accuracy")} | {number("best/eval/accuracy")} |
+
+Last training loss {number("train/loss")}; {summary["tokens_per_sec"]:,.0f} target tokens a second on \
+{summary["devices"]}; mfu {number("mfu", ".3f")} (peak: {summary["peak"]}).
+
+## Model
+
+{receipt["trained_params"]:,} parameters trained, {receipt["frozen_params"]:,} frozen, {receipt["optimizer_numbers"]:,} \
+numbers held by the optimizer. A step is {receipt["flops_per_step"]:.3g} FLOPs, {share:.2f} of what training everything \
+would be. Weights: sha256 `{summary["params_sha256"]}`.
+
+## Data
+
+| split | documents | tokens | rows |
+|---|---|---|---|
+{splits}
+Data fingerprint `{summary["data_sha256"]}`. The test split is opened only by `python -m lm.evaluate --split=test`.
+
+## Configuration, where it differs from the defaults
+
+{config}
+
+Made with {", ".join(f"{name} {version}" for name, version in versions.items())}.
+
+## Next
+
+{next_steps}
+"""

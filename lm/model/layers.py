@@ -1,0 +1,90 @@
+"""What are the parts of a block, besides attention? Norms, the MLP, rotary positions."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm.config import ModelConfig
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+
+def init_matrix(config: ModelConfig) -> nn.initializers.Initializer:
+    return nn.initializers.normal(config.init_std)
+
+
+def init_out(config: ModelConfig) -> nn.initializers.Initializer:
+    """How the matrices that write to the residual stream start (GPT-2 section 2.3; zero: muP, modded-nanogpt)."""
+    if config.init_out == "zero":
+        return nn.initializers.zeros
+    return nn.initializers.normal(config.init_std / math.sqrt(2 * max(config.layers, 1)))
+
+
+def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
+    """RMSNorm over the last dimension (arXiv:1910.07467), or LayerNorm (arXiv:1607.06450) when there is a bias.
+
+    Computed in float32, returned in the dtype of `x`.
+    """
+    y = x.astype(jnp.float32)
+    if bias is not None:
+        y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps) * scale
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+class Norm(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],))
+        layernorm = self.config.norm == "layernorm"
+        bias = self.param("bias", nn.initializers.zeros, (x_BTD.shape[-1],)) if layernorm else None
+        return normalise(x_BTD, scale, bias, self.config.norm_eps)
+
+
+class MLP(nn.Module):
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) (SwiGLU, arXiv:2002.05202)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        config, act = self.config, ACTIVATIONS[self.config.activation]
+        D, F = config.dim, config.mlp_width
+
+        def dense(name: str, x: jax.Array, shape: tuple[int, int], init: nn.initializers.Initializer) -> jax.Array:
+            y = x @ self.param(name, init, shape).astype(x.dtype)
+            if config.mlp_bias:
+                y += self.param(f"{name}_bias", nn.initializers.zeros, shape[1:]).astype(x.dtype)
+            return y
+
+        up_BTF = dense("up", x_BTD, (D, F), init_matrix(config))
+        if config.mlp_gated:
+            h_BTF = act(dense("gate", x_BTD, (D, F), init_matrix(config))) * up_BTF
+        else:
+            h_BTF = act(up_BTF)
+        return dense("down", h_BTF, (F, D), init_out(config))
+
+
+def rope_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Returns cos and sin [B, T, H/2] in float32 (RoPE, arXiv:2104.09864)."""
+    freqs = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions_BT[..., None].astype(jnp.float32) * freqs
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates [B, T, heads, H] by position; dimension i is paired with i + H/2, as Llama's published weights are."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,169 @@
+"""How do ids become logits? Embedding, blocks, head; and the functional face of it all, `Model`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from lm.config import ModelConfig
+from lm.model.attention import Attention, Cache, attention_mask, softcap
+from lm.model.layers import MLP, Norm, init_matrix, rope_angles
+from lm.params import Params, Runs, block_name, run_name
+from lm.sharding import constrain_rows
+
+LayerCache = tuple[jax.Array, jax.Array] | None
+
+
+class Block(nn.Module):
+    """x + attn(norm(x)), then x + mlp(norm(x)) (pre-norm)."""
+
+    config: ModelConfig
+    deterministic: bool = True
+    mesh: Mesh | None = None
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, cache: LayerCache, rope: Any, mask_BTS: jax.Array, index: jax.Array | int
+    ) -> tuple[jax.Array, LayerCache]:
+        config = self.config
+        drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
+        attn = Attention(config, self.deterministic, name="attn")
+        y_BTD, cache = attn(Norm(config, name="norm_attn")(x_BTD), rope, mask_BTS, cache, index)
+        x_BTD = constrain_rows(x_BTD + drop(y_BTD), self.mesh)
+        y_BTD = MLP(config, name="mlp")(Norm(config, name="norm_mlp")(x_BTD))
+        return constrain_rows(x_BTD + drop(y_BTD), self.mesh), cache
+
+
+def remat(block: type[Block], policy: str) -> type[Block]:
+    """Wraps a block so that its backward recomputes what `policy` does not keep."""
+    if policy == "none":
+        return block
+    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    return nn.remat(block, policy=keep, prevent_cse=False)
+
+
+class Transformer(nn.Module):
+    config: ModelConfig
+    runs: Runs = ()
+    deterministic: bool = True
+    mesh: Mesh | None = None
+
+    @nn.compact
+    def __call__(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, cache: Cache | None
+    ) -> tuple[jax.Array, Cache | None]:
+        """Returns the normed hidden states [B, T, D] and the updated cache."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        embed_VD = self.param("embed", init_matrix(config), (config.vocab_size, config.dim))
+        x_BTD = embed_VD[tokens_BT].astype(dtype)
+        if config.embed_scale:
+            x_BTD *= jnp.asarray(math.sqrt(config.dim), dtype)
+        if config.position == "learned":
+            x_BTD += self.param("positions", init_matrix(config), (config.max_len, config.dim))[positions_BT].astype(dtype)
+        x_BTD = nn.Dropout(config.dropout, deterministic=self.deterministic)(constrain_rows(x_BTD, self.mesh))
+        rope = rope_angles(positions_BT, config.q_head_dim, config.rope_theta) if config.position == "rope" else None
+        k_segments, k_positions, index = segments_BT, positions_BT, 0
+        if cache is not None:
+            index = cache["index"]
+            k_segments = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments_BT, index, axis=1)
+            k_positions = jax.lax.dynamic_update_slice_in_dim(cache["positions"], positions_BT, index, axis=1)
+        mask_BTS = attention_mask(segments_BT, k_segments, positions_BT, k_positions, index, config.window)
+        x_BTD, layers = self._blocks(x_BTD, cache, rope, mask_BTS, index)
+        if cache is not None and layers is not None:
+            end = index + tokens_BT.shape[1]
+            cache = {"k": layers[0], "v": layers[1], "segments": k_segments, "positions": k_positions, "index": end}
+        x_BTD = Norm(config, name="norm_out")(x_BTD)
+        if not config.tie_embeddings:
+            self.param("head", init_matrix(config), (config.dim, config.vocab_size))  # used by Model.unembed
+        return x_BTD, cache
+
+    def _blocks(
+        self, x_BTD: jax.Array, cache: Cache | None, rope: Any, mask_BTS: jax.Array, index: jax.Array | int
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Runs all blocks, one by one or run after run; returns x and the new (k, v) [L, B, S, K, H]."""
+        block = remat(Block, self.config.remat)
+        parts = []
+        for start, stop in self.runs or [(i, i + 1) for i in range(self.config.layers)]:
+            kv = None if cache is None else (cache["k"][start:stop], cache["v"][start:stop])
+            if self.runs:
+                scanned = nn.scan(
+                    block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
+                    in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), length=stop - start,
+                )(self.config, self.deterministic, self.mesh, name=run_name(start, stop))  # fmt: skip
+                x_BTD, kv = scanned(x_BTD, kv, rope, mask_BTS, index)
+            else:
+                single = block(self.config, self.deterministic, self.mesh, name=block_name(start))
+                x_BTD, kv = single(x_BTD, None if kv is None else (kv[0][0], kv[1][0]), rope, mask_BTS, index)
+                kv = None if kv is None else (kv[0][None], kv[1][None])
+            parts.append(kv)
+        if cache is None or not parts:
+            return x_BTD, None
+        return x_BTD, (jnp.concatenate([k for k, _ in parts]), jnp.concatenate([v for _, v in parts]))
+
+
+@dataclass(frozen=True)
+class Model:
+    """The decoder as functions of `params`, a flat dict {path: array}; `config` has vocab_size and max_len filled in."""
+
+    config: ModelConfig
+    runs: Runs = ()  # layers held as stacks; (): one by one
+    mesh: Mesh | None = None
+
+    def init_params(self, key: jax.Array) -> Params:
+        """Random weights; the same numbers for any grouping into runs."""
+        config = self.config
+        ids = jnp.zeros((1, 1), jnp.int32)
+        trunk = Transformer(replace(config, layers=0)).init(key, ids, ids, ids, None)["params"]
+        block, x = Block(config), jnp.zeros((1, 1, config.dim))
+        rope = rope_angles(ids, config.q_head_dim, config.rope_theta) if config.position == "rope" else None
+        mask = jnp.ones((1, 1, 1), bool)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(1, config.layers + 1))
+        layers = jax.vmap(lambda k: block.init(k, x, None, rope, mask, 0)["params"])(keys)
+        if self.runs:
+            blocks = {run_name(a, b): jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], layers) for a, b in self.runs}
+        else:
+            blocks = {block_name(i): jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(config.layers)}
+        return dict(sorted(flatten_dict({**trunk, **blocks}, sep="/").items()))
+
+    def hidden(
+        self, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array,
+        dropout_key: jax.Array | None = None, cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
+        """Returns hidden states [B, T, D] ready for `unembed`, and the cache. No key: no dropout."""
+        module = Transformer(self.config, self.runs, dropout_key is None, self.mesh)
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        variables = {"params": unflatten_dict(params, sep="/")}
+        return module.apply(variables, tokens_BT, positions_BT, segments_BT, cache, rngs=rngs)  # pyright: ignore
+
+    def unembed(self, params: Params, x_BTD: jax.Array) -> jax.Array:
+        """Returns logits [B, T, V] in float32."""
+        if self.config.tie_embeddings:
+            w_VD = params["embed"].astype(x_BTD.dtype)
+            logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.float32)
+        else:
+            w_DV = params["head"].astype(x_BTD.dtype)
+            logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, w_DV, preferred_element_type=jnp.float32)
+        return softcap(logits_BTV, self.config.logit_softcap)
+
+    def apply(
+        self, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """Returns logits [B, T, V] in float32."""
+        x_BTD, _ = self.hidden(params, tokens_BT, positions_BT, segments_BT, dropout_key)
+        return self.unembed(params, x_BTD)
+
+    def init_cache(self, batch_size: int, length: int) -> Cache:
+        """An empty key/value cache with `length` slots."""
+        config = self.config
+        shape = (config.layers, batch_size, length, config.n_kv_heads, config.q_head_dim)
+        ids = jnp.zeros((batch_size, length), jnp.int32)
+        k = jnp.zeros(shape, config.dtype)
+        return {"k": k, "v": k, "segments": ids - 1, "positions": ids, "index": jnp.zeros((), jnp.int32)}

@@ -1,0 +1,220 @@
+"""Which parameters move, by how much? Optimizers, schedules, and the masks that keep the rest still.
+
+Everything stands inside one `optax.selective_transform`, the clip included: a frozen leaf has no gradient, no moment,
+no share in the norm, no update and no decay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, reduce_on_plateau, scale_by_muon
+
+from lm.config import OptimConfig
+from lm.params import STACK, Params, in_stacks, join_stacks, layer_paths, leaf_paths, match_table, split_stacks
+
+Schedule = Callable[[jax.Array | int], jax.Array]
+
+
+class Treatment(NamedTuple):
+    """What the config's tables say of each per-layer path."""
+
+    trained: dict[str, bool]
+    decayed: dict[str, bool]
+    lr_multiplier: dict[str, float]
+
+
+def read_tables(config: OptimConfig, paths: list[str]) -> Treatment:
+    """Matches the three tables against per-layer paths; raises UserError naming what does not match."""
+    return Treatment(
+        match_table(config.train, paths, "optim.train"),
+        match_table(config.decay, paths, "optim.decay"),
+        match_table(config.lr_multipliers, paths, "optim.lr_multipliers"),
+    )
+
+
+def make_schedule(config: OptimConfig, peak_lr: float, steps: int) -> Schedule:
+    """Returns lr(step). Warm-up is linear and its first step is not zero; then the named shape until `steps`."""
+    warmup, end = config.warmup_steps, config.end_lr_ratio
+    decay = config.decay_steps or max(steps // 5, 1)
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+        shape = {
+            "constant": lambda: jnp.ones(()),
+            "plateau": lambda: jnp.ones(()),  # times the scale that `observe_eval` lowers
+            "linear": lambda: 1 - (1 - end) * done,
+            "cosine": lambda: end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * done)),
+            "wsd": lambda: 1 - (1 - end) * jnp.clip((step - (steps - decay)) / decay, 0.0, 1.0),
+            "inverse_sqrt": lambda: jnp.sqrt(max(warmup, 1) / jnp.maximum(step + 1, max(warmup, 1))),
+        }[config.schedule]()
+        rise = jnp.minimum((step + 1) / warmup, 1.0) if warmup else 1.0
+        return jnp.asarray(peak_lr * rise * shape, jnp.float32)
+
+    return schedule
+
+
+def is_matrix_in_block(path: str, leaf: Any) -> bool:
+    stacked = bool(STACK.search(path))
+    return path.startswith("block_") and leaf.ndim - stacked == 2
+
+
+def _muon(config: OptimConfig, params: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Muon on the matrices inside blocks (each layer of a stack by itself), Adam on everything else."""
+    labels = {p: "muon" if is_matrix_in_block(p, leaf) else "adam" for p, leaf in params.items()}
+
+    def dims(updates: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            p: leaf if isinstance(leaf, optax.MaskedNode) else MuonDimensionNumbers((leaf.ndim - 2,), (leaf.ndim - 1,))
+            for p, leaf in updates.items()
+        }
+
+    muon = optax.chain(
+        scale_by_muon(beta=config.momentum, weight_dimension_numbers=dims),
+        _per_leaf(lambda p, u: u * max(1.0, u.shape[-1] / u.shape[-2]) ** 0.5),  # width transfer, as optax's muon
+    )
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps, nesterov=True)
+    return optax.partition({"muon": muon, "adam": adam}, labels)
+
+
+def _per_leaf(change: Callable[[str, jax.Array], jax.Array]) -> optax.GradientTransformation:
+    """A stateless transformation of each update by its path; leaves that a mask took out stay out."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        return {p: u if isinstance(u, optax.MaskedNode) else change(p, u) for p, u in updates.items()}, state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def _decay(rate: Callable[[str, jax.Array], Any]) -> optax.GradientTransformation:
+    """Adds rate x parameter to each update (decoupled weight decay, arXiv:1711.05101)."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return _per_leaf(lambda p, u: u + rate(p, u) * params[p]).update(updates, state)
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def _per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Runs `inner` on single layers, for optimizers whose result depends on the whole leaf (adafactor)."""
+
+    def present(tree: Any) -> Params:
+        return split_stacks({p: leaf for p, leaf in tree.items() if not isinstance(leaf, optax.MaskedNode)})
+
+    def init(params: Any) -> Any:
+        return inner.init(present(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        changed, state = inner.update(present(updates), state, present(params))
+        real = [p for p, u in updates.items() if not isinstance(u, optax.MaskedNode)]
+        return {**updates, **join_stacks(changed, real)}, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _core(config: OptimConfig, params: Mapping[str, Any]) -> optax.GradientTransformation:
+    if config.name == "adamw":
+        return optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.name == "sgd":
+        return optax.trace(config.momentum) if config.momentum else optax.identity()
+    if config.name == "lion":
+        return optax.scale_by_lion(config.b1, config.b2)
+    if config.name == "adafactor":
+        rms = optax.chain(
+            optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
+        )
+        return _per_layer(rms)
+    assert config.name == "muon", config.name
+    return _muon(config, params)
+
+
+def _plateau(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
+    return reduce_on_plateau(config.plateau_factor, config.plateau_patience)
+
+
+def _scale_by_plateau(config: OptimConfig) -> optax.GradientTransformation:
+    """Scales updates by a state that only `observe_eval` changes."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        return jax.tree.map(lambda u: u * state.scale, updates), state
+
+    return optax.GradientTransformation(_plateau(config).init, update)
+
+
+def plateau_state(opt_state: Any) -> Any:
+    """Returns the reduce-on-plateau state inside `opt_state`, or None."""
+    found = [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=_is_plateau) if _is_plateau(leaf)]
+    return found[0] if found else None
+
+
+def _is_plateau(node: Any) -> bool:
+    return type(node).__name__ == "ReduceLROnPlateauState"
+
+
+def observe_eval(config: OptimConfig, opt_state: Any, eval_loss: float) -> Any:
+    """Tells reduce-on-plateau the validation loss; returns the new optimizer state."""
+
+    def observe(node: Any) -> Any:
+        if not _is_plateau(node):
+            return node
+        return _plateau(config).update({}, node, value=jnp.asarray(eval_loss, jnp.float32))[1]
+
+    return jax.tree.map(observe, opt_state, is_leaf=_is_plateau)
+
+
+def _scale_by_rate(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
+    """Multiplies by -lr(step); `step` is the run's own, so a skipped step does not shift the schedule."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, step: jax.Array, **_: Any) -> tuple[Any, Any]:
+        rate = schedule(step)
+        return jax.tree.map(lambda u: -rate * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def make_optimizer(
+    config: OptimConfig, params: Mapping[str, Any], treatment: Treatment, schedule: Schedule
+) -> optax.GradientTransformationExtraArgs:
+    """Builds the optimizer over all of `params` (arrays or shapes), of which only trained leaves take part.
+
+    `update(grads, opt_state, params, step=...)` takes `optax.MaskedNode()` in place of frozen gradients.
+    """
+    trained = {p: all(on) for p, on in in_stacks(treatment.trained, list(params)).items()}
+    decayed = {p: [float(on) for on in values] for p, values in in_stacks(treatment.decayed, list(params)).items()}
+    multipliers = in_stacks(treatment.lr_multiplier, list(params))
+
+    def per_layer_factor(path: str, leaf: jax.Array, values: list[float]) -> jax.Array | float:
+        if len(set(values)) == 1:
+            return values[0]
+        return jnp.asarray(values, leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
+
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts.append(_core(config, params))
+    if config.weight_decay:
+        parts.append(_decay(lambda p, leaf: config.weight_decay * per_layer_factor(p, leaf, decayed[p])))
+    if any(set(values) != {1.0} for values in multipliers.values()):
+        parts.append(_per_leaf(lambda p, u: u * per_layer_factor(p, u, multipliers[p])))
+    if config.schedule == "plateau":
+        parts.append(_scale_by_plateau(config))
+    parts.append(_scale_by_rate(schedule))
+    frozen = {p: not on for p, on in trained.items()}
+    return optax.with_extra_args_support(optax.selective_transform(optax.chain(*parts), freeze_mask=frozen))
+
+
+def count_slots(opt_state: Any, params: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the numbers that the optimizer holds for each per-layer path (moments; not step counters)."""
+    slots = {single: 0 for path in params for single in layer_paths(path)}
+    for path, leaf in leaf_paths(opt_state):
+        owner = next((p for p in (*params, *slots) if path.endswith("/" + p)), None)
+        if owner is not None:
+            singles = layer_paths(owner)
+            for single in singles:
+                slots[single] += leaf.size // len(singles)
+    return slots

@@ -1,0 +1,120 @@
+"""What will a run train, and what does freezing the rest save? The freeze receipt, before step 1."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from lm.config import Config
+from lm.metrics import token_flops
+from lm.model.transformer import Model
+from lm.optim import Treatment, count_slots
+from lm.params import Params, hash_leaves, layer_paths, split_stacks
+
+Receipt = dict[str, Any]
+StepMaker = Callable[[Model, Treatment], tuple[Callable[..., Any], Any]]  # -> (step, abstract state)
+
+
+def xla_flops(make_step: StepMaker, model: Model, treatment: Treatment, batch: Mapping[str, Any]) -> float:
+    """FLOPs of one whole-batch step as XLA counts them, from the program before optimisation, on one device.
+
+    The program is lowered unrolled and unsharded, because XLA counts the body of a scanned loop only once.
+    """
+    flat = replace(model, runs=(), mesh=None, config=replace(model.config, scan=False, remat="none"))
+    step, state = make_step(flat, treatment)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    cost = jax.jit(step).lower(state, batch, key).cost_analysis()
+    return float((cost if isinstance(cost, dict) else cost[0])["flops"])
+
+
+def make_receipt(
+    config: Config, model: Model, treatment: Treatment, params: Mapping[str, Any], opt_state: Any, make_step: StepMaker,
+    batch: Mapping[str, Any], hashes: bool = True,
+) -> Receipt:  # fmt: skip
+    """Says, pattern by pattern, what trains, what the optimizer holds and what share of a step's FLOPs it takes.
+
+    `hashes` of the frozen leaves need real arrays; everything else works on shapes.
+    """
+    single = split_stacks({p: _Shape(leaf.shape) for p, leaf in params.items()})
+    sizes = {path: leaf.size for path, leaf in single.items()}
+    slots = count_slots(opt_state, params)
+    shapes = {path: leaf.shape for path, leaf in single.items()}
+    flops = token_flops(model.config, shapes, treatment.trained, config.data.seq_len)
+    total_flops = sum(flops.values())
+    rows, seen = [], set()
+    for pattern, value in config.optim.train:
+        matched = [p for p in single if p not in seen and re.fullmatch(pattern, p)]
+        seen.update(matched)
+        inside = [p for p in flops if p in matched or (p.endswith("/scores") and p.replace("/scores", "/out") in matched)]
+        rows.append({
+            "pattern": pattern,
+            "trained": value,
+            "layers": len({p.split("/")[0] for p in matched if p.startswith("block_")}),
+            "leaves": len(matched),
+            "params": sum(sizes[p] for p in matched),
+            "optimizer_numbers": sum(slots[p] for p in matched),
+            "flops_share": sum(flops[p] for p in inside) / total_flops,
+        })  # fmt: skip
+    everything = Treatment(dict.fromkeys(treatment.trained, True), treatment.decayed, treatment.lr_multiplier)
+    all_trained = all(treatment.trained.values())
+    here = xla_flops(make_step, model, treatment, batch)
+    frozen = {p: leaf for p, leaf in params.items() if not treatment.trained[layer_paths(p)[0]]}
+    return {
+        "trained_params": sum(sizes[p] for p, on in treatment.trained.items() if on),
+        "frozen_params": sum(sizes[p] for p, on in treatment.trained.items() if not on),
+        "optimizer_numbers": sum(slots.values()),
+        "flops_per_step": here,
+        "flops_per_step_if_all_trained": here if all_trained else xla_flops(make_step, model, everything, batch),
+        "table": rows,
+        "frozen_sha256_before": hash_leaves(frozen) if hashes else None,
+        "frozen_sha256_after": None,
+    }
+
+
+class _Shape:
+    """A shape that can be indexed like the stack it describes."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = tuple(shape)
+
+    def __getitem__(self, layer: int) -> _Shape:
+        return _Shape(self.shape[1:])
+
+    @property
+    def size(self) -> int:
+        n = 1
+        for dim in self.shape:
+            n *= dim
+        return n
+
+
+def format_receipt(receipt: Receipt) -> str:
+    """The receipt as the text that is printed before step 1."""
+    lines = [f"{'optim.train pattern':34} {'':7} {'layers':>6} {'params':>13} {'optimizer':>13} {'FLOPs':>6}"]
+    for row in receipt["table"]:
+        kind = "trained" if row["trained"] else "frozen"
+        counts = f"{row['layers']:>6} {row['params']:>13,} {row['optimizer_numbers']:>13,} {row['flops_share']:>6.1%}"
+        lines.append(f"{row['pattern'][:34]:34} {kind:7} {counts}")
+    trained, frozen = receipt["trained_params"], receipt["frozen_params"]
+    share = receipt["flops_per_step"] / receipt["flops_per_step_if_all_trained"]
+    lines.append(
+        f"trainable params: {trained:,} || all params: {trained + frozen:,} || trainable%: {100 * trained / (trained + frozen):.4f}"
+    )
+    lines.append(
+        f"optimizer numbers: {receipt['optimizer_numbers']:,} || FLOPs a step: {receipt['flops_per_step']:.4g}"
+        f" = {share:.3f} of training everything ({receipt['flops_per_step_if_all_trained']:.4g})"
+    )
+    return "\n".join(lines)
+
+
+def check_frozen(receipt: Receipt, params: Params, treatment: Treatment) -> Receipt:
+    """Returns the receipt with the hashes of the frozen leaves after the run; raises AssertionError if one moved."""
+    frozen = {p: leaf for p, leaf in params.items() if not treatment.trained[layer_paths(p)[0]]}
+    after, before = hash_leaves(frozen), receipt["frozen_sha256_before"]
+    moved = [path for path, digest in after.items() if before[path] != digest]
+    assert not moved, f"frozen parameters changed: {', '.join(moved)}"
+    return {**receipt, "frozen_sha256_after": after}

@@ -1,0 +1,101 @@
+"""Which device holds which part of each array?
+
+One ordered table of (path pattern, axis of each dimension) covers parameters and optimizer state alike, because
+optimizer state repeats the parameter paths. Rows of the batch lie over `data` and `fsdp`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lm.config import MeshConfig, UserError, mesh_shape
+from lm.params import STACK, leaf_paths
+
+ROWS = ("data", "fsdp")
+
+# The axis of each dimension of a single layer's leaf; a stack has a leading layer dimension, never sharded.
+TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r".*attn/[qkv]", ("fsdp", "tensor")),
+    (r".*attn/[qkv]_bias", ("tensor",)),
+    (r".*attn/out", ("tensor", "fsdp")),
+    (r".*mlp/(up|gate)", ("fsdp", "tensor")),
+    (r".*mlp/(up|gate)_bias", ("tensor",)),
+    (r".*mlp/down", ("tensor", "fsdp")),
+    (r"embed", ("tensor", "fsdp")),
+    (r"head", ("fsdp", "tensor")),
+    (r"positions", (None, "fsdp")),
+    (r".*(scale|bias)", ()),
+)
+
+
+def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
+    """Builds the (data, fsdp, tensor) mesh over all devices; raises ConfigError when they do not fit."""
+    devices = devices or jax.devices()
+    shape = mesh_shape(config, len(devices))
+    axis_types = (AxisType.Auto,) * len(shape)
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=axis_types, devices=devices)
+
+
+def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Returns the PartitionSpec of one leaf; an axis that does not divide its dimension is left out."""
+    for pattern, axes in TABLE:
+        if re.fullmatch(pattern, path):
+            axes = (None, *axes) if STACK.search(path) else axes
+            fitting = [a if a and shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(axes)]
+            return PartitionSpec(*fitting)
+    raise AssertionError(f"lm/sharding.py: TABLE has no row for parameter {path!r}")
+
+
+def param_shardings(params: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+    return {path: NamedSharding(mesh, param_spec(path, leaf.shape, mesh)) for path, leaf in params.items()}
+
+
+def state_shardings(state: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
+    """Shards each leaf of a train state whose path ends in a parameter's, with its shape, like that parameter."""
+    paths = leaf_paths(state)
+    found = []
+    for path, leaf in paths:
+        owner = next((p for p in params if path == p or path.endswith("/" + p)), None)
+        same = owner is not None and params[owner].shape == leaf.shape
+        spec = param_spec(owner, leaf.shape, mesh) if owner is not None and same else PartitionSpec()
+        found.append(NamedSharding(mesh, spec))
+    return jax.tree.unflatten(jax.tree.structure(state), found)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Tells the compiler that the first dimension of an activation lies over the row axes."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+    """Returns the half-open range of global rows that this process's devices hold."""
+    index = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    spans = [slices[0].indices(batch_size)[:2] for slices in index.values() if slices is not None]
+    return min(start for start, _ in spans), max(stop for _, stop in spans)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
+    """Joins this process's rows with the others' into global arrays of `batch_size` rows."""
+    sharding = batch_sharding(mesh)
+    start, stop = local_rows(mesh, batch_size)
+    arrays = {}
+    for key, array in batch.items():
+        if array.shape[0] != stop - start:
+            raise UserError(f"this process has {array.shape[0]} rows of {key}, its devices need {stop - start}")
+        shape = (batch_size, *array.shape[1:])
+        arrays[key] = jax.make_array_from_process_local_data(sharding, array, shape)
+    return arrays

@@ -1,0 +1,70 @@
+"""What model does a config make, and how is each parameter treated? Nothing is trained.
+
+    python -m lm.show --config=configs/finetune.py
+"""
+
+from __future__ import annotations
+
+import re
+
+from lm.config import Config, ConfigError, check_config, diff, from_mapping, load_config, to_json
+
+USAGE = """
+usage: python -m lm.show --config=FILE [--config.KEY=VALUE ...]
+
+Prints what differs from the defaults, every parameter with its treatment, and the freeze receipt. Trains nothing.
+
+example: python -m lm.show --config=configs/finetune.py
+"""
+
+
+def main(argv: list[str]) -> None:
+    import jax
+
+    from data_pipeline.batch import open_data
+    from data_pipeline.schema import split_flags
+    from lm import build
+    from lm.params import count
+    from lm.plan import format_receipt, make_receipt
+    from lm.sharding import param_spec
+
+    flags, overrides = split_flags(argv, {"config": ""}, USAGE)
+    if not flags["config"]:
+        raise ConfigError("name a config file: python -m lm.show --config=configs/finetune.py; see --help")
+    config = from_mapping(Config, load_config(flags["config"], overrides, Config))
+    check_config(config, jax.device_count())
+    for key, old, new in diff(to_json(Config()), to_json(config)):
+        print(f"config.{key} = {new!r} (default {old!r})")
+    data = open_data(config.data)
+    peak_lr = build.find_peak_lr(config, print)
+    parts = build.make_parts(config, data.tokenizer.vocab_size, peak_lr)
+    shapes = build.param_shapes(build.Model(parts.model.config))
+    treatment = parts.treatment
+    print(f"\n{'parameter':32} {'shape':>16} {'numbers':>12}  {'':7} {'lr x':>6} {'decay':5}  sharding")
+    shown: dict[str, list[str]] = {}
+    for path, leaf in shapes.items():
+        kind = "trained" if treatment.trained[path] else "frozen"
+        row = f"{str(list(leaf.shape)):>16} {leaf.size:>12,}  {kind:7} {treatment.lr_multiplier[path]:>6g} "
+        row += f"{'yes' if treatment.decayed[path] else 'no':5}  {tuple(param_spec(path, leaf.shape, parts.mesh))}"
+        shown.setdefault(re.sub(r"block_\d+", "block_*", path) + "\0" + row, []).append(path)
+    for key, paths in shown.items():  # layers that are alike share a line
+        name, row = key.split("\0")
+        if len(paths) > 1:
+            first, last = (paths[i].split("/")[0].removeprefix("block_") for i in (0, -1))
+            name = name.replace("block_*", f"block_{first}..{last}")
+        print(f"{name if len(paths) > 1 else paths[0]:32} {row}")
+    print(f"{'total':32} {'':>16} {count(shapes):>12,}\n")
+    batch = build.abstract_batch(config)
+    receipt = make_receipt(
+        config, parts.model, treatment, parts.state.params, parts.state.opt_state, parts.make_step, batch, hashes=False
+    )
+    print(format_receipt(receipt))
+    rows = config.data.batch_size * config.data.seq_len
+    print(f"\n{rows:,} tokens a step at most, {config.train.steps:,} steps, peak lr {peak_lr:g}. Next:")
+    print(f"  python launch.py --config={flags['config']}")
+
+
+if __name__ == "__main__":
+    from data_pipeline.schema import run_main
+
+    run_main(main)

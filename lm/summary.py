@@ -1,0 +1,109 @@
+"""What is left when a run ends: summary.json, receipt.json, loss.png and a run card."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import jax
+
+from lm.config import Config, ConfigError, check_resume, diff, to_json
+from lm.hosts import is_main
+from lm.logger import plot_losses, run_card, write_json
+from lm.metrics import finite_or_none, peak_flops
+from lm.optim import Treatment
+from lm.params import params_sha256
+from lm.plan import Receipt, check_frozen
+from lm.train import Outcome, Run
+
+
+def finished(workdir: Path, config: Config) -> str | None:
+    """Returns what to tell someone who starts a finished run again with the same config, else None."""
+    try:
+        summary = json.loads((workdir / "summary.json").read_text())
+        saved = json.loads((workdir / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if summary["status"] not in ("finished", "stopped early") or check_resume(saved, config, str(workdir)):
+        return None
+    loss = summary.get("eval/loss")
+    last = "" if loss is None else f", eval/loss {loss:.4f}, best {summary['best/eval/loss']:.4f} at step {summary['best_step']}"
+    return f"the run in {workdir} is {summary['status']} at step {summary['steps']}{last}; nothing to do. Raise train.steps to go on"
+
+
+def versions() -> dict[str, str]:
+    names = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": python_version(), **{name: version(name) for name in names}}
+
+
+def next_commands(run: Run, config_file: str) -> dict[str, str]:
+    """The commands a person would run next, and what each does."""
+    workdir = shlex.quote(str(run.workdir))
+    commands = {f'python -m lm.generate --workdir={workdir} --prompt="..."': "write text with it"}
+    if run.data.has_split("test"):
+        commands[f"python -m lm.evaluate --workdir={workdir} --split=test"] = "measure it on unseen text"
+    if not run.config.init.source:
+        commands[f"python launch.py --config=configs/finetune.py --config.init.source={workdir}"] = "fine-tune its top layers"
+    commands[f"tensorboard --logdir={workdir}"] = "look at its curves"
+    return commands
+
+
+def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment, config_file: str) -> dict[str, Any]:
+    """Checks that nothing frozen moved, writes all that a run leaves, and returns the summary."""
+    receipt = check_frozen(receipt, outcome.state.params, treatment)
+    digest = params_sha256(outcome.state.params)
+    progress, config = run.progress, run.config
+    evals = [record for record in progress.history if "eval/loss" in record]
+    best = next((record for record in evals if record["step"] == progress.best_step), {})
+    trains = [record for record in progress.history if "train/loss" in record]
+    rate = outcome.train_tokens / outcome.train_seconds if outcome.train_seconds else 0.0
+    summary = {
+        "workdir": str(run.workdir),
+        "status": outcome.status,
+        "start": run.meta["start"],
+        "steps": progress.step,
+        "steps_planned": config.train.steps,
+        "best_step": progress.best_step,
+        "train/loss": trains[-1]["train/loss"] if trains else None,
+        **{key: value for key, value in (evals[-1] if evals else {}).items() if key != "step"},
+        **{f"best/{key}": value for key, value in best.items() if key != "step"},
+        "params_sha256": digest,
+        "tokens_per_sec": rate,
+        "mfu": rate * run.flops_per_token / run.peak_flops,
+        "peak": peak_flops(config.train.peak_tflops)[1],
+        "tokens_seen": int(progress.targets),
+        "tokens_processed": progress.tokens,
+        "wall_seconds": progress.wall_seconds,
+        "peak_lr": run.meta["peak_lr"],
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "versions": versions(),
+        "data_sha256": run.meta["data_sha256"],
+        "tokenizer_sha256": run.meta["tokenizer_sha256"],
+        "data": run.data.summary(),
+        "config_changes": {key: new for key, _, new in diff(to_json(Config()), to_json(config))},
+    }
+    summary = {key: finite_or_none(value) for key, value in summary.items()}
+    if is_main():
+        write_json(run.workdir / "receipt.json", receipt)
+        plot_losses(run.workdir / "loss.png", progress.history)
+        card = run_card(summary, receipt, next_commands(run, config_file))
+        (run.workdir / "README.md").write_text(card)
+        write_json(run.workdir / "summary.json", summary)  # last: it says that the run has ended
+    return summary
+
+
+def check_workdir_config(workdir: Path, config: Config) -> None:
+    """Raises ConfigError when `workdir` holds a run of another config that cannot be resumed with this one."""
+    try:
+        saved = json.loads((workdir / "config.json").read_text())
+    except OSError:
+        return
+    except ValueError as error:
+        raise ConfigError(f"{workdir / 'config.json'} is damaged: {error}. Delete it to go on with this config") from None
+    if (workdir / "checkpoints").is_dir():
+        check_resume(saved, config, str(workdir))

@@ -1,0 +1,315 @@
+"""In which order do steps, evaluations, checkpoints and the end of a run come?
+
+At each step boundary: evaluate if due, save if due, stop if asked; then the next step. What decides anything later
+(history, best, patience) is `Progress`, which every checkpoint holds, so a resumed run goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lm.batch import check_batch
+from lm.checkpoint import Checkpoints
+from lm.config import Config, UserError
+from lm.evaluate import EvalStep, evaluate
+from lm.hosts import StopFlag, gather_bytes, is_main
+from lm.lease import Lease
+from lm.logger import Logger, duration, plot_losses
+from lm.params import to_host
+from lm.sharding import local_rows, put_batch
+from lm.step import TrainState
+
+UNFINISHED = 75  # exit code: saved, run the same command again
+
+
+class Batches(Protocol):
+    """What a training stream must do; `state()` is None when the step alone is the position."""
+
+    def __next__(self) -> Mapping[str, np.ndarray]: ...
+    def state(self) -> bytes | None: ...
+    def close(self) -> None: ...
+
+
+class Data(Protocol):
+    """What training needs of the data; `data_pipeline.batch.Data` is one."""
+
+    def has_split(self, split: str) -> bool: ...
+    def train_batches(self, start_step: int, rows: tuple[int, int], state: bytes | None = None) -> Batches: ...
+    def eval_batches(self, split: str, batch_size: int, rows: tuple[int, int]) -> Any: ...
+
+
+@dataclass
+class Progress:
+    """What a run must remember besides its arrays. All of it goes into checkpoints as JSON."""
+
+    step: int = 0
+    tokens: int = 0  # non-padding tokens processed
+    targets: float = 0.0  # summed loss weight
+    history: list[dict[str, Any]] = field(default_factory=list)  # the lines of metrics.jsonl
+    last_eval: int = -1  # step of the last evaluation
+    best_step: int | None = None
+    best_loss: float | None = None
+    evals_since_best: int = 0
+    bad_in_a_row: int = 0
+    window_loss: float = 0.0  # sum over the steps since the last log line
+    window_targets: float = 0.0
+    window_steps: int = 0
+    wall_seconds: float = 0.0
+
+
+@dataclass
+class Run:
+    """Everything `train` needs; `lm.build.make_run` makes one."""
+
+    config: Config
+    workdir: Path
+    mesh: Mesh
+    state: TrainState
+    key: jax.Array
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: EvalStep
+    observe_eval: Callable[[TrainState, float], TrainState] | None  # reduce-on-plateau
+    sample: Callable[[Any, str], str]  # (params, prompt) -> text
+    data: Data
+    data_state: bytes | None
+    vocab_size: int
+    flops_per_token: float
+    peak_flops: float  # of all devices together
+    checkpoints: Checkpoints
+    meta: dict[str, Any]  # what every checkpoint records of the configuration
+    progress: Progress
+    logger: Logger
+    lease: Lease | None
+
+
+@dataclass
+class Outcome:
+    state: TrainState
+    status: str  # finished | stopped early | interrupted
+    train_seconds: float  # in steps, without compiling, evaluating and saving
+    train_tokens: int  # in those
+
+
+def train(run: Run) -> Outcome:
+    """Trains to the end, to an early stop, or until asked to stop; always leaves a complete checkpoint."""
+    return _Loop(run).run_to_end()
+
+
+class _Loop:
+    def __init__(self, run: Run):
+        self.run, self.state = run, run.state
+        self.batch_size = run.config.data.batch_size
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.save_due = False
+        self.train_seconds, self.train_tokens = 0.0, 0
+        self.mark: float | None = None  # start of the running stretch of steps; None: do not count
+        self.mark_tokens = 0
+        self.window_start = (time.perf_counter(), 0)
+
+    def run_to_end(self) -> Outcome:
+        run, config, progress = self.run, self.run.config.train, self.run.progress
+        started, before = time.perf_counter(), progress.wall_seconds
+        stop = StopFlag()
+        rows = local_rows(run.mesh, self.batch_size)
+        batches = run.data.train_batches(progress.step, rows, run.data_state)
+        status = "finished"
+        try:
+            while True:
+                progress.wall_seconds = before + time.perf_counter() - started
+                stopping = stop.agreed()
+                if not stopping and self._eval_due():
+                    self._flush()
+                    stopping = not self._evaluate(stop.agreed)
+                if not stopping and self._out_of_patience():
+                    status = "stopped early"
+                last = progress.step >= config.steps or status == "stopped early"
+                self._save_if_due(batches, force=last or stopping)
+                if last or stopping:
+                    status = "interrupted" if stopping and not last else status
+                    break
+                self._step(batches)
+            run.checkpoints.close()
+        finally:
+            batches.close()
+            stop.close()
+        return Outcome(self.state, status, self.train_seconds, self.train_tokens)
+
+    def _step(self, batches: Batches) -> None:
+        run, progress = self.run, self.run.progress
+        batch = next(batches)
+        check_batch(batch, run.vocab_size, f"batch of step {progress.step}")
+        first = self.mark is None and self.train_seconds == 0
+        arrays = put_batch(batch, run.mesh, self.batch_size)
+        began = time.perf_counter()
+        self.state, metrics = run.train_step(self.state, arrays, run.key)
+        if self.pending is not None:
+            self._consume(*self.pending)
+        self.pending = (progress.step, metrics)
+        progress.step += 1
+        if first:  # the first step compiles: it is waited for and not counted
+            self._flush()
+            run.logger.say(f"first step, with compiling: {time.perf_counter() - began:.1f} s")
+        if self.mark is None:
+            self.mark, self.mark_tokens = time.perf_counter(), progress.tokens
+            self.window_start = (self.mark, progress.tokens)
+        run.checkpoints.poll()
+        if run.lease:
+            run.lease.beat()
+
+    def _flush(self) -> None:
+        """Waits for the running step and closes the stretch of counted time."""
+        if self.pending is not None:
+            self._consume(*self.pending)
+            self.pending = None
+        if self.mark is not None:
+            self.train_seconds += time.perf_counter() - self.mark
+            self.train_tokens += self.run.progress.tokens - self.mark_tokens
+            self.mark = None
+
+    def _consume(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Takes in the numbers of a step that has finished, while the next one runs."""
+        run, progress, config = self.run, self.run.progress, self.run.config.train
+        values = {key: float(to_host(value)) for key, value in metrics.items()}
+        progress.tokens += int(values["tokens"])
+        if values["skipped"]:
+            progress.bad_in_a_row += 1
+            self._note_bad(step, values)
+        else:
+            progress.bad_in_a_row = 0
+            progress.targets += values["targets"]
+            progress.window_loss += values["train/loss"] * values["targets"]
+            progress.window_targets += values["targets"]
+        progress.window_steps += 1
+        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+            self._log(step + 1, values)
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        run, progress = self.run, self.run.progress
+        now = time.perf_counter()
+        seconds, tokens = now - self.window_start[0], progress.tokens - self.window_start[1]
+        self.window_start = (now, progress.tokens)
+        rate = tokens / seconds if seconds > 0 and self.mark is not None else None
+        loss = progress.window_loss / progress.window_targets if progress.window_targets else math.nan
+        record = {
+            "step": step,
+            "train/loss": loss,
+            "grad_norm": values["grad_norm"],
+            "lr": values["lr"],
+            "tokens": progress.tokens,
+            "tokens_per_sec": rate,
+            "mfu": None if rate is None else rate * run.flops_per_token / run.peak_flops,
+        }
+        if progress.window_steps and values["skipped"]:
+            record["skipped"] = 1
+        progress.window_loss = progress.window_targets = 0.0
+        progress.window_steps = 0
+        self._record(record)
+        total = run.config.train.steps
+        eta = "" if not rate else f"  eta {duration((total - step) * seconds / run.config.train.log_every)}"
+        speed = "" if not rate else f"  {rate:,.0f} tok/s"
+        run.logger.progress(f"step {step}/{total} ({step / total:.1%})  loss {loss:.4f}  lr {values['lr']:.2e}{speed}{eta}")
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.run.progress.history.append(record)
+        self.run.logger.record(record)
+
+    def _note_bad(self, step: int, values: Mapping[str, float]) -> None:
+        run, config = self.run, self.run.config.train
+        bad = run.progress.bad_in_a_row
+        if is_main():
+            with open(run.workdir / "bad_batches.jsonl", "a") as file:
+                record = {"step": step, "loss": str(values["train/loss"]), "grad_norm": str(values["grad_norm"])}
+                file.write(json.dumps(record) + "\n")
+        numbers = f"loss {values['train/loss']}, gradient norm {values['grad_norm']}"
+        run.logger.say(f"warning: step {step + 1} skipped: {numbers} (bad step {bad} in a row)")
+        if bad >= config.max_bad_steps:
+            run.checkpoints.close()
+            raise UserError(
+                f"{bad} steps in a row up to step {step + 1} had a loss or gradient that is not finite; they are listed in "
+                f"{run.workdir / 'bad_batches.jsonl'}. Lower optim.peak_lr or look at the data; the last good checkpoint stays"
+            )
+
+    def _eval_due(self) -> bool:
+        run, config, step = self.run, self.run.config.train, self.run.progress.step
+        if run.progress.last_eval == step or step == 0 or not run.data.has_split("validation"):
+            return False
+        return step >= config.steps or bool(config.eval_every and step % config.eval_every == 0)
+
+    def _evaluate(self, stopped: Callable[[], bool]) -> bool:
+        """Evaluates, samples and records; False if it was asked to stop before it was through."""
+        run, progress, config = self.run, self.run.progress, self.run.config.train
+        shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+        size = -(-config.eval_batch_size // shards) * shards
+        batches = run.data.eval_batches("validation", size, local_rows(run.mesh, size))
+        began = time.perf_counter()
+        result = evaluate(
+            run.eval_step, self.state.params, batches, run.mesh, size, run.vocab_size, config.eval_rows, stopped
+        )
+        if result is None:
+            return False
+        loss = result["loss"]
+        improved = math.isfinite(loss) and (
+            progress.best_loss is None or loss < progress.best_loss - config.early_stop_min_delta
+        )
+        progress.last_eval = progress.step
+        if improved:
+            progress.best_step, progress.best_loss, progress.evals_since_best = progress.step, loss, 0
+        else:
+            progress.evals_since_best += 1
+        self.save_due |= improved
+        if run.observe_eval is not None:
+            self.state = run.observe_eval(self.state, loss)
+        self._record({"step": progress.step, **{f"eval/{key}": value for key, value in result.items()}})
+        mark = " *" if improved else ""
+        run.logger.say(
+            f"step {progress.step}: eval loss {loss:.4f} +- {result.get('loss_stderr', math.nan):.4f}, "
+            f"{result.get('bits_per_byte', math.nan):.4f} bits/byte ({duration(time.perf_counter() - began)}){mark}"
+        )
+        self._sample()
+        if is_main():
+            plot_losses(run.workdir / "loss.png", progress.history)
+        return True
+
+    def _sample(self) -> None:
+        run = self.run
+        for prompt in run.config.train.sample_prompts:
+            text = run.sample(self.state.params, prompt)
+            if is_main():
+                with open(run.workdir / "samples.jsonl", "a") as file:
+                    record = {"step": run.progress.step, "prompt": prompt, "text": text}
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def _out_of_patience(self) -> bool:
+        patience = self.run.config.train.early_stop_patience
+        return bool(patience) and self.run.progress.evals_since_best >= patience
+
+    def _save_if_due(self, batches: Batches, force: bool) -> None:
+        run, progress, config = self.run, self.run.progress, self.run.config.train
+        every = config.save_every or config.eval_every
+        self.save_due |= bool(every) and progress.step > 0 and progress.step % every == 0
+        if not (self.save_due or force) or run.meta.get("saved_step") == progress.step or progress.step == 0:
+            self.save_due = False
+            return
+        self._flush()
+        if progress.bad_in_a_row:  # weights are the last good ones, but the position is inside a bad stretch
+            if not force:
+                return
+        state = batches.state()
+        states = None if state is None else [base64.b64encode(s).decode() for s in gather_bytes(state)]
+        run.meta["saved_step"] = progress.step
+        snapshot = asdict(replace(progress))
+        run.checkpoints.save(progress.step, self.state, {
+            **run.meta, "progress": snapshot, "best_step": progress.best_step, "data_state": states,
+        })  # fmt: skip
+        self.save_due = False
