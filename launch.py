@@ -54,6 +54,7 @@ def main(argv: list[str]) -> None:
 def run(config: Config, workdir: Path, config_file: str) -> int:
     """Prepares, trains and reports; returns the exit code."""
     from data_pipeline.batch import open_data
+
     from lm import hosts
     from lm.build import make_run
     from lm.lease import Lease
@@ -97,7 +98,9 @@ def run(config: Config, workdir: Path, config_file: str) -> int:
     if outcome.status == "interrupted":
         say(f"stopped at step {summary['steps']}, saved in {workdir}; run the same command again to go on")
         return UNFINISHED
-    say(f"{outcome.status} at step {summary['steps']}; {summary['tokens_per_sec']:,.0f} tokens/s; see {workdir}/README.md. Next:")
+    say(
+        f"{outcome.status} at step {summary['steps']}; {summary['tokens_per_sec']:,.0f} tokens/s; see {workdir}/README.md. Next:"
+    )
     for command, what in next_commands(job, config_file).items():
         say(f"  {command}    # {what}")
     return 0

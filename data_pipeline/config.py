@@ -14,7 +14,9 @@ class SourceConfig:
     """One place that text comes from."""
 
     kind: str = "auto"  # auto | text | markdown | jsonl | csv | package | tfds; auto goes by the file names
-    path: str = ""  # a file, a folder or a glob; for package: a module name or "stdlib"; for tfds: NAME[/CONFIG][:VERSION]
+    path: str = (
+        ""  # a file, a folder or a glob; for package: a module name or "stdlib"; for tfds: NAME[/CONFIG][:VERSION]
+    )
     weight: float = 0.0  # share of training rows; 0 in every source: each row once an epoch
     split: str = ""  # "" | train | validation | test: puts the whole source into one split
     document: str = "file"  # text: one document is a "file", a "paragraph" (blank lines between) or a "line"
@@ -42,7 +44,9 @@ class CleanConfig:
 class SplitConfig:
     """How documents are dealt to train, validation and test."""
 
-    by: str = "hash"  # "hash": stable hash of the group or the text; "position": first, middle and last part of each text
+    by: str = (
+        "hash"  # "hash": stable hash of the group or the text; "position": first, middle and last part of each text
+    )
     validation: float = 0.05  # share of documents (hash) or of characters (position)
     test: float = 0.05
     salt: str = ""  # another salt deals another split
@@ -84,7 +88,9 @@ class DataConfig:
     packing: str = "best_fit"  # "best_fit": several documents share a row and never see each other; "none": one a row
     add_bos: bool = False  # put the begin token before each document
     loss_on_prompt: bool = False  # prompt/completion rows: learn the prompt too
-    min_completion_kept: float = 0.95  # refuse data where truncation leaves fewer of its rows with a completion to learn
+    min_completion_kept: float = (
+        0.95  # refuse data where truncation leaves fewer of its rows with a completion to learn
+    )
     seed: int = 0  # order of rows, augmentation
     streaming: bool = False  # read, clean, tokenise and pack on the fly instead of preparing first
     shuffle_documents: int = 2048  # streaming: documents in the shuffle buffer
@@ -106,7 +112,10 @@ def check_data_config(data: DataConfig) -> list[str]:
     def one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
         must(value in valid, f"{key}: must be one of {', '.join(repr(v) for v in valid)}, got {value!r}")
 
-    must(bool(data.path or data.sources), "path: name a file, folder or glob, as in --config.data.path=FILE (or fill sources)")
+    must(
+        bool(data.path or data.sources),
+        "path: name a file, folder or glob, as in --config.data.path=FILE (or fill sources)",
+    )
     for name, source in data.sources.items():
         key = f"sources.{name}"
         must(bool(source.path), f"{key}.path: must name a file, folder, glob, package or TFDS data set")
@@ -121,7 +130,10 @@ def check_data_config(data: DataConfig) -> list[str]:
     must(len(weighted) in (0, len(training)), "sources: give every training source a weight > 0, or none")
     one_of("tokenizer.kind", data.tokenizer.kind, TOKENIZER_KINDS)
     one_of("tokenizer.model_type", data.tokenizer.model_type, ("bpe", "unigram"))
-    must(data.tokenizer.kind != "auto" or bool(data.tokenizer.path), "tokenizer.kind='auto' needs config.data.tokenizer.path")
+    must(
+        data.tokenizer.kind != "auto" or bool(data.tokenizer.path),
+        "tokenizer.kind='auto' needs config.data.tokenizer.path",
+    )
     must(data.tokenizer.vocab_size >= 300, f"tokenizer.vocab_size: must be >= 300, got {data.tokenizer.vocab_size}")
     must(0 < data.tokenizer.character_coverage <= 1, "tokenizer.character_coverage: must be in (0, 1]")
     must(data.tokenizer.train_chars > 0, "tokenizer.train_chars: must be > 0")

@@ -52,11 +52,11 @@ def to_config_dict(section: Any) -> ml_collections.ConfigDict:
         elif isinstance(value, dict):
             value = ml_collections.ConfigDict({name: to_config_dict(entry) for name, entry in value.items()})
         fields[field.name] = value
-    config = ml_collections.ConfigDict(fields)
+    config = ml_collections.ConfigDict(fields, type_safe=False)  # from_mapping checks types, and names every fault
     config.lock()
     for field in dataclasses.fields(section):
         if isinstance(getattr(section, field.name), dict):
-            config[field.name].unlock()
+            getattr(config, field.name).unlock()
     return config
 
 
@@ -192,7 +192,8 @@ def _run_config_file(path: str) -> ml_collections.ConfigDict:
 
 def _override(config: ml_collections.ConfigDict, cls: Any, key: str, text: str, problems: list[str]) -> None:
     """Sets `config[key]` from command-line text, walking the schema beside the ConfigDict."""
-    parts, hint, node, where = key.split("."), cls, config, "config"
+    parts, hint, where = key.split("."), cls, "config"
+    node: Any = config
     for depth, part in enumerate(parts):
         if typing.get_origin(hint) is dict:
             hint = typing.get_args(hint)[1]
@@ -217,8 +218,7 @@ def _override(config: ml_collections.ConfigDict, cls: Any, key: str, text: str, 
     before = len(problems)
     value = _value(hint, value, where, problems)
     if len(problems) == before:
-        with node.ignore_type():
-            node[parts[-1]] = value
+        node[parts[-1]] = value
 
 
 def _parse(hint: Any, text: str) -> Any:

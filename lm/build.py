@@ -167,7 +167,9 @@ def init_from(parts: Parts, state: TrainState, tokenizer_sha256: str, log: Log) 
     extra = [p.removeprefix("params/") for p in stored if p.startswith("params/")]
     extra = [p for p in extra if p not in wanted and not any(re.fullmatch(f, p) for f in init.fresh)]
     if extra:
-        lines = "\n  ".join(f"{p}: in the checkpoint ({checkpoint.describe(stored[f'params/{p}'])}), not in this model" for p in extra)
+        lines = "\n  ".join(
+            f"{p}: in the checkpoint ({checkpoint.describe(stored[f'params/{p}'])}), not in this model" for p in extra
+        )
         raise UserError(f"checkpoint {init.source} step {step} does not fit the config:\n  {lines}")
     shardings = param_shardings(wanted, parts.mesh)
     loaded = load(init.source, step, with_shardings(wanted, shardings), "params/", init.cast)
@@ -176,7 +178,9 @@ def init_from(parts: Parts, state: TrainState, tokenizer_sha256: str, log: Log) 
     shardings = {path: leaf.sharding for path, leaf in parts.state.params.items()}
     params = jax.jit(lambda leaves: join_stacks(leaves, list(shardings)), out_shardings=shardings)({**loaded, **fresh})
     fresh_names = f", random: {', '.join(fresh)}" if fresh else ""
-    log(f"starting from {init.source} step {step}: {len(loaded)} tensors, {count(loaded):,} numbers loaded{fresh_names}")
+    log(
+        f"starting from {init.source} step {step}: {len(loaded)} tensors, {count(loaded):,} numbers loaded{fresh_names}"
+    )
     return TrainState(state.step, params, state.opt_state)
 
 
@@ -206,7 +210,9 @@ def make_run(config: Config, data: Any, workdir: Path, lease: Lease | None, log:
         states = meta["data_state"]
         if states is not None:
             if len(states) != jax.process_count():
-                raise UserError(f"streaming data resumes on as many processes as before: {len(states)}, now {jax.process_count()}")
+                raise UserError(
+                    f"streaming data resumes on as many processes as before: {len(states)}, now {jax.process_count()}"
+                )
             data_state = base64.b64decode(states[jax.process_index()])
         start = f"resumed {workdir} at step {step}"
         log(start)
@@ -286,6 +292,7 @@ class Loaded:
     params: Params
     mesh: Mesh
     step: int
+    tokenizer_sha256: str
 
 
 def load_run(workdir: str, step: str, log: Log) -> Loaded:
@@ -303,7 +310,7 @@ def load_run(workdir: str, step: str, log: Log) -> Loaded:
     shapes = param_shapes(model)
     params = load(workdir, number, with_shardings(shapes, param_shardings(shapes, mesh)), "params/")
     log(f"{workdir} step {number}: {count(params):,} parameters")
-    return Loaded(config, model, params, mesh, number)
+    return Loaded(config, model, params, mesh, number, meta["tokenizer_sha256"])
 
 
 def parse_number(name: str, text: str) -> float:

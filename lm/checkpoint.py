@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -282,14 +283,16 @@ def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any], cast: bool) ->
         elif tuple(stored[path].shape) != tuple(leaf.shape):
             lines.append(f"{path}: checkpoint {describe(stored[path])}, config wants {describe(leaf)}")
         elif stored[path].dtype != leaf.dtype and not cast:
-            lines.append(f"{path}: checkpoint {describe(stored[path])}, config wants {describe(leaf)} (init.cast=True allows it)")
+            lines.append(
+                f"{path}: checkpoint {describe(stored[path])}, config wants {describe(leaf)} (init.cast=True allows it)"
+            )
     return lines
 
 
 def stored_shapes(workdir: str | Path, step: int) -> dict[str, Any]:
     """Returns {path: array metadata} of everything in a checkpoint, without reading arrays."""
     handler = ocp.PyTreeCheckpointHandler()
-    metadata = handler.metadata(Path(os.path.abspath(workdir)) / "checkpoints" / str(step) / "state")
+    metadata: Any = handler.metadata(epath.Path(os.path.abspath(workdir)) / "checkpoints" / str(step) / "state")
     return flatten_dict(metadata.tree, sep="/")
 
 

@@ -12,9 +12,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from data_pipeline.config import DataConfig, check_data_config
-from data_pipeline.schema import ConfigError, UserError, diff, from_mapping, load_config, nearest, to_json
-
-__all__ = ["ConfigError", "UserError", "diff", "from_mapping", "load_config", "nearest", "to_json"]
+from data_pipeline.schema import ConfigError as ConfigError
+from data_pipeline.schema import UserError as UserError
+from data_pipeline.schema import diff as diff
+from data_pipeline.schema import from_mapping as from_mapping
+from data_pipeline.schema import load_config as load_config
+from data_pipeline.schema import to_json as to_json
 
 
 @dataclass(frozen=True)
@@ -183,11 +186,15 @@ def check_config(config: Config, devices: int | None = None) -> None:
         even = model.position != "rope" or model.q_head_dim % 2 == 0
         must(even, f"model.head_dim: rope needs an even head size, got {model.q_head_dim}")
     if model.position == "learned" and model.max_len:
-        must(model.max_len >= data.seq_len, f"model.max_len={model.max_len} is shorter than data.seq_len={data.seq_len}")
+        must(
+            model.max_len >= data.seq_len, f"model.max_len={model.max_len} is shorter than data.seq_len={data.seq_len}"
+        )
     if isinstance(optim.peak_lr, str):
         must(optim.peak_lr == "auto", f"optim.peak_lr: must be a number > 0 or 'auto', got {optim.peak_lr!r}")
         if optim.peak_lr == "auto":
-            must(bool(config.init.source), "optim.peak_lr='auto' needs init.source, the checkpoint whose peak it divides")
+            must(
+                bool(config.init.source), "optim.peak_lr='auto' needs init.source, the checkpoint whose peak it divides"
+            )
     else:
         must(optim.peak_lr > 0, f"optim.peak_lr: must be a finite number > 0, got {optim.peak_lr}")
     shorter = optim.warmup_steps < train.steps
@@ -209,7 +216,10 @@ def check_config(config: Config, devices: int | None = None) -> None:
     pinned = any(source.split == "validation" for source in data.sources.values())
     watches = [key for key, on in _validation_users(config) if on]
     if data.split.validation == 0 and not pinned and watches:
-        must(False, f"{watches[0]} needs validation data: set data.split.validation=0.05 or a source's split='validation'")
+        must(
+            False,
+            f"{watches[0]} needs validation data: set data.split.validation=0.05 or a source's split='validation'",
+        )
     problems += _check_mesh(config, devices)
     if problems:
         raise ConfigError(problems)

@@ -92,9 +92,10 @@ def summarise(table: np.ndarray) -> dict[str, float]:
 
 
 USAGE = """
-usage: python -m lm.evaluate --workdir=DIR [--split=test] [--step=best|last|N] [--batch_size=32]
+usage: python -m lm.evaluate --workdir=DIR [--split=test] [--step=best|last|N] [--batch_size=32] [--config=FILE]
 
-Evaluates a run's checkpoint on one whole split of its data and prints one JSON line.
+Evaluates a run's checkpoint on one whole split of its data and prints one JSON line. With --config, on that config's
+data instead, which must use the run's tokenizer: how good is a pretrained model on the fine-tuning data?
 
 example: python -m lm.evaluate --workdir=runs/finetune --split=test
 """
@@ -104,16 +105,34 @@ def main(argv: list[str]) -> None:
     import json
 
     from data_pipeline.batch import open_data
+
     from data_pipeline.schema import split_flags
     from lm import build
-    from lm.config import ConfigError, UserError
+    from lm.config import Config, ConfigError, UserError, check_config, from_mapping, load_config
     from lm.logger import Ticker
 
-    flags, extra = split_flags(argv, {"workdir": "", "split": "test", "step": "best", "batch_size": "32"}, USAGE)
-    if not flags["workdir"] or extra or not flags["batch_size"].isdigit() or int(flags["batch_size"]) < 1:
-        raise ConfigError("name a run: python -m lm.evaluate --workdir=DIR [--split=test] [--batch_size=32]; see --help")
+    names = {"workdir": "", "split": "test", "step": "best", "batch_size": "32", "config": ""}
+    flags, overrides = split_flags(argv, names, USAGE)
+    if (
+        not flags["workdir"]
+        or (overrides and not flags["config"])
+        or not flags["batch_size"].isdigit()
+        or int(flags["batch_size"]) < 1
+    ):
+        raise ConfigError(
+            "name a run: python -m lm.evaluate --workdir=DIR [--split=test] [--batch_size=32]; see --help"
+        )
     loaded = build.load_run(flags["workdir"], flags["step"], log=lambda text: print(text, file=sys.stderr))
-    data = open_data(loaded.config.data, log=lambda text: print(text, file=sys.stderr))
+    config = loaded.config
+    if flags["config"]:
+        config = from_mapping(Config, load_config(flags["config"], overrides, Config))
+        check_config(config)
+    data = open_data(config.data, log=lambda text: print(text, file=sys.stderr))
+    if data.tokenizer.sha256 != loaded.tokenizer_sha256:
+        raise UserError(
+            f"the data's tokenizer is not the one that {flags['workdir']} was trained with; add "
+            f"--config.data.tokenizer.path={flags['workdir']}/tokenizer"
+        )
     split, size = flags["split"], int(flags["batch_size"])
     if not data.has_split(split):
         raise UserError(f"this run's data has no {split!r} split; see config.data.split")

@@ -129,7 +129,13 @@ def generate(
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(prompts)))
     fold = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
     ids, cache, seen = prefill(
-        model, params, tokens, segments, fold(row_keys, 0), sampling=sampling, length=-(-(width + max_new_tokens) // 64) * 64
+        model,
+        params,
+        tokens,
+        segments,
+        fold(row_keys, 0),
+        sampling=sampling,
+        length=-(-(width + max_new_tokens) // 64) * 64,
     )
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     texts: list[list[int]] = [[] for _ in prompts]
@@ -163,8 +169,9 @@ example: python -m lm.generate --workdir=runs/finetune --prompt="To be" --max_ne
 
 
 def main(argv: list[str]) -> None:
-    from data_pipeline.schema import split_flags
     from data_pipeline.tokenizer import load_tokenizer
+
+    from data_pipeline.schema import split_flags
     from lm import build
 
     prompts = [word.partition("=")[2] for word in argv if word.startswith("--prompt=")]

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +34,10 @@ def read_launch(env: Mapping[str, str]) -> Launch:
         address = env["JAX_COORDINATOR_ADDRESS"]
         if ":" not in address:
             address += ":" + env.get("JAX_COORDINATOR_PORT", "6002")
-        names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_COUNT", "NNODES"), ("JAX_PROCESS_ID", "JAX_PROCESS_INDEX", "NODE_RANK")
+        names = (
+            ("JAX_NUM_PROCESSES", "JAX_PROCESS_COUNT", "NNODES"),
+            ("JAX_PROCESS_ID", "JAX_PROCESS_INDEX", "NODE_RANK"),
+        )
         return _explicit(env, address, *names)
     if "MASTER_ADDR" in env and "WORLD_SIZE" in env:
         address = f"{env['MASTER_ADDR']}:{env.get('MASTER_PORT', '6002')}"
@@ -70,7 +74,7 @@ def join(launch: Launch) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # JAX's SIGTERM handler would replace ours
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    kwargs = {"initialization_timeout": int(os.environ.get("LM_INIT_TIMEOUT", "600"))}
+    kwargs: dict[str, Any] = {"initialization_timeout": int(os.environ.get("LM_INIT_TIMEOUT", "600"))}
     kwargs |= {"heartbeat_timeout_seconds": 60, "shutdown_timeout_seconds": 60}
     try:
         if launch.kind == "auto":
@@ -113,7 +117,9 @@ def check_same(what: str, text: str) -> None:
     parts = gather_bytes(text.encode())
     differing = [str(i) for i, part in enumerate(parts) if part != parts[0]]
     if differing:
-        raise ConfigError(f"{what} on process {', '.join(differing)} differs from process 0; start all with one command")
+        raise ConfigError(
+            f"{what} on process {', '.join(differing)} differs from process 0; start all with one command"
+        )
 
 
 class StopFlag:

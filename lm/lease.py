@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from lm.config import ConfigError, UserError
 
@@ -48,7 +49,7 @@ class Lease:
             raise WorkdirInUse(self._who(workdir))
         self.beat()
 
-    def _read(self) -> dict[str, object] | None:
+    def _read(self) -> dict[str, Any] | None:
         try:
             return json.loads(self.path.read_text())  # {pid, host, time}
         except (OSError, ValueError):
@@ -58,7 +59,7 @@ class Lease:
         other = self._read()
         if not other:
             return f"{workdir} is in use by another run. Wait for it, or use another --workdir"
-        ago = f"last heartbeat {time.time() - float(str(other['time'])):.0f} s ago"
+        ago = f"last heartbeat {time.time() - other['time']:.0f} s ago"
         who = f"process {other['pid']} on host {other['host']} ({ago})"
         return f"{workdir} is in use by {who}. Wait for it, or use another --workdir"
 
@@ -74,7 +75,9 @@ class Lease:
             temporary.replace(self.path)
         except OSError as error:
             if error.errno != 28:  # a full disk must not end the run: the lock itself still holds
-                raise ConfigError(f"{self.path.parent} is not writable: {error.strerror}. Choose another --workdir") from None
+                raise ConfigError(
+                    f"{self.path.parent} is not writable: {error.strerror}. Choose another --workdir"
+                ) from None
 
     def close(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -160,7 +160,8 @@ def run_card(summary: Mapping[str, Any], receipt: Mapping[str, Any], commands: M
         return "-" if value is None else f"{value:{digits}}"
 
     splits = "".join(
-        f"| {name} | {part['documents']:,} | {part['tokens']:,} | {part['rows']:,} |\n" for name, part in data["splits"].items()
+        f"| {name} | {part['documents']:,} | {part['tokens']:,} | {part['rows']:,} |\n"
+        for name, part in data["splits"].items()
     )
     config = "\n".join(f"    {key} = {value!r}" for key, value in summary["config_changes"].items()) or "    (defaults)"
     next_steps = "\n".join(f"    {line}    # {what}" for what, line in commands.items())

@@ -68,7 +68,7 @@ def _muon(config: OptimConfig, params: Mapping[str, Any]) -> optax.GradientTrans
     """Muon on the matrices inside blocks (each layer of a stack by itself), Adam on everything else."""
     labels = {p: "muon" if is_matrix_in_block(p, leaf) else "adam" for p, leaf in params.items()}
 
-    def dims(updates: Mapping[str, Any]) -> dict[str, Any]:
+    def dims(updates: Any) -> Any:
         return {
             p: leaf if isinstance(leaf, optax.MaskedNode) else MuonDimensionNumbers((leaf.ndim - 2,), (leaf.ndim - 1,))
             for p, leaf in updates.items()
@@ -111,6 +111,7 @@ def _per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformat
         return inner.init(present(params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        changed: Any
         changed, state = inner.update(present(updates), state, present(params))
         real = [p for p, u in updates.items() if not isinstance(u, optax.MaskedNode)]
         return {**updates, **join_stacks(changed, real)}, state
@@ -126,9 +127,7 @@ def _core(config: OptimConfig, params: Mapping[str, Any]) -> optax.GradientTrans
     if config.name == "lion":
         return optax.scale_by_lion(config.b1, config.b2)
     if config.name == "adafactor":
-        rms = optax.chain(
-            optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
-        )
+        rms = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
         return _per_layer(rms)
     assert config.name == "muon", config.name
     return _muon(config, params)
@@ -172,8 +171,8 @@ def observe_eval(config: OptimConfig, opt_state: Any, eval_loss: float) -> Any:
 def _scale_by_rate(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
     """Multiplies by -lr(step); `step` is the run's own, so a skipped step does not shift the schedule."""
 
-    def update(updates: Any, state: Any, params: Any = None, *, step: jax.Array, **_: Any) -> tuple[Any, Any]:
-        rate = schedule(step)
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        rate = schedule(extra["step"])
         return jax.tree.map(lambda u: -rate * u, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

@@ -62,7 +62,9 @@ def match_table(table: Sequence[tuple[str, V]], paths: Sequence[str], key: str) 
     unmatched = [path for path in paths if path not in values]
     if unmatched:
         patterns = ", ".join(repr(pattern) for pattern, _ in table)
-        raise UserError(f"{key}: no pattern matches {', '.join(unmatched)} (patterns: {patterns}). End with ('.*', ...)")
+        raise UserError(
+            f"{key}: no pattern matches {', '.join(unmatched)} (patterns: {patterns}). End with ('.*', ...)"
+        )
     for row, (pattern, _) in enumerate(table):
         if row not in used and pattern != ".*":
             first = [p for p in paths if re.fullmatch(pattern, p)]

@@ -27,8 +27,8 @@ def xla_flops(make_step: StepMaker, model: Model, treatment: Treatment, batch: M
     flat = replace(model, runs=(), mesh=None, config=replace(model.config, scan=False, remat="none"))
     step, state = make_step(flat, treatment)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    cost = jax.jit(step).lower(state, batch, key).cost_analysis()
-    return float((cost if isinstance(cost, dict) else cost[0])["flops"])
+    cost: Any = jax.jit(step).lower(state, batch, key).cost_analysis()
+    return float(cost["flops"])
 
 
 def make_receipt(
@@ -49,7 +49,9 @@ def make_receipt(
     for pattern, value in config.optim.train:
         matched = [p for p in single if p not in seen and re.fullmatch(pattern, p)]
         seen.update(matched)
-        inside = [p for p in flops if p in matched or (p.endswith("/scores") and p.replace("/scores", "/out") in matched)]
+        inside = [
+            p for p in flops if p in matched or (p.endswith("/scores") and p.replace("/scores", "/out") in matched)
+        ]
         rows.append({
             "pattern": pattern,
             "trained": value,

@@ -1,6 +1,6 @@
 """What model does a config make, and how is each parameter treated? Nothing is trained.
 
-    python -m lm.show --config=configs/finetune.py
+python -m lm.show --config=configs/finetune.py
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ example: python -m lm.show --config=configs/finetune.py
 
 def main(argv: list[str]) -> None:
     import jax
-
     from data_pipeline.batch import open_data
+
     from data_pipeline.schema import split_flags
     from lm import build
     from lm.params import count
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     shown: dict[str, list[str]] = {}
     for path, leaf in shapes.items():
         kind = "trained" if treatment.trained[path] else "frozen"
-        row = f"{str(list(leaf.shape)):>16} {leaf.size:>12,}  {kind:7} {treatment.lr_multiplier[path]:>6g} "
+        row = f"{list(leaf.shape)!s:>16} {leaf.size:>12,}  {kind:7} {treatment.lr_multiplier[path]:>6g} "
         row += f"{'yes' if treatment.decayed[path] else 'no':5}  {tuple(param_spec(path, leaf.shape, parts.mesh))}"
         shown.setdefault(re.sub(r"block_\d+", "block_*", path) + "\0" + row, []).append(path)
     for key, paths in shown.items():  # layers that are alike share a line

@@ -51,7 +51,10 @@ def make_grad_fn(loss: Loss, micro_batches: int) -> GradFn:
             return jax.tree.map(jnp.add, carry, gradient(*part)), None
 
         keys = jax.random.split(key, micro_batches)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts), key))
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts), key),
+        )
         return jax.lax.scan(add, zeros, (parts, keys))[0]
 
     return grad_fn
@@ -70,6 +73,7 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / weight, grads)
         loss, norm = sums["nll"] / weight, optax.tree.norm(grads)
         masked = {**grads, **{p: optax.MaskedNode() for p in frozen}}
+        updates: Any
         updates, opt_state = optimizer.update(masked, state.opt_state, state.params, step=state.step)
         moved = {p: (leaf + updates[p]).astype(leaf.dtype) for p, leaf in trained.items()}
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)

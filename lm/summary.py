@@ -31,7 +31,11 @@ def finished(workdir: Path, config: Config) -> str | None:
     if summary["status"] not in ("finished", "stopped early") or check_resume(saved, config, str(workdir)):
         return None
     loss = summary.get("eval/loss")
-    last = "" if loss is None else f", eval/loss {loss:.4f}, best {summary['best/eval/loss']:.4f} at step {summary['best_step']}"
+    last = (
+        ""
+        if loss is None
+        else f", eval/loss {loss:.4f}, best {summary['best/eval/loss']:.4f} at step {summary['best_step']}"
+    )
     return f"the run in {workdir} is {summary['status']} at step {summary['steps']}{last}; nothing to do. Raise train.steps to go on"
 
 
@@ -47,7 +51,9 @@ def next_commands(run: Run, config_file: str) -> dict[str, str]:
     if run.data.has_split("test"):
         commands[f"python -m lm.evaluate --workdir={workdir} --split=test"] = "measure it on unseen text"
     if not run.config.init.source:
-        commands[f"python launch.py --config=configs/finetune.py --config.init.source={workdir}"] = "fine-tune its top layers"
+        commands[f"python launch.py --config=configs/finetune.py --config.init.source={workdir}"] = (
+            "fine-tune its top layers"
+        )
     commands[f"tensorboard --logdir={workdir}"] = "look at its curves"
     return commands
 
@@ -104,6 +110,8 @@ def check_workdir_config(workdir: Path, config: Config) -> None:
     except OSError:
         return
     except ValueError as error:
-        raise ConfigError(f"{workdir / 'config.json'} is damaged: {error}. Delete it to go on with this config") from None
+        raise ConfigError(
+            f"{workdir / 'config.json'} is damaged: {error}. Delete it to go on with this config"
+        ) from None
     if (workdir / "checkpoints").is_dir():
         check_resume(saved, config, str(workdir))

@@ -47,6 +47,7 @@ class Data(Protocol):
     def has_split(self, split: str) -> bool: ...
     def train_batches(self, start_step: int, rows: tuple[int, int], state: bytes | None = None) -> Batches: ...
     def eval_batches(self, split: str, batch_size: int, rows: tuple[int, int]) -> Any: ...
+    def summary(self) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -179,7 +180,7 @@ class _Loop:
 
     def _consume(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Takes in the numbers of a step that has finished, while the next one runs."""
-        run, progress, config = self.run, self.run.progress, self.run.config.train
+        progress, config = self.run.progress, self.run.config.train
         values = {key: float(to_host(value)) for key, value in metrics.items()}
         progress.tokens += int(values["tokens"])
         if values["skipped"]:
@@ -218,7 +219,9 @@ class _Loop:
         total = run.config.train.steps
         eta = "" if not rate else f"  eta {duration((total - step) * seconds / run.config.train.log_every)}"
         speed = "" if not rate else f"  {rate:,.0f} tok/s"
-        run.logger.progress(f"step {step}/{total} ({step / total:.1%})  loss {loss:.4f}  lr {values['lr']:.2e}{speed}{eta}")
+        run.logger.progress(
+            f"step {step}/{total} ({step / total:.1%})  loss {loss:.4f}  lr {values['lr']:.2e}{speed}{eta}"
+        )
 
     def _record(self, record: dict[str, Any]) -> None:
         self.run.progress.history.append(record)
@@ -302,9 +305,8 @@ class _Loop:
             self.save_due = False
             return
         self._flush()
-        if progress.bad_in_a_row:  # weights are the last good ones, but the position is inside a bad stretch
-            if not force:
-                return
+        if progress.bad_in_a_row and not force:  # not inside a bad stretch: keep what is on disk
+            return
         state = batches.state()
         states = None if state is None else [base64.b64encode(s).decode() for s in gather_bytes(state)]
         run.meta["saved_step"] = progress.step

@@ -66,10 +66,13 @@ class Transformer(nn.Module):
         if config.embed_scale:
             x_BTD *= jnp.asarray(math.sqrt(config.dim), dtype)
         if config.position == "learned":
-            x_BTD += self.param("positions", init_matrix(config), (config.max_len, config.dim))[positions_BT].astype(dtype)
+            x_BTD += self.param("positions", init_matrix(config), (config.max_len, config.dim))[positions_BT].astype(
+                dtype
+            )
         x_BTD = nn.Dropout(config.dropout, deterministic=self.deterministic)(constrain_rows(x_BTD, self.mesh))
         rope = rope_angles(positions_BT, config.q_head_dim, config.rope_theta) if config.position == "rope" else None
-        k_segments, k_positions, index = segments_BT, positions_BT, 0
+        k_segments, k_positions = segments_BT, positions_BT
+        index: jax.Array | int = 0
         if cache is not None:
             index = cache["index"]
             k_segments = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments_BT, index, axis=1)
@@ -77,7 +80,7 @@ class Transformer(nn.Module):
         mask_BTS = attention_mask(segments_BT, k_segments, positions_BT, k_positions, index, config.window)
         x_BTD, layers = self._blocks(x_BTD, cache, rope, mask_BTS, index)
         if cache is not None and layers is not None:
-            end = index + tokens_BT.shape[1]
+            end = jnp.asarray(index + tokens_BT.shape[1])
             cache = {"k": layers[0], "v": layers[1], "segments": k_segments, "positions": k_positions, "index": end}
         x_BTD = Norm(config, name="norm_out")(x_BTD)
         if not config.tie_embeddings:
@@ -90,12 +93,13 @@ class Transformer(nn.Module):
         """Runs all blocks, one by one or run after run; returns x and the new (k, v) [L, B, S, K, H]."""
         block = remat(Block, self.config.remat)
         parts = []
+        in_axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
         for start, stop in self.runs or [(i, i + 1) for i in range(self.config.layers)]:
             kv = None if cache is None else (cache["k"][start:stop], cache["v"][start:stop])
             if self.runs:
                 scanned = nn.scan(
                     block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
-                    in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), length=stop - start,
+                    in_axes=in_axes, length=stop - start,
                 )(self.config, self.deterministic, self.mesh, name=run_name(start, stop))  # fmt: skip
                 x_BTD, kv = scanned(x_BTD, kv, rope, mask_BTS, index)
             else:

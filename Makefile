@@ -1,0 +1,43 @@
+# make setup | demo | test | test-slow | check | bench        (PYTHON=python3.12 picks the interpreter)
+PYTHON ?= python3
+VENV ?= .venv
+PY = $(VENV)/bin/python
+STAMP = $(VENV)/.installed-$(notdir $(PYTHON))
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: setup demo test test-slow check format bench clean
+
+setup: $(STAMP)
+
+# A virtual environment of another interpreter is made anew.
+$(STAMP): pyproject.toml
+	@rm -f $(VENV)/.installed-*
+	@if [ -x $(PY) ] && [ "$$($(PY) -c 'import sys; print(sys.version_info[:2])')" = "$$($(PYTHON) -c 'import sys; print(sys.version_info[:2])')" ]; then :; else rm -rf $(VENV); $(PYTHON) -m venv $(VENV); fi
+	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $(STAMP)
+
+demo: setup
+	$(PY) examples/demo.py
+
+test: setup
+	$(PY) -m pytest -m "not slow" --doctest-modules lm data_pipeline tests
+
+test-slow: setup
+	$(PY) -m pytest -m slow tests
+
+check: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(PY)
+	$(PY) -m pytest tests/test_layers.py
+
+format: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: setup
+	$(PY) benchmarks/step_time.py
+
+clean:
+	rm -rf $(VENV) runs data_cache build *.egg-info .pytest_cache .ruff_cache

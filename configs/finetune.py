@@ -1,0 +1,32 @@
+"""Fine-tunes the top two of eight layers to write a function's docstring.
+
+python launch.py --config=configs/finetune.py --workdir=runs/finetune
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import pretrain
+from lm.config import last_layers
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = pretrain.get_config()
+    c.init.source = "runs/pretrain"
+    c.data.tokenizer.kind = "auto"
+    c.data.tokenizer.path = c.init.get_oneway_ref("source") + "/tokenizer"
+    for source in c.data.sources.values():
+        source.records = "docstrings"
+    c.data.split.validation = 0.05
+    c.data.split.test = 0.05
+
+    c.optim.train = last_layers(2, layers=8, also="norm_out/.*|head")
+    c.optim.peak_lr = "auto"  # a tenth of the checkpoint's own
+    c.optim.warmup_steps = 10
+
+    c.train.steps = 200
+    c.train.eval_every = 50
+    c.train.early_stop_patience = 4
+    c.train.sample_prompts = ("def add(a, b):\n    return a + b\n\n# Docstring:\n",)
+    return c

@@ -1,0 +1,53 @@
+"""Pretrains a small model on the source code of Python's standard library and of installed packages.
+
+python launch.py --config=configs/pretrain.py --workdir=runs/pretrain
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import base
+from data_pipeline.config import SourceConfig
+from data_pipeline.schema import to_config_dict
+
+
+def package(name: str) -> ml_collections.ConfigDict:
+    """The .py files of an installed package."""
+    return to_config_dict(SourceConfig(kind="package", path=name))
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = base.get_config()
+    for name in ("stdlib", "jax", "flax", "optax", "numpy"):
+        c.data.sources[name] = package(name)
+    c.data.split.validation = 0.02
+    c.data.split.test = 0.02
+    c.data.tokenizer.vocab_size = 2048
+    c.data.tokenizer.train_chars = 3_000_000
+    c.data.seq_len = 256
+    c.data.batch_size = 8
+
+    c.model.layers = 8
+    c.model.dim = 128
+    c.model.heads = 4
+    c.model.mlp_gated = False
+    c.model.activation = "relu2"
+    c.model.qk_norm = True
+    c.model.init_out = "zero"
+    c.model.tie_embeddings = False
+
+    c.optim.name = "muon"
+    c.optim.peak_lr = 0.02
+    c.optim.lr_multipliers = (("block_.*/(q|k|v|out|up|down)", 1.0), (".*", 0.5))
+    c.optim.schedule = "linear"
+    c.optim.warmup_steps = 20
+    c.optim.end_lr_ratio = 0.05
+    c.optim.weight_decay = 0.0
+
+    c.train.steps = 400
+    c.train.log_every = 20
+    c.train.eval_every = 200
+    c.train.eval_rows = 128
+    c.train.sample_prompts = ("def ", "import ")
+    return c

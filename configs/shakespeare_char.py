@@ -1,0 +1,44 @@
+"""Character-level tiny Shakespeare at nanoGPT's small size, with a better recipe.
+
+python launch.py --config=configs/shakespeare_char.py --config.data.path=FILE
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = base.get_config()
+    c.data.clean.rules = ()
+    c.data.clean.exact_dedup = False
+    c.data.split.by = "position"
+    c.data.split.validation = 0.1
+    c.data.split.test = 0.0
+    c.data.tokenizer.kind = "char"
+    c.data.seq_len = 64
+    c.data.batch_size = 12
+
+    c.model.layers = 4
+    c.model.dim = 128
+    c.model.heads = 4
+    c.model.mlp_gated = False
+    c.model.activation = "relu2"
+    c.model.qk_norm = True
+    c.model.init_out = "zero"
+
+    c.optim.name = "muon"
+    c.optim.peak_lr = 0.02
+    c.optim.schedule = "linear"
+    c.optim.warmup_steps = 50
+    c.optim.end_lr_ratio = 0.0
+    c.optim.weight_decay = 0.0
+    c.optim.lr_multipliers = (("block_.*/(q|k|v|out|up|down)", 1.0), (".*", 0.5))
+
+    c.train.steps = 2000
+    c.train.log_every = 100
+    c.train.eval_every = 500
+    c.train.eval_batch_size = 256
+    return c

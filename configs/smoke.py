@@ -1,0 +1,31 @@
+"""A whole run in under a minute on two CPU cores: does this machine work?
+
+python launch.py --config=configs/smoke.py --config.train.steps=20
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import base
+from configs.pretrain import package
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = base.get_config()
+    c.data.sources.json = package("json")
+    c.data.sources.email = package("email")
+    c.data.split.validation = 0.1
+    c.data.split.test = 0.1
+    c.data.tokenizer.kind = "bytes"
+    c.data.seq_len = 64
+    c.data.batch_size = 8
+    c.model.layers = 2
+    c.model.dim = 64
+    c.model.heads = 4
+    c.optim.peak_lr = 3e-3
+    c.optim.warmup_steps = 5
+    c.train.steps = 60
+    c.train.eval_every = 30
+    c.train.eval_rows = 64
+    return c
