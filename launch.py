@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from data_pipeline.schema import run_main, split_flags
-from lm.config import Config, ConfigError, UserError, check_config, diff, from_mapping, load_config, to_json
+from lm.config import Config, ConfigError, UserError, changed_keys, check_config, from_mapping, load_config, to_json
 
 USAGE = """
 usage: python launch.py --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]
@@ -75,7 +75,7 @@ def run(config: Config, workdir: Path, config_file: str) -> int:
         if done:
             say(done)
             return 0
-        for key, old, new in diff(to_json(Config()), to_json(config)):
+        for key, old, new in changed_keys(config):
             say(f"config.{key} = {new!r} (default {old!r})")
         if not hosts.is_main():
             hosts.from_main(0)  # process 0 prepares first; the others find it done

@@ -8,19 +8,12 @@ from __future__ import annotations
 import ml_collections
 
 from configs import base
-from data_pipeline.config import SourceConfig
-from data_pipeline.schema import to_config_dict
-
-
-def package(name: str) -> ml_collections.ConfigDict:
-    """The .py files of an installed package."""
-    return to_config_dict(SourceConfig(kind="package", path=name))
 
 
 def get_config() -> ml_collections.ConfigDict:
     c = base.get_config()
     for name in ("stdlib", "jax", "flax", "optax", "numpy"):
-        c.data.sources[name] = package(name)
+        c.data.sources[name] = base.source(kind="package", path=name)
     c.data.split.validation = 0.02
     c.data.split.test = 0.02
     c.data.tokenizer.vocab_size = 2048
@@ -45,9 +38,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.end_lr_ratio = 0.05
     c.optim.weight_decay = 0.0
 
-    c.train.steps = 400
+    c.train.steps = 300
     c.train.log_every = 20
-    c.train.eval_every = 200
-    c.train.eval_rows = 128
+    c.train.eval_every = 100
+    c.train.eval_rows = 64
     c.train.sample_prompts = ("def ", "import ")
     return c

@@ -8,13 +8,12 @@ from __future__ import annotations
 import ml_collections
 
 from configs import base
-from configs.pretrain import package
 
 
 def get_config() -> ml_collections.ConfigDict:
     c = base.get_config()
-    c.data.sources.json = package("json")
-    c.data.sources.email = package("email")
+    c.data.sources.asyncio = base.source(kind="package", path="asyncio")
+    c.data.sources.email = base.source(kind="package", path="email")
     c.data.split.validation = 0.1
     c.data.split.test = 0.1
     c.data.tokenizer.kind = "bytes"

@@ -120,13 +120,19 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         if isinstance(value, bool):
             return value
     elif hint is int:
-        if isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():
             return int(value)
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            if not math.isfinite(value):
-                problems.append(f"{where}: must be a finite number, got {value}")
-            return float(value)
+            try:
+                number = float(value)
+            except OverflowError:  # an integer of more than 308 digits
+                number = math.inf
+            if not math.isfinite(number):
+                problems.append(f"{where}: must be a finite number, got {number}")
+            return number
     elif hint is str and isinstance(value, str):
         return value
     problems.append(f"{where}: expected {_describe(hint)}, got {value!r}")
@@ -179,7 +185,9 @@ def _run_config_file(path: str) -> ml_collections.ConfigDict:
     except UserError:
         raise
     except SyntaxError as error:
-        raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
+        raise ConfigError(
+            f"{error.filename or path}:{error.lineno or 1}: {error.msg}: {(error.text or '').strip()}"
+        ) from None
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == Path(path).name]
         line = f":{frames[-1].lineno}" if frames else ""
@@ -229,12 +237,14 @@ def _parse(hint: Any, text: str) -> Any:
         return text.lower() == "true"
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         try:
             return float(text)  # nan and inf, refused later by name
         except ValueError:
-            return text
+            value = text
     is_tuple = typing.get_origin(hint) is tuple
+    if is_tuple and value == "":
+        return ()
     return (value,) if is_tuple and not isinstance(value, tuple | list) else value
 
 

@@ -68,9 +68,11 @@ def trained_paths(params: Mapping[str, Any], treatment: Treatment) -> frozenset[
 
 
 def make_step_of(config: Config, peak_lr: float) -> StepMaker:
-    """Returns a function (model, treatment) -> (step function, abstract state); the one way a step is made."""
+    """Returns a function (model, treatment, parts) -> (step function, abstract state); the one way a step is made."""
 
-    def make(model: Model, treatment: Treatment) -> tuple[Callable[..., Any], Any]:
+    def make(
+        model: Model, treatment: Treatment, micro_batches: int = config.train.micro_batches
+    ) -> tuple[Callable[..., Any], Any]:
         shapes = param_shapes(model)
         schedule = make_schedule(config.optim, peak_lr, config.train.steps)
         optimizer = make_optimizer(config.optim, shapes, treatment, schedule)
@@ -78,7 +80,7 @@ def make_step_of(config: Config, peak_lr: float) -> StepMaker:
         drop = config.model.dropout > 0
         loss = make_loss(model, config)
         keyed: Loss = loss if drop else (lambda params, batch, key: loss(params, batch, None))
-        grad_fn = make_grad_fn(keyed, config.train.micro_batches)
+        grad_fn = make_grad_fn(keyed, micro_batches)
         return make_train_step(grad_fn, optimizer, schedule, trained_paths(shapes, treatment)), state
 
     return make
@@ -187,6 +189,11 @@ def init_from(parts: Parts, state: TrainState, tokenizer_sha256: str, log: Log) 
 def make_run(config: Config, data: Any, workdir: Path, lease: Lease | None, log: Log) -> tuple[Run, Receipt, Parts]:
     """Builds a run that `train` can run. Start rule: resume this run > init from a checkpoint > scratch."""
     tokenizer = data.tokenizer
+    if config.train.eval_every and not data.has_split("validation"):
+        raise UserError(
+            "train.eval_every needs validation data, but no document fell into that split: raise "
+            "data.split.validation, add text, or set train.eval_every=0"
+        )
     resumed = checkpoint.list_steps(workdir / "checkpoints")
     meta: dict[str, Any] | None = None
     step = 0
@@ -241,7 +248,7 @@ def make_run(config: Config, data: Any, workdir: Path, lease: Lease | None, log:
         data_state=data_state, vocab_size=parts.model.config.vocab_size, flops_per_token=sum(per_token.values()),
         peak_flops=peak_flops(config.train.peak_tflops)[0] * parts.mesh.size,
         checkpoints=Checkpoints(workdir, config.train.keep_last, log), meta=run_meta, progress=progress,
-        logger=Logger(workdir, is_main(), progress.history), lease=lease,
+        logger=Logger(workdir, is_main(), progress.history, step), lease=lease,
     )  # fmt: skip
     return run, receipt, parts
 

@@ -8,6 +8,7 @@ paths (`params/block_03/attn/q`), whatever grouping, mesh or device count the ru
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 import logging
@@ -33,7 +34,9 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 Meta = dict[str, Any]
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every save at INFO and WARNING
+logging.getLogger("absl").setLevel(
+    logging.CRITICAL
+)  # orbax logs every save, and tracebacks of errors that it raises too
 
 
 def state_bytes(state: Any) -> int:
@@ -82,8 +85,8 @@ def find_damage(folder: Path) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["format"] > FORMAT:
             return f"written by checkpoint format {manifest['format']}, this is {FORMAT}; update lm"
-        expected = manifest["files"]
-    except (ValueError, KeyError, TypeError):
+        expected = {name: (int(size), str(digest)) for name, (size, digest) in dict(manifest["files"]).items()}
+    except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is damaged"
     for name, (size, digest) in expected.items():
         path = folder / name
@@ -120,10 +123,10 @@ def find_step(workdir: str | Path, step: str, log: Callable[[str], None]) -> int
         if damage:
             raise UserError(f"checkpoint {folder / step} cannot be used: {damage}")
         return int(step)
-    bad = {}
+    bad: dict[int, str] = {}
     order = steps
     if step == "best":
-        best = _best_step(folder, steps)
+        best = _best_step(folder, steps, bad)
         order = ([best] if best in steps else []) + [s for s in steps if s != best]
     for number in order:
         damage = find_damage(folder / str(number))
@@ -132,20 +135,20 @@ def find_step(workdir: str | Path, step: str, log: Callable[[str], None]) -> int
                 log(f"warning: checkpoint {folder / str(other)} cannot be used: {reason}. Using step {number} instead")
             return number
         bad[number] = damage
-    if list(bad) == steps and all("never signed" in reason for reason in bad.values()):
-        log(f"warning: checkpoint {folder / str(order[0])} has no manifest (the run was killed right after saving it)")
-        return order[0]  # the first save of a run: orbax commits atomically, and there is nothing older
+    if set(bad) == set(steps) and all("never signed" in reason for reason in bad.values()):
+        log(f"warning: checkpoint {folder / str(steps[0])} has no manifest (the run was killed right after saving it)")
+        return steps[0]  # the first save of a run: orbax commits atomically, and there is nothing older
     reasons = "; ".join(f"{number}: {reason}" for number, reason in bad.items())
     raise UserError(f"no usable checkpoint in {folder}: {reasons}. Restore the files or move the folder away")
 
 
-def _best_step(folder: Path, steps: list[int]) -> int | None:
-    """The best step as the newest readable checkpoint knows it."""
+def _best_step(folder: Path, steps: list[int], bad: dict[int, str]) -> int | None:
+    """The best step as the newest undamaged checkpoint knows it; what is wrong with newer ones goes to `bad`."""
     for step in steps:
-        try:
-            return json.loads((folder / str(step) / "meta" / "metadata").read_text())["best_step"]
-        except (OSError, ValueError, KeyError):
-            continue
+        damage = find_damage(folder / str(step))
+        if damage is None:
+            return read_meta(folder.parent, step)["best_step"]
+        bad[step] = damage
     return None
 
 
@@ -166,10 +169,17 @@ class Checkpoints:
         self.keep_last = keep_last
         self.log = log
         self._failures = 0
+        self._lost = ""  # why the last save failed; "" when it did not
         self._unsigned: tuple[int, int | None] | None = None  # (step being saved, best step then)
         self._signer = ThreadPoolExecutor(1)
         self._signing = None
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be used for checkpoints: {error.strerror}. Move it away") from None
+        if is_main():
+            for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):  # the lease is held: it is a dead run's
+                shutil.rmtree(leftover, ignore_errors=True)
         self._manager = _manager(self.folder)
 
     def save(self, step: int, state: Any, meta: Meta) -> None:
@@ -202,6 +212,8 @@ class Checkpoints:
         self._finish()
         self._signer.shutdown()
         self._manager.close()
+        if self._lost:
+            raise UserError(f"the last checkpoint is missing: {self._lost}")
 
     def _finish(self) -> None:
         if self._unsigned is not None:
@@ -219,7 +231,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             self._failed(step, error)
             return
-        self._failures = 0
+        self._failures, self._lost = 0, ""
         if is_main():
             self._signing = self._signer.submit(self._sign_and_prune, step, best)
 
@@ -229,18 +241,24 @@ class Checkpoints:
         except OSError as error:
             self.log(f"warning: checkpoint step {step} not signed: {error}")
             return
-        signed = [s for s in list_steps(self.folder) if (self.folder / str(s) / MANIFEST).is_file()]
+        steps = list_steps(self.folder)
+        signed = [s for s in steps if (self.folder / str(s) / MANIFEST).is_file()]
         keep = {*signed[: self.keep_last], best}
-        for old in signed:
+        for old in steps:  # what an earlier kill left unsigned goes too, now that there is something better
             if old not in keep and old < step:
-                (self.folder / str(old) / MANIFEST).unlink()  # first, so that a kill here leaves no half step in use
+                (self.folder / str(old) / MANIFEST).unlink(
+                    missing_ok=True
+                )  # first: a kill here leaves no half step in use
                 shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
     def _failed(self, step: int, error: Exception) -> None:
         self._failures += 1
         free = shutil.disk_usage(self.folder).free / 1e6
-        reason = "no space left on the disk" if "28" in str(error) or "space" in str(error) else str(error)[:300]
-        self.log(f"warning: checkpoint step {step} not saved: {reason} ({free:.0f} MB free in {self.folder})")
+        text = " ".join(str(error).split())
+        full = getattr(error, "errno", None) == errno.ENOSPC or "os_error_code='28'" in text or "No space left" in text
+        reason = "no space left on the disk" if full else text[-300:]  # tensorstore says the cause last
+        self._lost = f"checkpoint step {step} not saved: {reason} ({free:.0f} MB free in {self.folder})"
+        self.log(f"warning: {self._lost}")
         self._manager = _manager(self.folder)
         if self._failures >= 3:
             raise UserError(f"three checkpoints in a row could not be saved in {self.folder}: {reason}")
@@ -248,7 +266,6 @@ class Checkpoints:
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
-        cleanup_tmp_directories=True,  # the lease is held, so what is unfinished is a dead run's
         async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),  # else 300 s at exit on errors
     )
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from data_pipeline.config import DataConfig, check_data_config
+from data_pipeline.config import DataConfig, SourceConfig, check_data_config
 from data_pipeline.schema import ConfigError as ConfigError
 from data_pipeline.schema import UserError as UserError
 from data_pipeline.schema import diff as diff
@@ -304,6 +304,13 @@ def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:
     if shape["data"] * shape["fsdp"] * shape["tensor"] != devices:
         raise ConfigError(f"config.mesh: {shape} does not fit {devices} devices")
     return shape
+
+
+def changed_keys(config: Config) -> list[tuple[str, Any, Any]]:
+    """Returns (key, default, value) for every key that differs from its default."""
+    default = to_json(Config())
+    default["data"]["sources"] = {name: to_json(SourceConfig()) for name in config.data.sources}
+    return diff(default, to_json(config))
 
 
 def last_layers(count: int, layers: int, also: str = "norm_out/.*") -> Table:

@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"this run's data has no {split!r} split; see config.data.split")
     rows = loaded.mesh.shape["data"] * loaded.mesh.shape["fsdp"]
     size = -(-size // rows) * rows  # a whole number of rows a device; results do not depend on it
-    ticker = Ticker(f"evaluating {split}", data.summary()["splits"][split]["rows"])
+    ticker = Ticker(f"evaluating {split}", data.summary()["rows"][split])
     step = make_eval_step(loaded.model, data.tokenizer.token_bytes())
     batches: Any = data.eval_batches(split, size, (0, size))
     result = evaluate(

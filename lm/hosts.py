@@ -42,7 +42,8 @@ def read_launch(env: Mapping[str, str]) -> Launch:
     if "MASTER_ADDR" in env and "WORLD_SIZE" in env:
         address = f"{env['MASTER_ADDR']}:{env.get('MASTER_PORT', '6002')}"
         return _explicit(env, address, ("WORLD_SIZE",), ("RANK",))
-    stray = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name in env]
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_PROCESS_COUNT", "JAX_PROCESS_INDEX")
+    stray = [name for name in names if name in env]
     if stray:
         raise ConfigError(f"{' and '.join(stray)} is set without JAX_COORDINATOR_ADDRESS; set all three or none")
     for names in AUTO:

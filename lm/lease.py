@@ -51,8 +51,9 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self.path.read_text())  # {pid, host, time}
-        except (OSError, ValueError):
+            record = json.loads(self.path.read_text())
+            return {"pid": record["pid"], "host": record["host"], "time": float(record["time"])}
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _who(self, workdir: Path) -> str:

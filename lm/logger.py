@@ -38,19 +38,28 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().split(b"\n"):  # bytes: a kill can cut a character, and text holds other line ends
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+                kept.append(line + b"\n")
         except ValueError:
             continue
-    path.write_text("".join(kept))
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(b"".join(kept))
+    temporary.replace(path)
+
+
+def _line(record: Record) -> str:
+    return json.dumps({key: finite_or_none(value) for key, value in record.items()}) + "\n"
 
 
 class Logger:
-    """Writes metrics.jsonl, TensorBoard events and terminal lines; on all processes but the first it is silent."""
+    """Writes metrics.jsonl, TensorBoard events and terminal lines; on all processes but the first it is silent.
 
-    def __init__(self, workdir: Path, main: bool, history: Sequence[Record]):
+    `history` and `step` are those of the checkpoint that is resumed: what was logged after it goes.
+    """
+
+    def __init__(self, workdir: Path, main: bool, history: Sequence[Record], step: int):
         self.workdir, self.main = workdir, main
         self._live = main and sys.stdout.isatty()
         self._open_line = False
@@ -59,17 +68,16 @@ class Logger:
         if not main:
             return
         # What a killed run logged after its last checkpoint will be logged again: start from the checkpoint's history.
-        last = history[-1]["step"] if history else -1
         for name in ("samples.jsonl", "bad_batches.jsonl"):
-            _keep_until(workdir / name, last)
+            _keep_until(workdir / name, step)
         path = workdir / "metrics.jsonl"
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
+        temporary.write_text("".join(_line(record) for record in history))
         temporary.replace(path)
         self._metrics = open(path, "a")  # noqa: SIM115 - lives as long as the run
         from tensorboardX import SummaryWriter
 
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=last + 1 if history else None)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if history else None)
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""
@@ -90,7 +98,7 @@ class Logger:
         """Appends one JSON line, and its numbers to TensorBoard."""
         if not self.main:
             return
-        self._metrics.write(json.dumps({key: finite_or_none(value) for key, value in record.items()}) + "\n")
+        self._metrics.write(_line(record))
         self._metrics.flush()
         for key, value in record.items():
             if key != "step" and isinstance(value, int | float):
@@ -159,10 +167,10 @@ def run_card(summary: Mapping[str, Any], receipt: Mapping[str, Any], commands: M
         value = summary.get(key)
         return "-" if value is None else f"{value:{digits}}"
 
-    splits = "".join(
-        f"| {name} | {part['documents']:,} | {part['tokens']:,} | {part['rows']:,} |\n"
-        for name, part in data["splits"].items()
-    )
+    splits = ""
+    for name, source in data["sources"].items():
+        for split, part in source["splits"].items():
+            splits += f"| {name} | {split} | {part['documents']:,} | {part['tokens']:,} | {part.get('rows', 0):,} |\n"
     config = "\n".join(f"    {key} = {value!r}" for key, value in summary["config_changes"].items()) or "    (defaults)"
     next_steps = "\n".join(f"    {line}    # {what}" for what, line in commands.items())
     share = receipt["flops_per_step"] / max(receipt["flops_per_step_if_all_trained"], 1)
@@ -191,8 +199,8 @@ would be. Weights: sha256 `{summary["params_sha256"]}`.
 
 ## Data
 
-| split | documents | tokens | rows |
-|---|---|---|---|
+| source | split | documents | tokens | rows |
+|---|---|---|---|---|
 {splits}
 Data fingerprint `{summary["data_sha256"]}`. The test split is opened only by `python -m lm.evaluate --split=test`.
 

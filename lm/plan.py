@@ -16,16 +16,16 @@ from lm.optim import Treatment, count_slots
 from lm.params import Params, hash_leaves, layer_paths, split_stacks
 
 Receipt = dict[str, Any]
-StepMaker = Callable[[Model, Treatment], tuple[Callable[..., Any], Any]]  # -> (step, abstract state)
+StepMaker = Callable[..., tuple[Callable[..., Any], Any]]  # (model, treatment, micro_batches) -> (step, abstract state)
 
 
 def xla_flops(make_step: StepMaker, model: Model, treatment: Treatment, batch: Mapping[str, Any]) -> float:
     """FLOPs of one whole-batch step as XLA counts them, from the program before optimisation, on one device.
 
-    The program is lowered unrolled and unsharded, because XLA counts the body of a scanned loop only once.
+    The program is lowered unrolled, unsharded and in one micro-batch, because XLA counts the body of a loop only once.
     """
     flat = replace(model, runs=(), mesh=None, config=replace(model.config, scan=False, remat="none"))
-    step, state = make_step(flat, treatment)
+    step, state = make_step(flat, treatment, 1)
     key = jax.eval_shape(lambda: jax.random.key(0))
     cost: Any = jax.jit(step).lower(state, batch, key).cost_analysis()
     return float(cost["flops"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from lm.config import Config, ConfigError, check_config, diff, from_mapping, load_config, to_json
+from lm.config import Config, ConfigError, changed_keys, check_config, from_mapping, load_config
 
 USAGE = """
 usage: python -m lm.show --config=FILE [--config.KEY=VALUE ...]
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError("name a config file: python -m lm.show --config=configs/finetune.py; see --help")
     config = from_mapping(Config, load_config(flags["config"], overrides, Config))
     check_config(config, jax.device_count())
-    for key, old, new in diff(to_json(Config()), to_json(config)):
+    for key, old, new in changed_keys(config):
         print(f"config.{key} = {new!r} (default {old!r})")
     data = open_data(config.data)
     peak_lr = build.find_peak_lr(config, print)

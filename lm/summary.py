@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from lm.config import Config, ConfigError, check_resume, diff, to_json
+from lm.config import Config, ConfigError, changed_keys, check_resume
 from lm.hosts import is_main
 from lm.logger import plot_losses, run_card, write_json
 from lm.metrics import finite_or_none, peak_flops
@@ -91,7 +91,7 @@ def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment, c
         "data_sha256": run.meta["data_sha256"],
         "tokenizer_sha256": run.meta["tokenizer_sha256"],
         "data": run.data.summary(),
-        "config_changes": {key: new for key, _, new in diff(to_json(Config()), to_json(config))},
+        "config_changes": {key: new for key, _, new in changed_keys(config)},
     }
     summary = {key: finite_or_none(value) for key, value in summary.items()}
     if is_main():

@@ -30,7 +30,7 @@ def attention_mask(
     """
     T, S = q_segments_BT.shape[1], k_segments_BS.shape[1]
     causal_TS = jnp.arange(S)[None, :] <= first_slot + jnp.arange(T)[:, None]
-    mask_BTS = causal_TS & (q_segments_BT[:, :, None] == k_segments_BS[:, None, :])
+    mask_BTS = causal_TS[None] & (q_segments_BT[:, :, None] == k_segments_BS[:, None, :])
     if window:
         mask_BTS &= q_positions_BT[:, :, None] - k_positions_BS[:, None, :] < window
     return mask_BTS
@@ -71,7 +71,7 @@ class Attention(nn.Module):
         def heads(name: str, count: int) -> jax.Array:
             y = x_BTD @ self.param(name, init_matrix(config), (D, count * H)).astype(dtype)
             if config.attn_bias:
-                y += self.param(f"{name}_bias", nn.initializers.zeros, (count * H,)).astype(dtype)
+                y += self.param(f"{name}_bias", nn.initializers.zeros, (count * H,)).astype(dtype)[None, None]
             return y.reshape(B, T, count, H)
 
         q_BTNH, k_BTKH, v_BTKH = heads("q", N), heads("k", K), heads("v", K)
@@ -91,5 +91,5 @@ class Attention(nn.Module):
         y_BTD = attend(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, config.attn_softcap, dropout).reshape(B, T, N * H)
         y_BTD = y_BTD @ self.param("out", init_out(config), (N * H, D)).astype(dtype)
         if config.attn_out_bias:
-            y_BTD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)
+            y_BTD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)[None, None]
         return y_BTD, cache

@@ -37,8 +37,9 @@ def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float
     y = x.astype(jnp.float32)
     if bias is not None:
         y = y - y.mean(-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps) * scale
-    return (y if bias is None else y + bias).astype(x.dtype)
+    front = (1,) * (x.ndim - 1)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps) * scale.reshape(*front, -1)
+    return (y if bias is None else y + bias.reshape(*front, -1)).astype(x.dtype)
 
 
 class Norm(nn.Module):
@@ -65,7 +66,7 @@ class MLP(nn.Module):
         def dense(name: str, x: jax.Array, shape: tuple[int, int], init: nn.initializers.Initializer) -> jax.Array:
             y = x @ self.param(name, init, shape).astype(x.dtype)
             if config.mlp_bias:
-                y += self.param(f"{name}_bias", nn.initializers.zeros, shape[1:]).astype(x.dtype)
+                y += self.param(f"{name}_bias", nn.initializers.zeros, shape[1:]).astype(x.dtype)[None, None]
             return y
 
         up_BTF = dense("up", x_BTD, (D, F), init_matrix(config))
@@ -79,7 +80,7 @@ class MLP(nn.Module):
 def rope_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Returns cos and sin [B, T, H/2] in float32 (RoPE, arXiv:2104.09864)."""
     freqs = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions_BT[..., None].astype(jnp.float32) * freqs
+    angles = positions_BT[..., None].astype(jnp.float32) * freqs[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

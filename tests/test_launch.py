@@ -1,0 +1,293 @@
+"""The commands as a user runs them: whole runs, kills, resumes, and wrong input."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = """
+from configs import base
+
+def get_config():
+    c = base.get_config()
+    c.data.path = {corpus!r}
+    c.data.cache_dir = {cache!r}
+    c.data.tokenizer.kind = "bytes"
+    c.data.split.validation = 0.1
+    c.data.split.test = 0.1
+    c.data.seq_len = 32
+    c.data.batch_size = 8
+    c.data.augment.token_dropout = 0.05
+    c.model.layers = 4
+    c.model.dim = 16
+    c.model.heads = 2
+    c.model.dropout = 0.1
+    c.optim.peak_lr = 3e-3
+    c.optim.schedule = "plateau"
+    c.train.steps = 60
+    c.train.log_every = 7
+    c.train.eval_every = 10
+    c.train.save_every = 5
+    c.train.eval_batch_size = 16
+    c.train.sample_prompts = ("The ",)
+    c.train.sample_tokens = 8
+    return c
+"""
+TIMES = ("tokens_per_sec", "mfu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a corpus, a config, and a finished run of it in `base`."""
+    folder = tmp_path_factory.mktemp("launch")
+    words = random.Random(0)
+    english = "the cat dog sat ran on under a mat tree and then left home".split()
+    chinese = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
+    with open(folder / "corpus.jsonl", "w", encoding="utf-8") as file:
+        for i in range(300):
+            text = " ".join(words.choices(english, k=20)) if i % 3 else "".join(words.choices(chinese, k=20))
+            file.write(json.dumps({"text": f"{i}: {text}"}, ensure_ascii=False) + "\n")
+    config = CONFIG.format(corpus=str(folder / "corpus.jsonl"), cache=str(folder / "cache"))
+    (folder / "config.py").write_text(config)
+    done = launch(folder, "base")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def environment(folder):
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    return env | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def command(folder, workdir, *extra, config="config.py"):
+    words = [f"--config={folder / config}", f"--workdir={folder / workdir}", *extra]
+    return [sys.executable, str(ROOT / "launch.py"), *words]
+
+
+def launch(folder, workdir, *extra, **kwargs):
+    return subprocess.run(
+        command(folder, workdir, *extra, **kwargs), capture_output=True, text=True, env=environment(folder), cwd=folder
+    )
+
+
+def python_m(folder, *words):
+    return subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, env=environment(folder), cwd=folder
+    )
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def metrics(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def assert_same_run(one, other):
+    """Bit-equal parameters, metrics and samples."""
+    assert read(one / "summary.json")["params_sha256"] == read(other / "summary.json")["params_sha256"]
+    assert metrics(one) == metrics(other)
+    assert (one / "samples.jsonl").read_text() == (other / "samples.jsonl").read_text()
+
+
+def test_a_run_leaves_what_it_promises(place):
+    workdir = place / "base"
+    summary = read(workdir / "summary.json")
+    for key in ("steps", "best_step", "eval/loss", "best/eval/loss", "params_sha256", "tokens_per_sec", "data_sha256"):
+        assert summary[key] is not None, key
+    assert summary["steps"] == 60
+    assert summary["status"] == "finished"
+    receipt = read(workdir / "receipt.json")
+    assert receipt["frozen_params"] == 0
+    assert receipt["optimizer_numbers"] == 2 * receipt["trained_params"]
+    rows = metrics(workdir)
+    assert [row["step"] for row in rows if "train/loss" in row] == [7, 14, 21, 28, 35, 42, 49, 56, 60]
+    assert [row["step"] for row in rows if "eval/loss" in row] == [10, 20, 30, 40, 50, 60]
+    losses = [row["eval/loss"] for row in rows if "eval/loss" in row]
+    assert losses[-1] < losses[0] - 0.5
+    assert summary["best/eval/loss"] == min(losses)
+    for name in ("config.json", "README.md", "loss.png", "samples.jsonl", "tokenizer", "tensorboard"):
+        assert (workdir / name).exists(), name
+    kept = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    assert kept == sorted({55, 60, summary["best_step"]})
+
+
+def test_a_finished_run_says_so(place):
+    again = launch(place, "base")
+    assert again.returncode == 0
+    assert "finished at step 60" in again.stdout
+    assert "nothing to do" in again.stdout
+
+
+def test_finetune_evaluate_and_generate(place):
+    text = (place / "config.py").read_text()
+    extra = (
+        "    from lm.config import last_layers\n"
+        f"    c.init.source = {str(place / 'base')!r}\n"
+        "    c.data.tokenizer.kind = 'auto'\n"
+        "    c.data.tokenizer.path = c.init.get_oneway_ref('source') + '/tokenizer'\n"
+        "    c.optim.schedule = 'cosine'\n"
+        "    c.optim.train = last_layers(1, layers=4)\n    c.optim.peak_lr = 'auto'\n    return c\n"
+    )
+    (place / "tune.py").write_text(text.replace("    return c\n", extra))
+    done = launch(place, "tuned", "--config.train.steps=20", config="tune.py")
+    assert done.returncode == 0, done.stderr
+    assert "started" not in done.stderr
+    assert "starting from" in done.stdout
+    assert "0.0003, a tenth of the 0.003" in done.stdout
+    receipt = read(place / "tuned/receipt.json")
+    assert receipt["frozen_sha256_before"] == receipt["frozen_sha256_after"]
+    assert receipt["optimizer_numbers"] == 2 * receipt["trained_params"]
+    assert receipt["flops_per_step"] <= 0.65 * receipt["flops_per_step_if_all_trained"]
+    assert {path.split("/")[0] for path in receipt["frozen_sha256_after"]} == {
+        "embed",
+        "block_00",
+        "block_01",
+        "block_02",
+    }
+    result = python_m(place, "lm.evaluate", f"--workdir={place / 'tuned'}", "--split=validation", "--batch_size=7")
+    assert result.returncode == 0, result.stderr
+    best = read(place / "tuned/summary.json")["best/eval/loss"]
+    assert json.loads(result.stdout)["loss"] == pytest.approx(best, abs=1e-5)
+    words = ("lm.generate", f"--workdir={place / 'tuned'}", "--prompt=the cat", "--max_new_tokens=12", "--seed=3")
+    one, two = python_m(place, *words), python_m(place, *words)
+    assert one.returncode == 0, one.stderr
+    assert one.stdout == two.stdout
+    assert one.stdout.startswith("the cat")
+
+
+def test_kill_9_at_any_moment_changes_nothing(place):
+    """Killed again and again at random moments, then run to the end: bit-equal to the run that nobody disturbed."""
+    moments = random.Random(1)
+    for _ in range(5):
+        process = subprocess.Popen(
+            command(place, "killed"),
+            env=environment(place),
+            cwd=place,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        metrics_file = place / "killed/metrics.jsonl"
+        began = time.monotonic()
+        lines = len(metrics_file.read_text().splitlines()) if metrics_file.exists() else 0
+        # wait until it has got somewhere (start-up takes seconds), then kill within the next moments
+        while process.poll() is None and time.monotonic() - began < 60:
+            now = len(metrics_file.read_text().splitlines()) if metrics_file.exists() else 0
+            if now > lines:
+                break
+            time.sleep(0.02)
+        time.sleep(moments.random() * 0.4)
+        process.kill()
+        if process.wait() == 0:
+            break
+    else:
+        done = launch(place, "killed")
+        assert done.returncode == 0, done.stderr
+    assert_same_run(place / "base", place / "killed")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_saves_and_the_same_command_goes_on(place, sent):
+    workdir = f"stopped{sent.value}"
+    process = subprocess.Popen(
+        command(place, workdir),
+        env=environment(place),
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("step 7/"):
+            process.send_signal(sent)
+            break
+    out, err = process.communicate()
+    assert process.returncode == 75, err
+    assert "run the same command again" in out
+    assert err == ""
+    other = launch(place, workdir)
+    assert other.returncode == 0, other.stderr
+    assert "resumed" in other.stdout
+    assert_same_run(place / "base", place / workdir)
+
+
+def test_two_runs_cannot_share_a_workdir(place):
+    process = subprocess.Popen(
+        command(place, "shared"), env=environment(place), cwd=place, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("first step"):
+            break
+    second = launch(place, "shared")
+    process.kill()
+    process.wait()
+    assert second.returncode == 3
+    assert f"is in use by process {process.pid}" in second.stderr
+
+
+def one_line(done, code, *words):
+    assert done.returncode == code, (done.returncode, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert lines[0].startswith("error: "), done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr, (word, done.stderr)
+
+
+def test_damaged_checkpoints_never_restart_a_run(place):
+    workdir = place / "damaged"
+    done = launch(place, "damaged", "--config.train.steps=20")
+    assert done.returncode == 0, done.stderr
+    (workdir / "summary.json").unlink()
+    for step in (workdir / "checkpoints").iterdir():
+        if step.name.isdigit():
+            victim = max((p for p in (step / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+            data = bytearray(victim.read_bytes())
+            data[len(data) // 2] ^= 1
+            victim.write_bytes(data)
+    one_line(launch(place, "damaged", "--config.train.steps=20"), 1, "no usable checkpoint", "has changed since")
+
+
+def test_a_non_finite_loss_ends_the_run_and_keeps_the_checkpoint(place):
+    done = launch(place, "nan", "--config.optim.peak_lr=1e30", "--config.optim.clip_norm=0", "--config.optim.name=sgd")
+    one_line(done, 1, "8 steps in a row", "bad_batches.jsonl", "peak_lr")
+    assert (place / "nan/bad_batches.jsonl").read_text().count("\n") >= 8
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "words"),
+    [
+        (["--config.optim.peak_l=1"], 2, ["peak_lr"]),
+        (["--config.optim.peak_lr=nan", "--config.train.steps=0", "--config.model.heads=3"], 2, ["3 problems", "finite", "steps", "heads"]),
+        (["--config.data.path=nowhere.txt"], 1, ["config.data.path", "nowhere.txt"]),
+        (["--config.init.source=nowhere"], 1, ["no checkpoint at nowhere"]),
+        (["--config.model.vocab_size=100"], 2, ["tokenizer has", "model.vocab_size=100"]),
+        (["--config.data.batch_size=7", "--config.train.micro_batches=2"], 2, ["7 is not divisible", "micro_batches=2"]),
+        (["--config.optim.train=(('block_09/.*',True),('.*',False))"], 1, ["block_09", "block_00 .. block_03"]),
+        (["--config.mesh.fsdp=3"], 2, ["mesh", "devices"]),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line(place, extra, code, words):
+    one_line(launch(place, f"wrong{abs(hash(extra[0]))}", *extra), code, *words)
+
+
+def test_resume_with_another_config_is_refused(place):
+    one_line(launch(place, "base", "--config.model.layers=2"), 2, "model.layers 4 -> 2 (refused)")
+
+
+def test_a_workdir_that_is_a_file(place):
+    (place / "file").write_text("")
+    one_line(launch(place, "file"), 2, "is a file")

@@ -1,0 +1,255 @@
+"""Does every module import only what its layer may, and do files stay small and well named?"""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("lm", "data_pipeline", "configs")
+
+# A module of ours -> its layer. A module imports modules of its own layer or of lower ones.
+LAYERS = {
+    "lm.config": 0, "lm.batch": 0, "data_pipeline.config": 0, "data_pipeline.schema": 0,
+    "lm.params": 1, "lm.sharding": 1, "lm.metrics": 1, "lm.hosts": 1, "lm.lease": 1,
+    "lm.model": 2, "lm.model.layers": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
+    "lm.losses": 3, "lm.optim": 3, "lm.step": 3,
+    "lm.checkpoint": 4,
+    "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
+    "lm.train": 6,
+    "lm.plan": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
+}  # fmt: skip
+SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
+FOR_CONFIGS = {"lm.config", *SCHEMA}
+
+# A library of others -> the modules that may import it (a package stands for all in it).
+LIBRARIES = {
+    "flax": ("lm.model", "lm.checkpoint"),
+    "optax": ("lm.losses", "lm.optim", "lm.step"),
+    "orbax": ("lm.checkpoint",),
+    "tensorboardX": ("lm.logger",),
+    "matplotlib": ("lm.logger",),
+    "tensorflow": ("data_pipeline",),
+    "tensorflow_datasets": ("data_pipeline",),
+    "sentencepiece": ("data_pipeline",),
+    "ml_collections": ("data_pipeline.schema", "configs"),
+    "absl": (),
+    "transformers": (),
+    "torch": (),
+}
+INSIDE_FUNCTIONS = {"tensorflow", "tensorflow_datasets", "sentencepiece", "matplotlib", "tensorboardX"}
+NO_JAX = {module for module, layer in LAYERS.items() if layer == 0}
+DRAWERS = {
+    "utils.py",
+    "util.py",
+    "common.py",
+    "helpers.py",
+    "helper.py",
+    "misc.py",
+    "manager.py",
+    "tools.py",
+    "core.py",
+}
+MAX_LINES = 350
+
+
+def module_files():
+    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    return {module_name(path.relative_to(ROOT)): path for path in [*files, ROOT / "launch.py"]}
+
+
+def module_name(path):
+    parts = list(path.with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def within(module, packages):
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def is_entry(module, function):
+    return function.name == "main" or (module == "launch" and function.name == "run")
+
+
+def find_imports(module, source, known, is_package=False):
+    """Yields (line, target module, at module level, inside an entry point) of every import in `source`."""
+
+    def resolve(base, names):
+        for name in names:
+            yield f"{base}.{name}" if f"{base}.{name}" in known else base
+
+    def walk(node, top, entry):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield child.lineno, alias.name, top, entry
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                if child.level:
+                    above = module.split(".")
+                    above = above[: len(above) - child.level + is_package]
+                    base = ".".join([*above, *([base] if base else [])])
+                for target in resolve(base, [alias.name for alias in child.names]):
+                    yield child.lineno, target, top, entry
+            elif isinstance(child, ast.Call) and child.args and isinstance(child.args[0], ast.Constant):
+                called = child.func.attr if isinstance(child.func, ast.Attribute) else getattr(child.func, "id", "")
+                if called in ("import_module", "__import__"):
+                    yield child.lineno, str(child.args[0].value), top, entry
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            enters = isinstance(child, ast.FunctionDef) and top and is_entry(module, child)
+            yield from walk(child, top and not inside, entry or enters)
+
+    yield from walk(ast.parse(source), True, False)
+
+
+def find_faults(module, source, known, is_package=False):
+    """Returns one line for each import in `source` that the layer of `module` does not allow."""
+    faults = []
+    package = module.split(".")[0]
+    if package == "lm" and module not in LAYERS and module != "lm":
+        return [f"{module}: not in LAYERS; give it a layer"]
+    for line, target, top, entry in find_imports(module, source, known, is_package):
+        library = target.split(".")[0]
+        ours = library in PACKAGES or library == "launch"
+        where = f"{module}:{line}: imports {target}"
+        if not ours and top and library in INSIDE_FUNCTIONS:
+            faults.append(f"{where} at module level")
+        if entry or package == "launch":
+            continue
+        if not ours:
+            if library in LIBRARIES and not within(module, LIBRARIES[library]):
+                faults.append(f"{where}, which only {', '.join(LIBRARIES[library]) or 'entry points'} may")
+            if library in ("jax", "jaxlib") and (package != "lm" or module in NO_JAX):
+                faults.append(f"{where}, but it must do without jax")
+        elif package == "configs":
+            if target not in FOR_CONFIGS and library != "configs":
+                faults.append(f"{where}; a config may import {', '.join(sorted(FOR_CONFIGS))} and configs")
+        elif package == "data_pipeline":
+            if library != "data_pipeline":
+                faults.append(f"{where}; data_pipeline may import only itself")
+        elif library == "data_pipeline":
+            if target not in SCHEMA:
+                faults.append(f"{where}; lm may import only {' and '.join(sorted(SCHEMA))}")
+        elif target == "lm":
+            if module != "lm":
+                faults.append(f"{where} as a whole")
+        elif library != "lm" or target not in LAYERS:
+            faults.append(f"{where}, which has no layer")
+        elif module != "lm" and LAYERS[target] > LAYERS[module]:
+            faults.append(f"{where}: layer {LAYERS[module]} may not import layer {LAYERS[target]}")
+    return faults
+
+
+def forbidden_by_name(module, source, known):
+    """lm.step knows no model, and the package itself imports nothing."""
+    targets = {target for _, target, _, entry in find_imports(module, source, known) if not entry}
+    if module == "lm.step":
+        return [t for t in targets if within(t, ("lm.model",))]
+    return [t for t in targets if t != "__future__"] if module == "lm" else []
+
+
+def test_imports_follow_the_layers():
+    files = module_files()
+    faults = []
+    for module, path in files.items():
+        source, is_package = path.read_text(), path.name == "__init__.py"
+        faults += find_faults(module, source, files, is_package)
+        faults += [f"{module}: may not import {target}" for target in forbidden_by_name(module, source, files)]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "word"),
+    [
+        ("lm.config", "import jax", "without jax"),
+        ("data_pipeline.clean", "import jax.numpy as jnp", "without jax"),
+        ("data_pipeline.clean", "from lm.config import Config", "only itself"),
+        (
+            "data_pipeline.clean",
+            "def f():\n    import importlib\n    importlib.import_module('lm.config')",
+            "only itself",
+        ),
+        ("data_pipeline.clean", "import tensorflow as tf", "module level"),
+        ("data_pipeline.clean", "class A:\n    import sentencepiece", "module level"),
+        ("data_pipeline.clean", "if True:\n    import tensorflow_datasets", "module level"),
+        ("lm.params", "from lm.optim import read_tables", "layer 1 may not import layer 3"),
+        ("lm.params", "def f():\n    from lm import train", "layer 1 may not import layer 6"),
+        ("lm.model.layers", "from . import attention\nfrom ..params import Params\nfrom ..train import Run", "layer 6"),
+        ("lm.sharding", "import flax.linen as nn", "only lm.model, lm.checkpoint"),
+        ("lm.train", "from optax import adamw", "only lm.losses"),
+        ("lm.train", "def f():\n    import orbax.checkpoint", "only lm.checkpoint"),
+        ("lm.train", "def f():\n    import tensorflow", "only data_pipeline"),
+        ("lm.train", "from data_pipeline.batch import open_data", "lm may import only"),
+        ("lm.train", "from data_pipeline import batch", "lm may import only"),
+        ("lm.train", "def f():\n    def main():\n        from data_pipeline import batch", "lm may import only"),
+        ("lm.drawer", "", "give it a layer"),
+        ("configs.x", "from lm.optim import make_schedule", "a config may import"),
+        ("configs.x", "import jax", "without jax"),
+    ],
+)
+def test_the_walk_sees_what_is_forbidden(module, source, word):
+    known = {**module_files(), "data_pipeline.batch": None}
+    assert any(word in fault for fault in find_faults(module, source, known)), find_faults(module, source, known)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("lm.evaluate", "def main(argv):\n    from data_pipeline.batch import open_data\n    from lm import build"),
+        ("launch", "def run():\n    from lm import build\n    import jax"),
+        ("data_pipeline.tokenizer", "def f():\n    import sentencepiece"),
+        ("data_pipeline.show", "def main(argv):\n    from lm.config import Config"),
+        ("lm.config", "from data_pipeline.schema import diff"),
+        ("configs.x", "from configs import base\nfrom data_pipeline.schema import to_config_dict"),
+    ],
+)
+def test_the_walk_lets_pass_what_is_allowed(module, source):
+    assert find_faults(module, source, module_files()) == []
+
+
+def test_every_layered_module_exists():
+    assert set(LAYERS) - set(module_files()) == set()
+
+
+def test_lm_step_knows_no_model():
+    assert forbidden_by_name("lm.step", "from lm.model.transformer import Model", module_files())
+
+
+def loaded_after(statements, *names):
+    """Runs `statements` in a fresh interpreter; returns which of `names` were imported by it."""
+    code = f"{statements}\nimport sys\nprint([n for n in {names!r} if n in sys.modules])"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return ast.literal_eval(done.stdout.strip().splitlines()[-1])
+
+
+def import_all(package):
+    names = [module for module in module_files() if within(module, (package,))]
+    return "import " + ", ".join(sorted(names))
+
+
+def test_importing_a_config_takes_no_jax_and_no_tensorflow():
+    assert loaded_after(import_all("configs"), "jax", "flax", "tensorflow") == []
+
+
+def test_importing_lm_train_takes_no_tensorflow():
+    assert loaded_after("import lm.train", "jax", "tensorflow", "transformers") == ["jax"]
+
+
+def test_importing_the_data_pipeline_takes_no_jax_and_no_tensorflow():
+    assert loaded_after(import_all("data_pipeline"), "jax", "flax", "tensorflow", "sentencepiece") == []
+
+
+def test_files_are_small_and_named_by_the_question_they_answer():
+    faults = []
+    for path in module_files().values():
+        lines = len(path.read_text().splitlines())
+        if lines > MAX_LINES:
+            faults.append(f"{path.relative_to(ROOT)} has {lines} lines, the limit is {MAX_LINES}: split it by question")
+        if path.name in DRAWERS:
+            faults.append(f"{path.relative_to(ROOT)}: a drawer; name a file by the question it answers")
+    assert not faults, "\n".join(faults)
