@@ -18,8 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.tokenizer.path = c.init.get_oneway_ref("source") + "/tokenizer"
     for source in c.data.sources.values():
         source.records = "docstrings"
-    c.data.split.validation = 0.05
-    c.data.split.test = 0.05
+    # the same split as pretraining, by module: a module held out here was held out there
 
     c.optim.train = last_layers(2, layers=8, also="norm_out/.*|head")
     c.optim.peak_lr = "auto"  # a tenth of the checkpoint's own

@@ -14,8 +14,8 @@ def get_config() -> ml_collections.ConfigDict:
     c = base.get_config()
     for name in ("stdlib", "jax", "flax", "optax", "numpy"):
         c.data.sources[name] = base.source(kind="package", path=name)
-    c.data.split.validation = 0.02
-    c.data.split.test = 0.02
+    c.data.split.validation = 0.05
+    c.data.split.test = 0.05
     c.data.tokenizer.vocab_size = 2048
     c.data.tokenizer.train_chars = 3_000_000
     c.data.seq_len = 256

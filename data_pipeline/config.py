@@ -88,9 +88,7 @@ class DataConfig:
     packing: str = "best_fit"  # "best_fit": several documents share a row and never see each other; "none": one a row
     add_bos: bool = False  # put the begin token before each document
     loss_on_prompt: bool = False  # prompt/completion rows: learn the prompt too
-    min_completion_kept: float = (
-        0.95  # refuse data where truncation leaves fewer of its rows with a completion to learn
-    )
+    min_completion_kept: float = 0.95  # refuse a source where seq_len leaves fewer of its completions whole
     seed: int = 0  # order of rows, augmentation
     streaming: bool = False  # read, clean, tokenise and pack on the fly instead of preparing first
     shuffle_documents: int = 2048  # streaming: documents in the shuffle buffer

@@ -134,7 +134,7 @@ def test_bfloat16_attention_has_a_float32_softmax():
     assert scores.mean() > 30
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = weights / weights.sum(-1, keepdims=True) @ v
-    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.01)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.02)
 
 
 def reference(config, params, tokens, positions, segments):
@@ -289,23 +289,26 @@ def test_start_of_output_projections(make_model):
     np.testing.assert_allclose(np.std(scaled["block_05/mlp/up"]), 0.2, rtol=0.05)
 
 
-def test_remat_changes_no_gradient(make_model):
+def test_remat_saves_memory_and_changes_no_gradient(make_model):
     """With dropout: the recomputed forward must draw the same mask."""
 
-    def gradients(policy, runs):
-        model, params = make_model(runs=runs, remat=policy, dropout=0.3)
+    def gradients(policy, runs, layers):
+        model, params = make_model(runs=runs, remat=policy, dropout=0.3, layers=layers)
 
         def loss(params):
             return jnp.square(model.apply(params, TOKENS, *ONE, jax.random.key(3))).mean()
 
-        return jax.jit(jax.grad(loss))(params)
+        program = jax.jit(jax.grad(loss)).lower(params).compile()
+        return program(params), program.memory_analysis().temp_size_in_bytes
 
-    for runs, policies in {(): ["full"], ((0, 2),): ["dots", "full"]}.items():
-        plain = gradients("none", runs)
-        for policy in policies:
-            found = gradients(policy, runs)
-            for path, leaf in plain.items():
-                np.testing.assert_allclose(found[path], leaf, atol=1e-5, err_msg=path)
+    for runs, layers, policies in (((), 1, ["none", "full"]), (((0, 16),), 16, ["none", "dots", "full"])):
+        found = [gradients(policy, runs, layers) for policy in policies]
+        for grads, _ in found[1:]:
+            for path, leaf in found[0][0].items():
+                np.testing.assert_allclose(grads[path], leaf, atol=1e-5, err_msg=path)
+        if runs:  # unrolled, XLA for CPU merges what is recomputed with what was kept
+            sizes = [size for _, size in found]
+            assert sizes == sorted(set(sizes), reverse=True)
 
 
 def test_parameter_paths(make_model):

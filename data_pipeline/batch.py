@@ -1,0 +1,205 @@
+"""Which ids are in batch number s? A function of the configuration and s, for any split over hosts.
+
+Rows are an index in memory over the prepared ids (chunks, packing, mixture); only the rows asked for are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.augment import augment_batch, is_on
+from data_pipeline.config import SPLITS, DataConfig, check_data_config
+from data_pipeline.feed import Batch, Calls, TrainBatches
+from data_pipeline.mix import Mixture, epoch_key, make_key, permute
+from data_pipeline.prepare import prepare
+from data_pipeline.quiet_tf import import_tf
+from data_pipeline.records import Source
+from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader, empty_batch
+from data_pipeline.schema import ConfigError, UserError
+from data_pipeline.store import Prepared
+from data_pipeline.stream import DocumentReader, StreamedBatches, Streams
+from data_pipeline.tasks import check_tokenizer, cut_chunks
+from data_pipeline.tokenizer import Tokenizer
+
+VERSION = 1  # raise it when the same prepared data gives other batches
+EVAL_ORDER = 0xE7A1  # key of the one shuffled order of evaluation rows, so that the first rows are a fair sample
+PREFETCH = 4  # batches read ahead
+
+
+class Data:
+    """Opened data: the tokenizer, and the batches of each split."""
+
+    def __init__(self, config: DataConfig, prepared: Prepared, sources: list[Source], log: Callable[[str], None]):
+        self.config, self.prepared, self.sources = config, prepared, sources
+        self.tokenizer: Tokenizer = prepared.tokenizer
+        special = self.tokenizer.special
+        self.pad_id = special.pad if special.pad >= 0 else max(special.eos, 0)
+        check_tokenizer(self.tokenizer, config.add_bos, config.split.by == "hash", is_on(config.augment))
+        self.readers = {split: self._open(split) for split in SPLITS}
+        self._check(log)
+        self.fingerprint = self._fingerprint()
+
+    def has_split(self, split: str) -> bool:
+        """Says whether a split has any row."""
+        if self.config.streaming and split == "train":
+            return True
+        return any(len(reader) for _, reader in self.readers[split])
+
+    def train_batches(self, start_step: int, rows: tuple[int, int], state: bytes | None = None) -> TrainBatches:
+        """Yields the batches of steps `start_step`, `start_step + 1`, ...: rows `rows[0]` to `rows[1]` of each."""
+        if self.config.streaming:
+            return self._stream(start_step, rows, state)
+        tf = import_tf()
+        origins, calls = is_on(self.config.augment), Calls()
+        dtypes = BATCH_DTYPES | (ORIGIN_DTYPES if origins else {})
+        numbers, readers = zip(*self.readers["train"])
+        mixture = Mixture([self.sources[n].name for n in numbers], [len(r) for r in readers],
+                          [self._weight(n) for n in numbers], self.config.seed)  # fmt: skip
+
+        def read(step: np.ndarray) -> list[np.ndarray]:
+            places = int(step) * self.config.batch_size + np.arange(*rows)
+            source, epoch, row = mixture.locate(places)
+            batch = empty_batch(len(places), self.config.seq_len, self.pad_id, origins)
+            for number in np.unique(source):
+                here = np.flatnonzero(source == number)
+                readers[number].read(row[here], here, batch, epoch_key(self.config.seed, epoch[here]))
+            return [batch[name] for name in dtypes]
+
+        def to_batch(step: Any) -> dict[str, Any]:
+            shape: list[int | None] = [rows[1] - rows[0], self.config.seq_len]
+            arrays = calls.tensors(read, (step,), list(dtypes.values()), [shape] * len(dtypes))
+            batch = dict(zip(dtypes, arrays))
+            return self._augment(batch) if origins else batch
+
+        dataset = tf.data.Dataset.counter(start=start_step).map(to_batch)
+        return TrainBatches(dataset.prefetch(PREFETCH), calls)
+
+    def eval_batches(self, split: str, batch_size: int, rows: tuple[int, int]) -> Iterator[Batch]:
+        """Yields every row of a split once, in one fixed order; the last batch is filled with rows of weight 0."""
+        readers = [reader for _, reader in self.readers[split]]
+        ends = np.cumsum([len(reader) for reader in readers])
+        total = int(ends[-1]) if len(ends) else 0
+        for start in range(0, total, batch_size):
+            places = np.arange(start + rows[0], min(start + rows[1], total))
+            row = permute(places, total, make_key(EVAL_ORDER)) if len(places) else places
+            source = np.searchsorted(ends, row, side="right")
+            batch = empty_batch(rows[1] - rows[0], self.config.seq_len, self.pad_id, origins=False)
+            for number in np.unique(source):
+                here = np.flatnonzero(source == number)
+                inside = row[here] - (ends[number] - len(readers[number]))
+                readers[number].read(inside, here, batch, np.zeros(len(here), np.uint64))
+            yield batch
+
+    def summary(self) -> dict[str, Any]:
+        """Returns JSON values: what each source gives to each split, and what was dropped and changed."""
+        sources = {}
+        for number, entry in enumerate(self.prepared.manifest["sources"]):
+            splits = {split: dict(counts) for split, counts in entry["splits"].items()}
+            for split in SPLITS:
+                for n, reader in self.readers[split]:
+                    if n == number:
+                        splits[split] |= _describe(reader)
+            kept = {key: entry[key] for key in ("read", "kept", "dropped", "changed")}
+            sources[entry["name"]] = {**kept, "weight": self._weight(number), "splits": splits}
+        rows = {split: sum(len(reader) for _, reader in self.readers[split]) for split in SPLITS}
+        epochs = self.config.batch_size / rows["train"] if rows["train"] else None
+        return {"sources": sources, "rows": rows, "epochs_per_step": epochs, "folder": str(self.prepared.folder)}
+
+    def _stream(self, start_step: int, rows: tuple[int, int], state: bytes | None) -> TrainBatches:
+        numbers = self._training_sources()
+        groups = [[n] for n in numbers] if any(map(self._weight, numbers)) else [numbers]
+        readers = [
+            DocumentReader(self.config, [(self.sources[n], *self.prepared.places(n, "train")) for n in group])
+            for group in groups
+        ]
+        mixture = Mixture([self.sources[n].name for n in numbers], [1] * len(numbers), [self._weight(n) for n in numbers],
+                          self.config.seed)  # fmt: skip
+        streams = Streams(self.config, readers, mixture, self.tokenizer, self.pad_id)
+        return StreamedBatches(
+            streams.dataset(rows, self._augment), streams.calls, self.fingerprint, start_step, rows, state
+        )
+
+    def _augment(self, batch: dict[str, Any]) -> dict[str, Any]:
+        special = self.tokenizer.special
+        return augment_batch(batch, self.config.augment, special.bos, special.mask)
+
+    def _weight(self, number: int) -> float:
+        return self.sources[number].config.weight
+
+    def _training_sources(self) -> list[int]:
+        entries = self.prepared.manifest["sources"]
+        return [number for number, entry in enumerate(entries) if entry["kept"].get("train")]
+
+    def _open(self, split: str) -> list[tuple[int, RowReader]]:
+        config, readers = self.config, []
+        for number in range(len(self.sources)):
+            if self.prepared.has_shard(number, split):
+                shard = self.prepared.shard(number, split)
+                chunks = cut_chunks(
+                    shard.offsets, shard.loss_start, config.seq_len, config.add_bos, config.loss_on_prompt
+                )
+                reader = RowReader(shard, chunks, config.seq_len, config.packing, self.tokenizer.special.bos)
+                if len(reader):
+                    readers.append((number, reader))
+        return readers
+
+    def _check(self, log: Callable[[str], None]) -> None:
+        """Raises UserError for data that cannot train; says what is allowed but unexpected."""
+        config = self.config
+        rows = sum(len(reader) for _, reader in self.readers["train"])
+        if not rows and not (config.streaming and self._training_sources()):
+            raise UserError("the train split is empty: lower config.data.split.validation and test, or add documents")
+        if not config.streaming and rows < config.batch_size:
+            log(f"warning: the train split has {rows} rows, fewer than config.data.batch_size={config.batch_size}: "
+                "rows repeat within a batch")  # fmt: skip
+        pinned = {source.config.split for source in self.sources}
+        for split, share in (("validation", config.split.validation), ("test", config.split.test)):
+            if not self.has_split(split) and (share > 0 or split in pinned):
+                log(
+                    f"warning: no document fell into the {split} split (share {share:g}); raise config.data.split.{split}"
+                )
+        for number, source in enumerate(self.sources):
+            chunks = [reader.chunks for split in SPLITS for n, reader in self.readers[split] if n == number]
+            pairs, cut = sum(c.pairs for c in chunks), sum(c.cut_completions for c in chunks)
+            if cut > (1 - config.min_completion_kept) * pairs:
+                raise UserError(
+                    f"source {source.name}: config.data.seq_len={config.seq_len} cuts the end of {cut} of {pairs} "
+                    f"completions; raise it, or lower config.data.min_completion_kept={config.min_completion_kept:g}"
+                )
+
+    def _fingerprint(self) -> str:
+        config = asdict(self.config)
+        for key in ("path", "sources", "clean", "split", "tokenizer", "cache_dir", "on_bad", "max_bad_fraction",
+                    "max_line_bytes", "allow_leak", "min_completion_kept"):  # fmt: skip
+            del config[key]  # they decide what is prepared, and its content is in the hash below
+        if not self.config.streaming:
+            del config["shuffle_documents"]
+        if not is_on(self.config.augment):
+            del config["augment"]
+        weights = [[source.name, source.config.weight] for source in self.sources]
+        identity = [source.identity() for source in self.sources] if self.config.streaming else []
+        content = self.prepared.content_sha256()
+        what = [VERSION, config, weights, identity, content, self.tokenizer.sha256]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(reader: RowReader) -> dict[str, Any]:
+    out: dict[str, Any] = {"rows": len(reader), "fill": round(reader.fill(), 4)}
+    if reader.chunks.pairs:
+        out |= {"cut_prompts": reader.chunks.cut_prompts, "cut_completions": reader.chunks.cut_completions}
+    return out
+
+
+def open_data(config: DataConfig, *, log: Callable[[str], None] = print) -> Data:
+    """Prepares the data of `config`, or finds it prepared, and opens it; raises UserError for what is wrong with it."""
+    problems = check_data_config(config)
+    if problems:
+        raise ConfigError(problems)
+    prepared, sources = prepare(config, log)
+    return Data(config, prepared, sources, log)

@@ -1,0 +1,177 @@
+"""Which stretches of a file are its rows, and what record does each hold? Text, Markdown, JSON lines, CSV and TSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from data_pipeline.config import SourceConfig
+from data_pipeline.lines import BOM, Line, read_lines
+from data_pipeline.records import Bad, Record, record_from_fields
+from data_pipeline.schema import UserError
+
+SUFFIXES = {
+    "text": (".txt", ".text"),
+    "markdown": (".md", ".markdown"),
+    "jsonl": (".jsonl", ".ndjson"),
+    "csv": (".csv", ".tsv"),
+}
+MAX_FILE_DOCUMENT = 2**28  # bytes: a file that is one document is held in memory whole, as text and as ids
+
+
+class CsvHead(NamedTuple):
+    delimiter: str
+    names: tuple[str, ...]
+
+
+class Row(NamedTuple):
+    line: int
+    offset: int
+    length: int
+    content: bytes | Bad
+
+
+def find_rows(path: str, kind: str, config: SourceConfig, max_line_bytes: int) -> Iterator[Row]:
+    """Yields the stretches of bytes that hold one row each; blank lines are no rows."""
+    if kind == "csv":
+        yield from _csv_rows(path, max_line_bytes)
+    elif kind == "jsonl" or config.document == "line":
+        for line in read_lines(path, max_line_bytes):
+            if line.raw is None or line.raw.removeprefix(BOM).strip():
+                yield Row(line.number, line.offset, line.length, _bounded(line, max_line_bytes))
+    else:
+        yield from _text_rows(path, config.document == "paragraph", max_line_bytes)
+
+
+def parse_row(raw: bytes, kind: str, config: SourceConfig, head: CsvHead) -> Record | Bad:
+    """Reads one row; what is wrong with it comes back as Bad."""
+    if kind == "csv":
+        return _parse_csv(raw, config, head)
+    try:
+        text = raw.removeprefix(BOM).decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start)
+        byte = error.start - (raw.rfind(b"\n", 0, error.start) + 1)
+        ahead = f"{line} lines further on: " if line else ""
+        return Bad("not UTF-8", f"{ahead}not UTF-8 at byte {byte}")
+    if kind != "jsonl":
+        return Record(text) if text.strip() else Bad("empty text", "the document is blank")
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        return Bad("not valid JSON", f"not valid JSON: {error.msg} at column {error.colno}")
+    except RecursionError:
+        return Bad("not valid JSON", "not valid JSON: nested too deep")
+    except ValueError:
+        return Bad("not valid JSON", "not valid JSON: a number has too many digits")
+    if not isinstance(row, dict):
+        return Bad("not an object", f"the line holds a JSON {type(row).__name__}, expected an object")
+    return record_from_fields(row, config)
+
+
+def read_header(path: str, max_line_bytes: int) -> CsvHead:
+    """Returns the delimiter and the column names of a CSV or TSV file."""
+    delimiter = _delimiter(path)
+    for row in _csv_records(path, max_line_bytes):
+        if isinstance(row.content, bytes):
+            text = row.content.removeprefix(BOM).decode(errors="replace")
+            return CsvHead(delimiter, tuple(_split_csv(text, delimiter)))
+    return CsvHead(delimiter, ())
+
+
+def _bounded(line: Line, limit: int) -> bytes | Bad:
+    message = f"line longer than {limit} bytes; raise config.data.max_line_bytes if it is meant"
+    return Bad("line too long", message) if line.raw is None else line.raw
+
+
+def _text_rows(path: str, paragraphs: bool, max_line_bytes: int) -> Iterator[Row]:
+    parts: list[bytes] = []
+    bad: Bad | None = None
+    start = Line(1, 0, 0, b"")
+    size = 0
+
+    def row() -> Row:
+        return Row(start.number, start.offset, size, bad or b"".join(parts))
+
+    for line in read_lines(path, max_line_bytes):
+        blank = line.raw is not None and not line.raw.removeprefix(BOM).strip()
+        if paragraphs and blank:
+            if size:
+                yield row()
+            parts, bad, size = [], None, 0
+            continue
+        if not size:
+            start = line
+        size += line.length
+        if line.raw is None:
+            bad = Bad("line too long", f"line {line.number} is longer than {max_line_bytes} bytes; raise "
+                                       "config.data.max_line_bytes if it is meant")  # fmt: skip
+        elif size > MAX_FILE_DOCUMENT:
+            raise UserError(f"{path}: a document of over 256 MiB; set the source's document='paragraph' or 'line'")
+        else:
+            parts.append(line.raw)
+    if size:
+        yield row()
+
+
+def _csv_rows(path: str, max_line_bytes: int) -> Iterator[Row]:
+    rows = _csv_records(path, max_line_bytes)
+    next(rows, None)  # the header
+    yield from rows
+
+
+def _csv_records(path: str, max_line_bytes: int) -> Iterator[Row]:
+    """Groups physical lines into CSV records (a quoted field may hold line ends), as Python's csv module sees them."""
+    pending: list[Line] = []
+
+    def feed() -> Iterator[str]:
+        for line in read_lines(path, max_line_bytes):
+            pending.append(line)
+            if line.raw is None or line.offset + line.length - pending[0].offset > max_line_bytes:
+                what = "is longer" if len(pending) == 1 else "opens a quote that does not close, or is longer"
+                raise UserError(
+                    f"{path}:{pending[0].number}: the row {what} than {max_line_bytes} bytes; raise "
+                    "config.data.max_line_bytes if it is meant"
+                )
+            yield line.raw.decode(errors="surrogateescape")
+
+    csv.field_size_limit(max(max_line_bytes, 131072))
+    reader = csv.reader(feed(), delimiter=_delimiter(path))
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Row(
+                pending[0].number, pending[0].offset, sum(p.length for p in pending), Bad("not valid CSV", str(error))
+            )
+            pending.clear()
+            continue
+        first, size = pending[0], sum(line.length for line in pending)
+        raw = b"".join(line.raw or b"" for line in pending)
+        pending.clear()
+        if fields:
+            yield Row(first.number, first.offset, size, raw)
+
+
+def _delimiter(path: str) -> str:
+    return "\t" if ".tsv" in path.lower() else ","
+
+
+def _split_csv(text: str, delimiter: str) -> list[str]:
+    # str.splitlines would also cut at U+2028 and other characters that are part of a field
+    lines = [line + "\n" for line in text.removesuffix("\n").split("\n")]
+    return next(csv.reader(lines, delimiter=delimiter))
+
+
+def _parse_csv(raw: bytes, config: SourceConfig, head: CsvHead) -> Record | Bad:
+    try:
+        fields = _split_csv(raw.decode(), head.delimiter)
+    except UnicodeDecodeError as error:
+        return Bad("not UTF-8", f"not UTF-8 at byte {error.start}")
+    if len(fields) != len(head.names):
+        return Bad("wrong number of fields", f"the row has {len(fields)} fields, the header {len(head.names)}")
+    return record_from_fields(dict(zip(head.names, fields)), config)

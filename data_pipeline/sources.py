@@ -1,0 +1,142 @@
+"""Which files does a source name, and how are its records read and found again?"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.lines import SpanReader, hash_file
+from data_pipeline.package_source import PackageSource
+from data_pipeline.parse import SUFFIXES, CsvHead, find_rows, parse_row, read_header
+from data_pipeline.records import Bad, Found, Place, Record, Source
+from data_pipeline.schema import UserError
+from data_pipeline.tfds_source import TfdsSource
+
+PACKED = (".gz", ".zst")
+NO_HEAD = CsvHead(",", ())
+Log = Callable[[str], None]
+
+
+def open_sources(config: DataConfig, log: Log) -> list[Source]:
+    """Opens every source that the configuration names, in the order of their names; raises UserError by key."""
+    named = {"data": SourceConfig(path=config.path)} if config.path else config.sources
+    sources: list[Source] = []
+    for name in sorted(named):
+        source, key = named[name], "config.data.path" if config.path else f"config.data.sources.{name}.path"
+        if source.kind == "package":
+            sources.append(PackageSource(name, source, key))
+        elif source.kind == "tfds":
+            sources.append(TfdsSource(name, source, key))
+        else:
+            sources.append(FileSource(name, source, key, config.max_line_bytes, log))
+    _warn_of_twins(sources, log)
+    return sources
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    path: str
+    kind: str
+    size: int
+    sha256: str
+
+
+class FileSource:
+    """Text, Markdown, JSONL and CSV files."""
+
+    def __init__(self, name: str, config: SourceConfig, key: str, max_line_bytes: int, log: Log):
+        self.name, self.config, self.max_line_bytes = name, config, max_line_bytes
+        self.files = [
+            SourceFile(path, kind, Path(path).stat().st_size, hash_file(path))
+            for path, kind in find_files(config, key, log)
+        ]
+        self.heads: dict[str, CsvHead] = {}
+        self.reader = SpanReader()
+
+    def identity(self) -> list[Any]:
+        return [[file.kind, file.sha256] for file in self.files]
+
+    def total_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    def read(self) -> Iterator[Found]:
+        for number, file in enumerate(self.files):
+            empty = True
+            for row in find_rows(file.path, file.kind, self.config, self.max_line_bytes):
+                empty = False
+                content = row.content
+                record = content if isinstance(content, Bad) else self._parse(file, content)
+                yield Found(Place(number, row.offset, row.length, 0), f"{file.path}:{row.line}", record)
+            if empty:
+                what = "file is empty" if file.size == 0 else "no rows in it, only blank lines"
+                if file.kind == "csv" and file.size:
+                    what = "no rows in it below the header"
+                yield Found(Place(number, 0, 0, 0), file.path, Bad("empty file", what))
+
+    def load(self, place: Place) -> Record:
+        file = self.files[place.file]
+        record = self._parse(file, self.reader.read(file.path, place.offset, place.length))
+        if isinstance(record, Bad):
+            raise UserError(f"{file.path}: changed since it was indexed ({record.message}); run again")
+        return record
+
+    def _parse(self, file: SourceFile, raw: bytes) -> Record | Bad:
+        if file.kind == "csv" and file.path not in self.heads:
+            self.heads[file.path] = read_header(file.path, self.max_line_bytes)
+        return parse_row(raw, file.kind, self.config, self.heads.get(file.path, NO_HEAD))
+
+
+def find_files(config: SourceConfig, key: str, log: Log) -> list[tuple[str, str]]:
+    """Returns (path, kind) of every file that a source names, sorted; raises UserError naming the key."""
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        found = sorted(str(p) for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        known = [(p, kind) for p in found if (kind := _kind_by_name(p)) and config.kind in ("auto", kind)]
+        wanted = "readable" if config.kind == "auto" else config.kind
+        if not known:
+            suffixes = ", ".join(s for kind, group in SUFFIXES.items() for s in group if config.kind in ("auto", kind))
+            raise UserError(f"{key}: folder {config.path!r} holds no {wanted} files (names that end in {suffixes})")
+        if len(known) < len(found):
+            log(f"{key}: reads {len(known)} {wanted} files of {config.path}; {len(found) - len(known)} others left out")
+        return known
+    if path.is_file():
+        paths = [str(path)]
+    else:
+        paths = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        if not paths and glob.has_magic(str(path)):
+            raise UserError(f"{key}: {config.path!r} matches no files")
+        if not paths:
+            raise UserError(f"{key}: no such file or folder: {config.path!r}")
+    kinds = [config.kind if config.kind != "auto" else _kind_by_name(p) for p in paths]
+    for p, kind in zip(paths, kinds):
+        if not kind:
+            raise UserError(
+                f"{key}: cannot tell what {p!r} is by its name; give it a source with kind= one of {', '.join(SUFFIXES)}"
+            )
+    return list(zip(paths, kinds))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _kind_by_name(path: str) -> str:
+    name = path.lower()
+    for suffix in PACKED:
+        name = name.removesuffix(suffix)
+    return next((kind for kind, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "")
+
+
+def _warn_of_twins(sources: list[Source], log: Log) -> None:
+    first: dict[str, tuple[Source, str]] = {}
+    for source in sources:
+        for file in source.files if isinstance(source, FileSource) else []:
+            earlier, path = first.setdefault(file.sha256, (source, file.path))
+            if (earlier, path) != (source, file.path) and file.size:
+                log(
+                    f"warning: {file.path} (source {source.name}) holds the same bytes as {path} (source {earlier.name})"
+                )

@@ -1,0 +1,198 @@
+"""What is in a folder of prepared data, is it whole, and how is it written so that a crash leaves nothing half made?
+
+00.train.ids.npy         ids of all documents of source 0, one after the other (uint16, or uint32 above 65,536 ids)
+00.train.offsets.npy     where each document begins, and the end
+00.train.loss_start.npy  ids before the completion, or -1 for a plain text
+00.train.keys.npy        64 bits that name the document
+00.train.places.npy      streaming, in place of the others: where each document lies in its source
+tokenizer/  drops.jsonl  report.json  report.md
+manifest.json            what made it, counts, and size and sha256 of every other file; written last
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.lines import hash_file
+from data_pipeline.schema import UserError
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+
+MANIFEST = "manifest.json"
+NPY_HEAD = 128  # bytes of the header that numpy writes for any one-dimensional array
+STALE_SECONDS = 86_400.0  # a temporary folder of this age is a leftover of a killed run
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The documents of one source in one split; ids lie on disk and are read when used."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    loss_start: np.ndarray
+    keys: np.ndarray
+
+
+class Prepared:
+    """An opened folder of prepared data."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]):
+        self.folder, self.manifest = folder, manifest
+        self.tokenizer: Tokenizer = load_tokenizer(folder / "tokenizer")
+        self.sources: list[str] = [entry["name"] for entry in manifest["sources"]]
+
+    def shard(self, source: int, split: str) -> Shard:
+        stem = f"{source:02d}.{split}."
+        ids = np.load(self.folder / f"{stem}ids.npy", mmap_mode="r")
+        rest = (np.load(self.folder / f"{stem}{name}.npy") for name in ("offsets", "loss_start", "keys"))
+        return Shard(ids, *rest)
+
+    def has_shard(self, source: int, split: str) -> bool:
+        return f"{source:02d}.{split}.ids.npy" in self.manifest["files"]
+
+    def places(self, source: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (places int64 [documents, 4], keys uint64 [documents]) of a source that is streamed."""
+        stem = f"{source:02d}.{split}."
+        return np.load(self.folder / f"{stem}places.npy"), np.load(self.folder / f"{stem}keys.npy")
+
+    def content_sha256(self) -> dict[str, str]:
+        """Returns the hash of every file that batches are read from."""
+        return {name: entry["sha256"] for name, entry in self.manifest["files"].items() if name.endswith(".npy")}
+
+
+class ShardWriter:
+    """Appends documents to the files of one source and split."""
+
+    def __init__(self, folder: Path, source: int, split: str, vocab_size: int, unknown_id: int):
+        self.stem = folder / f"{source:02d}.{split}"
+        self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+        self.vocab_size, self.unknown_id, self.unknown = vocab_size, unknown_id, 0
+        self.file = open(f"{self.stem}.ids.npy", "wb")  # noqa: SIM115  closed by close()
+        self.file.write(b"\0" * NPY_HEAD)
+        self.offsets, self.loss_start, self.keys = [0], [], []
+
+    def add(self, ids: list[int], loss_start: int, key: int, where: str) -> None:
+        array = np.array(ids, np.int64)
+        if len(array) and (array.min() < 0 or array.max() >= self.vocab_size):
+            bad = int(array[(array < 0) | (array >= self.vocab_size)][0])
+            raise UserError(f"{where}: the tokenizer gave id {bad}, outside its vocabulary of {self.vocab_size}")
+        self.unknown += int(np.count_nonzero(array == self.unknown_id))
+        array.astype(self.dtype).tofile(self.file)
+        self.offsets.append(self.offsets[-1] + len(array))
+        self.loss_start.append(loss_start)
+        self.keys.append(key)
+
+    def close(self) -> dict[str, int]:
+        """Completes the files; returns the counts for the manifest."""
+        head = io.BytesIO()
+        described = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.offsets[-1],)}
+        np.lib.format.write_array_header_1_0(head, described)
+        assert len(head.getvalue()) == NPY_HEAD
+        self.file.seek(0)
+        self.file.write(head.getvalue())
+        self.file.close()
+        np.save(f"{self.stem}.offsets.npy", np.array(self.offsets, np.int64))
+        np.save(f"{self.stem}.loss_start.npy", np.array(self.loss_start, np.int32))
+        np.save(f"{self.stem}.keys.npy", np.array(self.keys, np.uint64))
+        return {"documents": len(self.keys), "tokens": self.offsets[-1], "unknown": self.unknown}
+
+
+def open_prepared(folder: Path) -> Prepared | str:
+    """Opens a folder after checking size and sha256 of every file; returns what is wrong with it otherwise."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        files = manifest["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    for name, entry in files:
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
+        if hash_file(path) != entry["sha256"]:
+            return f"{name} has changed (sha256)"
+    return Prepared(folder, manifest)
+
+
+def make_temporary(cache_dir: Path, key: str) -> Path:
+    """Makes a folder to write in, beside the final one; removes those that killed runs left behind long ago."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        for old in cache_dir.glob(".tmp-*"):
+            if time.time() - old.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=f".tmp-{key}-", dir=cache_dir))
+    except OSError as error:
+        raise explain_write(cache_dir, error) from None
+
+
+def explain_write(cache_dir: Path, error: OSError) -> UserError:
+    reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    return UserError(
+        f"config.data.cache_dir={str(cache_dir)!r}: cannot write prepared data: {reason}; name another folder"
+    )
+
+
+def commit(temporary: Path, folder: Path, manifest: dict[str, Any]) -> Prepared:
+    """Signs what lies in `temporary`, makes it durable and renames it to `folder`, or uses what another process put there."""
+    names = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+    manifest["files"] = {
+        name: {"bytes": (temporary / name).stat().st_size, "sha256": hash_file(temporary / name)} for name in names
+    }
+    write_text(temporary / MANIFEST, [json.dumps(manifest, indent=1, ensure_ascii=False)])
+    for path in [*(temporary / name for name in names), temporary / "tokenizer", temporary]:
+        _sync(path)
+    for _ in range(3):
+        try:
+            os.rename(temporary, folder)
+            _sync(folder.parent)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            theirs = open_prepared(folder)
+            if isinstance(theirs, Prepared):
+                shutil.rmtree(temporary, ignore_errors=True)
+                return theirs
+            set_aside(folder)
+    ours = open_prepared(folder)
+    if isinstance(ours, str):
+        raise UserError(f"{folder}: {ours} just after it was written; is the disk failing?")
+    return ours
+
+
+def set_aside(folder: Path) -> None:
+    """Removes a damaged folder; the rename first makes sure that nobody reads a half-removed one."""
+    aside = Path(tempfile.mkdtemp(prefix=".tmp-damaged-", dir=folder.parent))
+    with contextlib.suppress(FileNotFoundError):  # another process was first
+        os.rename(folder, aside / "old")
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(path: Path, lines: Iterable[str]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for line in lines:
+            file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,223 @@
+"""How are batches made on the fly, and how is the position in that stream saved and found again?
+
+One tf.data graph: document numbers -> read, clean, cut -> shuffle -> tokenise, cut to chunks -> pack -> augment -> batch.
+Python runs in it through `numpy_function(stateful=False)`, on functions of their arguments only, so that tf.data can save
+the position of every stage.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.clean import clean_record
+from data_pipeline.config import DataConfig
+from data_pipeline.feed import Batch, Calls, TrainBatches
+from data_pipeline.mix import Mixture, epoch_key
+from data_pipeline.quiet_tf import import_tf
+from data_pipeline.records import Place, Record, Source
+from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader, empty_batch
+from data_pipeline.scan import part_for
+from data_pipeline.schema import UserError
+from data_pipeline.store import Shard
+from data_pipeline.tasks import Chunks, cut_chunks, to_ids
+from data_pipeline.tokenizer import Tokenizer
+
+DOCUMENTS_AT_ONCE = 16  # read, or tokenised, in one call of Python
+WINDOW_TOKENS = 2**20  # packed together, at most
+PREFETCH = 2  # batches read ahead
+
+
+class StreamedBatches(TrainBatches):
+    """A stream whose position is the state of its tf.data iterator, exact for the same hosts and configuration."""
+
+    def __init__(
+        self, dataset: Any, calls: Calls, fingerprint: str, start_step: int, rows: tuple[int, int], state: bytes | None
+    ):
+        super().__init__(dataset, calls)
+        self.identity = {"data": fingerprint, "rows": list(rows)}
+        self.step = start_step
+        if state is not None:
+            self._restore(state)
+        elif start_step:
+            raise UserError(
+                f"streaming data cannot start at step {start_step}: the checkpoint holds no position of the stream. Start a "
+                "new run, or set config.data.streaming=False"
+            )
+
+    def __next__(self) -> Batch:
+        batch = super().__next__()
+        self.step += 1
+        return batch
+
+    def state(self) -> bytes:
+        """The position after the last batch returned, whatever tf.data has read ahead."""
+        tf = import_tf()
+        with tempfile.TemporaryDirectory() as folder:
+            tf.train.Checkpoint(iterator=self.holder[0]).write(str(Path(folder) / "stream"))
+            files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+        head = {**self.identity, "step": self.step, "files": {name: len(content) for name, content in files.items()}}
+        return json.dumps(head).encode() + b"\n" + zlib.compress(b"".join(files.values()), 1)
+
+    def _restore(self, state: bytes) -> None:
+        tf = import_tf()
+        line, _, packed = state.partition(b"\n")
+        try:
+            head, content = json.loads(line), zlib.decompress(packed)
+            saved = {"data": head["data"], "rows": head["rows"]}
+            files, step = head["files"], head["step"]
+        except (ValueError, KeyError, TypeError, zlib.error) as error:
+            raise UserError(f"the position of streaming data in the checkpoint is damaged ({error})") from None
+        if saved["rows"] != self.identity["rows"]:
+            raise UserError(
+                f"streaming data goes on only with the hosts that it was saved on: this one read rows {saved['rows']} of a "
+                f"batch, now {self.identity['rows']}. Use the same number of hosts, or config.data.streaming=False"
+            )
+        if saved != self.identity or step != self.step:
+            raise UserError(
+                f"the checkpoint's data position is of other data or rules, or of step {step} and not {self.step}; set "
+                "config.data back to what the run began with"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            at = 0
+            for name, size in files.items():
+                (Path(folder) / Path(name).name).write_bytes(content[at : at + size])
+                at += size
+            tf.train.Checkpoint(iterator=self.holder[0]).read(str(Path(folder) / "stream")).assert_consumed()
+
+
+class DocumentReader:
+    """The documents of some sources as one endless sequence: all of them once an epoch, the sources evenly mixed."""
+
+    def __init__(self, config: DataConfig, parts: list[tuple[Source, np.ndarray, np.ndarray]]):
+        self.config = config
+        self.sources = [source for source, _, _ in parts]
+        sizes = [len(keys) for _, _, keys in parts]
+        self.source = np.repeat(np.arange(len(parts)), sizes)
+        self.places = np.concatenate([places for _, places, _ in parts])
+        self.keys = np.concatenate([keys for _, _, keys in parts])
+        # Each source is read in its own order, so that packed files are read forwards.
+        progress = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
+        self.order = np.argsort(progress, kind="stable")
+
+    def read(self, numbers: np.ndarray) -> tuple[list[Record], np.ndarray, np.ndarray]:
+        """Returns (records, epoch, document key) for places of the endless sequence."""
+        index = self.order[numbers % len(self.order)]
+        records = []
+        for i in index.tolist():
+            source = self.sources[self.source[i]]
+            cleaned = clean_record(source.load(Place(*self.places[i].tolist())), self.config.clean)
+            if isinstance(cleaned, str):
+                raise UserError(f"source {source.name}: a document changed since it was indexed ({cleaned}); run again")
+            records.append(part_for(cleaned, "train", source.config.split, self.config))
+        return records, numbers // len(self.order), self.keys[index]
+
+
+class Streams:
+    """Builds the tf.data graph."""
+
+    def __init__(
+        self, config: DataConfig, readers: list[DocumentReader], mixture: Mixture, tokenizer: Tokenizer, pad_id: int
+    ):
+        self.config, self.readers, self.mixture = config, readers, mixture
+        self.tokenizer, self.pad_id = tokenizer, pad_id
+        self.calls = Calls()
+        self.origins = config.augment.token_dropout > 0 or config.augment.span_mask > 0
+
+    def dataset(self, rows: tuple[int, int], augment: Callable[[Any], Any]) -> Any:
+        """Returns the batches of one host: `rows` of each global batch."""
+        tf = import_tf()
+        local, batch_size = rows[1] - rows[0], self.config.batch_size
+        hosts, host = batch_size // local, rows[0] // local
+        streams = [self._rows(reader, hosts, host) for reader in self.readers]
+        stream = streams[0]
+        options = tf.data.Options()
+        # Reading goes forward through files, so it must not be spread over threads; the order would stay, the seeks not.
+        options.experimental_optimization.map_parallelization = False
+        if len(streams) > 1:
+
+            def source_of(number: np.ndarray) -> list[np.ndarray]:
+                place = number // local * batch_size + rows[0] + number % local
+                return [self.mixture.source_at(np.atleast_1d(place))[0]]
+
+            choice = tf.data.Dataset.counter().map(lambda n: self.calls.tensors(source_of, (n,), [np.int64], [[]])[0])
+            stream = tf.data.Dataset.choose_from_datasets(streams, choice)
+        stream = stream.batch(local, drop_remainder=True)
+        if self.origins:
+            stream = stream.map(augment)
+        return stream.prefetch(PREFETCH).with_options(options)
+
+    def _rows(self, reader: DocumentReader, hosts: int, host: int) -> Any:
+        tf = import_tf()
+        seq_len = self.config.seq_len
+
+        def read(numbers: np.ndarray) -> list[np.ndarray]:
+            records, epochs, keys = reader.read(numbers)
+            texts = np.array([record.text.encode() for record in records], object)
+            completions = np.array([(record.completion or "").encode() for record in records], object)
+            pairs = np.array([record.completion is not None for record in records])
+            # the epoch is folded into the key, since rows of a window may hold documents of two epochs
+            return [texts, completions, pairs, keys ^ epoch_key(self.config.seed, epochs)]
+
+        n: list[int | None] = [None]
+        numbers = tf.data.Dataset.counter(start=host, step=hosts).batch(DOCUMENTS_AT_ONCE)
+        documents = numbers.map(
+            lambda x: self.calls.tensors(read, (x,), [tf.string, tf.string, tf.bool, tf.uint64], [n] * 4)
+        ).unbatch()
+        shuffled = documents.shuffle(
+            self.config.shuffle_documents, seed=self.config.seed, reshuffle_each_iteration=False
+        )
+        chunk_types = [np.int32, np.int32, np.int32, np.bool_, np.uint64, np.int64]
+        chunks = shuffled.batch(DOCUMENTS_AT_ONCE).map(
+            lambda *x: self.calls.tensors(self._tokenise, x, chunk_types, [[None, seq_len + 1], n, n, n, n, n])
+        )
+        dtypes = BATCH_DTYPES | (ORIGIN_DTYPES if self.origins else {})
+        window = max(64, WINDOW_TOKENS // seq_len)
+        packed = (
+            chunks.unbatch()
+            .batch(min(window, 1024))
+            .map(
+                lambda *x: dict(
+                    zip(
+                        dtypes,
+                        self.calls.tensors(self._pack, x, list(dtypes.values()), [[None, seq_len]] * len(dtypes)),
+                    )
+                )
+            )
+        )
+        return packed.unbatch()
+
+    def _tokenise(self, texts: Any, completions: Any, pairs: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
+        """Returns the chunks of some documents: ids [n, seq_len + 1], length, learn_from, put_bos, key, place."""
+        config = self.config
+        records = [Record(t.decode(), c.decode() if pair else None) for t, c, pair in zip(texts, completions, pairs)]
+        ids, starts = to_ids(records, self.tokenizer, config.add_bos, config.split.by == "hash")
+        flat = np.concatenate([np.array(one, np.int32) for one in ids])
+        offsets = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
+        chunks = cut_chunks(offsets, np.array(starts), config.seq_len, config.add_bos, config.loss_on_prompt)
+        column = np.arange(config.seq_len + 1)
+        index = np.minimum(chunks.start[:, None] + column, len(flat) - 1)
+        padded = np.where(column <= chunks.length[:, None], flat[index], self.pad_id).astype(np.int32)
+        place = chunks.start - offsets[chunks.document]
+        return [padded, chunks.length, chunks.learn_from, chunks.put_bos, keys[chunks.document], place]
+
+    def _pack(
+        self, ids: np.ndarray, length: np.ndarray, learn_from: np.ndarray, put_bos: np.ndarray, keys: np.ndarray,
+        place: np.ndarray,
+    ) -> list[np.ndarray]:  # fmt: skip
+        """Packs a window of chunks into rows."""
+        n, width = ids.shape
+        start = np.arange(n, dtype=np.int64) * width
+        shard = Shard(ids.reshape(-1), start - place, np.zeros(n, np.int32), keys)
+        chunks = Chunks(np.arange(n), start, length, learn_from, put_bos, 0, 0, 0)
+        reader = RowReader(shard, chunks, self.config.seq_len, self.config.packing, self.tokenizer.special.bos)
+        batch = empty_batch(len(reader), self.config.seq_len, self.pad_id, self.origins)
+        every = np.arange(len(reader))
+        reader.read(every, every, batch, np.zeros(len(reader), np.uint64))
+        return list(batch.values())

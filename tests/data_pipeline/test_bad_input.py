@@ -1,0 +1,169 @@
+"""Is each kind of bad input one clear line with its place, or a counted skip, and never a silent loss?"""
+
+import gzip
+import json
+import os
+import random
+
+import pytest
+import zstandard
+
+from data_pipeline.config import SourceConfig
+from data_pipeline.schema import UserError
+
+GOOD = b'{"text": "a good row, \xe5\xa5\xbd"}\n'
+
+
+def refusal(opened, path, **changes):
+    with pytest.raises(UserError) as caught:
+        opened(path, **changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+BAD_LINES = {
+    "cut": (b'{"text": "a', "not valid JSON"),
+    "missing field": (b'{"txt": "a"}', r"no field 'text' (or 'prompt' and 'completion'); the row has 'txt'"),
+    "int": (b'{"text": 3}', "field 'text' is int, expected text"),
+    "null": (b'{"text": null}', "field 'text' is null, expected text"),
+    "list": (b'{"text": ["a"]}', "field 'text' is list, expected text"),
+    "empty": (b'{"text": " "}', "field 'text' is empty"),
+    "invalid": (b'{"text": "\xff\xfe"}', "not UTF-8 at byte 10"),
+    "overlong": (b'{"text": "\xc0\xaf"}', "not UTF-8 at byte 10"),
+    "gbk": ('{"text": "中文"}'.encode("gbk"), "not UTF-8 at byte 10"),
+    "surrogate": (b'{"text": "\\ud800"}', "holds a lone surrogate"),
+    "long": (b'{"text": "' + b"x" * 3000 + b'"}', "line longer than 2000 bytes; raise config.data.max_line_bytes"),
+    "deep": (b"[" * 1500, "not valid JSON"),
+    "digits": (b'{"text": "a", "n": ' + b"1" * 1900 + b"e" + b"}", "not valid JSON"),
+    "array": (b'["text"]', "holds a JSON list, expected an object"),
+    "empty completion": (b'{"prompt": "a", "completion": ""}', "field 'completion' is empty"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_a_bad_line_is_refused_with_its_place_or_counted(opened, tmp_path, kind):
+    line, words = BAD_LINES[kind]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(GOOD + line + b"\n" + b"".join(b'{"text": "row %d"}\n' % i for i in range(30)))
+    message = refusal(opened, path, max_line_bytes=2000)
+    assert message.startswith(f"{path}:2: ")
+    assert words in message
+    data = opened(path, max_line_bytes=2000, on_bad="skip", max_bad_fraction=0.05)
+    assert sum(data.summary()["sources"]["data"]["dropped"].values()) == 1
+    drops = (data.prepared.folder / "drops.jsonl").read_text("utf-8")
+    assert json.loads(drops)["where"] == f"{path}:2"
+    assert "1 of 32 rows are bad" in refusal(opened, path, max_line_bytes=2000, on_bad="skip", max_bad_fraction=0.001)
+
+
+def test_a_depth_bomb_and_a_huge_number_are_one_line(opened, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for line in (b'{"text": ' + b"[" * 200_000, b'{"text": ' + b"1" * 5000 + b"}"):
+        path.write_bytes(GOOD + line + b"\n")
+        assert "not valid JSON" in refusal(opened, path)
+
+
+@pytest.mark.parametrize("variant", ["bom", "crlf", "no_final_newline", "two_member_gzip", "zst"])
+def test_harmless_forms_give_the_same_documents(opened, tmp_path, variant):
+    rows = [f'{{"text": "第{i}行 line\u2028separator"}}' for i in range(20)]
+    plain = ("\n".join(rows) + "\n").encode()
+    forms = {
+        "bom": ("a.jsonl", b"\xef\xbb\xbf" + plain),
+        "crlf": ("a.jsonl", plain.replace(b"\n", b"\r\n")),
+        "no_final_newline": ("a.jsonl", plain.rstrip()),
+        "two_member_gzip": ("a.jsonl.gz", gzip.compress(plain[:300]) + gzip.compress(plain[300:])),
+        "zst": ("a.jsonl.zst", zstandard.compress(plain[:300]) + zstandard.compress(plain[300:])),
+    }
+    name, content = forms[variant]
+    (tmp_path / "plain.jsonl").write_bytes(plain)
+    (tmp_path / name).write_bytes(content)
+    a, b = (opened(tmp_path / n) for n in ("plain.jsonl", name))
+    assert a.prepared.content_sha256() == b.prepared.content_sha256()
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_every_truncated_archive_is_an_error(opened, tmp_path, suffix):
+    text = "".join(f'{{"text": "row {i} {random.Random(i).random()}"}}\n' for i in range(3000)).encode()
+    packed = gzip.compress(text) if suffix == ".gz" else zstandard.compress(text)
+    path = tmp_path / f"a.jsonl{suffix}"
+    for cut in range(20):
+        path.write_bytes(packed[: 20 + cut * (len(packed) - 21) // 19])
+        assert "damaged or cut short" in refusal(opened, path, on_bad="skip")
+    damaged = bytearray(packed)
+    damaged[-5] ^= 1  # in the checksum, or in the last block
+    path.write_bytes(damaged)
+    if suffix == ".gz":
+        assert "damaged" in refusal(opened, path)
+
+
+def test_a_gzip_bomb_stops_at_the_line_limit(opened, tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "' + b"x" * 50_000_000 + b'"}\n'))
+    assert "line longer than 100000 bytes" in refusal(opened, path, max_line_bytes=100_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl.gz", b'{"text": "not packed"}\n', "is not a gzip file"),
+        ("a.jsonl", gzip.compress(GOOD), "looks like a gzip file"),
+        ("a.jsonl", zstandard.compress(GOOD), "looks like a zstandard file"),
+        ("a.jsonl", b"PK\x03\x04abc", "looks like a zip archive"),
+        ("a.jsonl", b"PAR1abc", "looks like a Parquet file"),
+        ("a.jsonl", b"\n <!DOCTYPE html><p>", "an HTML page"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer"),
+        ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16 byte-order mark"),
+        ("a.txt", "你好".encode("utf-16"), "UTF-16 byte-order mark"),
+        ("a.jsonl", b"", "file is empty"),
+        ("a.jsonl", b"\n \n\n", "only blank lines"),
+        ("a.txt", b"", "file is empty"),
+        ("a.txt", b"\n\n", "blank"),
+        ("a.txt", b"fine\n\xffbad", "not UTF-8 at byte 0"),
+        ("a.csv", b"text\n", "no rows in it below the header"),
+        ("a.csv", b"text,x\nonly one\n", "the row has 1 fields, the header 2"),
+        ("a.csv", b"id,x\n1,2\n", "no field 'text'"),
+        ("a.bin", b"abc", "cannot tell what"),
+    ],
+)
+def test_a_wrong_file_is_named_for_what_it_is(opened, tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    message = refusal(opened, tmp_path / name)
+    assert words in message
+    assert name in message
+
+
+def test_missing_files_name_the_key(opened, tmp_path):
+    assert "config.data.path: no such file or folder" in refusal(opened, tmp_path / "none.txt")
+    assert "config.data.path: " in refusal(opened, tmp_path / "*.jsonl")
+    assert "matches no files" in refusal(opened, tmp_path / "*.jsonl")
+    (tmp_path / "folder").mkdir()
+    assert "holds no readable files" in refusal(opened, tmp_path / "folder")
+    sources = {"a": SourceConfig(kind="package", path="no_such_package_at_all")}
+    assert "config.data.sources.a.path: no installed Python package" in refusal(opened, "", sources=sources)
+
+
+def test_one_text_in_two_pinned_splits_is_refused(opened, tmp_path):
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "Same words. 同样的话"}}\n{{"text": "only {name}"}}\n')
+    sources = {
+        n: SourceConfig(path=str(tmp_path / f"{n}.jsonl"), split=s)
+        for n, s in (("train", "train"), ("val", "validation"))
+    }
+    message = refusal(opened, "", sources=sources)
+    assert "1 texts of train are in validation too" in message
+    assert "val.jsonl:1 repeats a document of source train" in message
+    data = opened("", sources=sources, allow_leak=True)
+    assert data.summary()["sources"]["val"]["kept"] == {"validation": 2}
+
+
+def test_twin_files_are_warned_of_and_an_unwritable_cache_is_one_line(config, tmp_path):
+    from data_pipeline.batch import open_data
+
+    said = []
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("the same text 相同")
+    (tmp_path / "c.txt").write_text("another text")
+    open_data(config(tmp_path / "?.txt"), log=said.append)
+    assert any("b.txt" in line and "same bytes as" in line for line in said)
+    with pytest.raises(UserError, match=r"config.data.cache_dir=.*cannot write prepared data"):
+        open_data(config(tmp_path / "a.txt", cache_dir=os.devnull + "/x"), log=said.append)
