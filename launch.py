@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from data_pipeline.schema import run_main, split_flags
-from lm.config import Config, ConfigError, UserError, changed_keys, check_config, from_mapping, load_config, to_json
+from lm.config import Config, ConfigError, UserError, changed_keys, read_config, to_json
 
 USAGE = """
 usage: python launch.py --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]
@@ -27,7 +27,6 @@ def main(argv: list[str]) -> None:
     flags, overrides = split_flags(argv, {"config": "", "workdir": ""}, USAGE)
     if not flags["config"]:
         raise ConfigError("name a config file: python launch.py --config=configs/pretrain.py; see --help")
-    config = from_mapping(Config, load_config(flags["config"], overrides, Config))
     workdir = Path(flags["workdir"] or f"runs/{Path(flags['config']).stem}")
 
     import jax
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> None:
     launch = hosts.read_launch(os.environ)
     hosts.join(launch)
     try:
-        check_config(config, jax.device_count())
+        config = read_config(flags["config"], overrides, jax.device_count())
         hosts.check_same("the configuration", json.dumps(to_json(config)))
         code = run(config, workdir, flags["config"])
     except BaseException as error:
@@ -54,7 +53,6 @@ def main(argv: list[str]) -> None:
 def run(config: Config, workdir: Path, config_file: str) -> int:
     """Prepares, trains and reports; returns the exit code."""
     from data_pipeline.batch import open_data
-
     from lm import hosts
     from lm.build import make_run
     from lm.lease import Lease

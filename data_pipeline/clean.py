@@ -68,7 +68,7 @@ def control(text: str) -> str:
     """
     if CONTROL.search(text):
         text = CONTROL.sub("", text)
-    return text if text.isascii() else JOINER.sub("", text)
+    return JOINER.sub("", text) if "\u200c" in text or "\u200d" in text else text
 
 
 def trailing_space(text: str) -> str:
@@ -126,7 +126,6 @@ EDITS: dict[str, Edit] = {
 }
 DROPS: dict[str, Drop] = {"mojibake": mojibake}
 RULES = (*EDITS, *DROPS)
-VERSION = 1  # raise it when a rule changes what it does: prepared data is made anew
 
 
 def edit(text: str, rules: tuple[str, ...], touched: set[str] | None = None) -> str:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 SPLITS = ("train", "validation", "test")
 SOURCE_KINDS = ("auto", "text", "markdown", "jsonl", "csv", "package", "tfds")
+CLEAN_RULES = (
+    "line_ends", "nfc", "control", "trailing_space", "blank_lines", "width", "html_entities", "mojibake",
+)  # fmt: skip
 TOKENIZER_KINDS = ("auto", "sentencepiece", "bytes", "char")
 
 
@@ -61,7 +64,7 @@ class TokenizerConfig:
     vocab_size: int = 4096  # pieces to train, special ones included
     model_type: str = "bpe"  # bpe | unigram
     character_coverage: float = 0.9995  # characters beyond it go through bytes; nothing is ever lost
-    train_chars: int = 20_000_000  # characters of the train split that training looks at
+    train_chars: int = 20_000_000  # sentencepiece: characters of the train split that training looks at
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,9 @@ def check_data_config(data: DataConfig) -> list[str]:
     must(data.tokenizer.vocab_size >= 300, f"tokenizer.vocab_size: must be >= 300, got {data.tokenizer.vocab_size}")
     must(0 < data.tokenizer.character_coverage <= 1, "tokenizer.character_coverage: must be in (0, 1]")
     must(data.tokenizer.train_chars > 0, "tokenizer.train_chars: must be > 0")
+    for rule in data.clean.rules:
+        one_of("clean.rules", rule, CLEAN_RULES)
+    must(len(set(data.clean.rules)) == len(data.clean.rules), "clean.rules: names a rule twice")
     one_of("split.by", data.split.by, ("hash", "position"))
     for key in ("validation", "test"):
         must(0 <= getattr(data.split, key) < 1, f"split.{key}: must be in [0, 1), got {getattr(data.split, key)}")

@@ -2,7 +2,7 @@
 
     python -m data_pipeline.prepare --config=configs/pretrain.py
 
-The folder's name is a hash of what made it: the bytes of the sources, the rules, the split, the tokenizer. Row length,
+The folder's name is a hash of what made it: the bytes of the sources, the rules and their code, the split, the tokenizer. Row length,
 batch size, packing, mixture weights, seed and augmentation are no part of it; they only order what is there.
 """
 
@@ -21,14 +21,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from data_pipeline import clean
 from data_pipeline.augment import is_on
 from data_pipeline.config import SPLITS, DataConfig, check_data_config
 from data_pipeline.mix import hash64
 from data_pipeline.records import Record, Source
 from data_pipeline.report import format_report
 from data_pipeline.scan import PROGRESS_SECONDS, Document, Scan
-from data_pipeline.schema import ConfigError, UserError, from_mapping, load_config, split_flags
+from data_pipeline.schema import ConfigError, UserError, split_flags
 from data_pipeline.sources import open_sources
 from data_pipeline.store import (
     Prepared,
@@ -45,7 +44,10 @@ from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.train_tokenizer import find_tokenizer, train_tokenizer
 
 Log = Callable[[str], None]
-VERSION = 1  # raise it when the same input gives other output
+# Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
+# whose content stays the same are not affected, since their fingerprint is of the content.
+CODE = ("clean", "lines", "mix", "package_source", "parse", "prepare", "records", "scan", "split", "store", "tasks",
+        "tfds_source", "tokenizer", "train_tokenizer")  # fmt: skip
 BATCH_CHARS = 1_000_000  # characters that are encoded at once
 STRETCH = 10_000  # characters that tokenizer training takes or leaves together
 HEAD = struct.Struct("<QQq")  # of a spooled document: key, bytes of its text, bytes of its completion or -1
@@ -90,9 +92,10 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
         for name in ("path", "weight", "tfds_dir"):  # the same bytes elsewhere, or in another share, are the same
             del keys[name]
         described.append([source.name, keys, source.identity()])
+    code = hashlib.sha256(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in CODE))
     trained = {k: v for k, v in asdict(config.tokenizer).items() if k != "path"}
     return {
-        "version": [VERSION, clean.VERSION], "sources": described, "clean": asdict(config.clean),
+        "code": code.hexdigest(), "sources": described, "clean": asdict(config.clean),
         "split": asdict(config.split), "add_bos": config.add_bos, "streaming": config.streaming,
         "bad_rows": [config.on_bad, config.max_bad_fraction, config.max_line_bytes, config.allow_leak],
         "tokenizer": tokenizer.sha256 if tokenizer else [trained, sentencepiece.__version__],
@@ -117,8 +120,10 @@ def _build(
     if tokenizer is None:
         if not train_chars:
             raise UserError("no document is in the train split, so there is nothing to train a tokenizer on")
-        log(f"training a {config.tokenizer.kind} tokenizer on {train_chars:,} characters")
         limit = train_chars if config.tokenizer.kind == "char" else config.tokenizer.train_chars
+        log(
+            f"training a {config.tokenizer.kind} tokenizer on {min(train_chars, limit):,} of {train_chars:,} characters"
+        )
         tokenizer = train_tokenizer(config.tokenizer, _train_texts(spool, len(sources), train_chars, limit))
     tokenizer.save(folder / "tokenizer")
     check_tokenizer(tokenizer, config.add_bos, add_eos, is_on(config.augment))
@@ -236,14 +241,14 @@ example: python -m data_pipeline.prepare --config=configs/pretrain.py
 
 
 def main(argv: list[str]) -> None:
-    from lm.config import Config
+    from lm.config import read_config
 
     flags, overrides = split_flags(argv, {"config": ""}, USAGE)
     if not flags["config"]:
         raise ConfigError(
             "name a config file: python -m data_pipeline.prepare --config=configs/pretrain.py; see --help"
         )
-    config = from_mapping(Config, load_config(flags["config"], overrides, Config)).data
+    config = read_config(flags["config"], overrides).data
     if problems := check_data_config(config):
         raise ConfigError(problems)
     prepared, _ = prepare(config, print)

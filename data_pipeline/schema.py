@@ -77,6 +77,20 @@ def nearest(word: str, valid: list[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; valid keys: {', '.join(valid)}"
 
 
+def read_config(path: str, overrides: Mapping[str, str], cls: type[T], check: Callable[[T], list[str]]) -> T:
+    """Runs a config file, applies overrides, and returns the checked `cls`.
+
+    Raises one ConfigError with all that is wrong: overrides, unknown keys, types, and what `check` finds.
+    """
+    problems: list[str] = []
+    config = _load_config(path, overrides, cls, problems)
+    section = _section(cls, config.to_dict(), "config", problems)
+    problems += check(section)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return section
+
+
 def from_mapping(cls: type[T], mapping: Mapping[str, Any] | ml_collections.ConfigDict, where: str = "config") -> T:
     """Builds `cls` from a ConfigDict or JSON object; raises ConfigError with every unknown key and wrong type."""
     problems: list[str] = []
@@ -91,7 +105,13 @@ def _section(cls: type, mapping: Mapping[str, Any], where: str, problems: list[s
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     problems += [f"{where} has no {key!r}{nearest(key, names)}" for key in mapping if key not in names]
-    values = {key: _value(hints[key], mapping[key], f"{where}.{key}", problems) for key in names if key in mapping}
+    values = {}
+    for key in names:
+        if key in mapping:
+            before = len(problems)
+            value = _value(hints[key], mapping[key], f"{where}.{key}", problems)
+            if len(problems) == before or dataclasses.is_dataclass(hints[key]):
+                values[key] = value  # a faulty one keeps its default, so that the rest can be checked too
     return cls(**values)
 
 
@@ -116,6 +136,9 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
             result = _value(arg, value, where, trial)
             if not trial:
                 return result
+            if isinstance(value, float) and not math.isfinite(value):
+                problems += trial
+                return None
     elif hint is bool:
         if isinstance(value, bool):
             return value
@@ -153,18 +176,15 @@ def _describe(hint: Any) -> str:
     return "a section" if dataclasses.is_dataclass(hint) or origin is dict else str(hint)
 
 
-def load_config(path: str, overrides: Mapping[str, str], cls: type) -> ml_collections.ConfigDict:
+def _load_config(path: str, overrides: Mapping[str, str], cls: type, problems: list[str]) -> ml_collections.ConfigDict:
     """Runs a config file's `get_config()` and applies `overrides` ({"optim.peak_lr": "1e-4"}) by the types in `cls`.
 
     A config file is Python and runs with your rights: load only files that you have read.
-    Raises ConfigError naming every faulty override, or the file and line where the file itself fails.
+    Adds a line to `problems` for each faulty override; raises ConfigError with file and line where the file itself fails.
     """
     config = _run_config_file(path)
-    problems: list[str] = []
     for key, text in overrides.items():
         _override(config, cls, key, text, problems)
-    if problems:
-        raise ConfigError(problems)
     return config
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 from data_pipeline.batch import Data, open_data
 from data_pipeline.config import SPLITS
 from data_pipeline.report import format_report
-from data_pipeline.schema import ConfigError, from_mapping, load_config, split_flags
+from data_pipeline.schema import ConfigError, split_flags
 
 GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
+TIMED_BATCHES = 50
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 USAGE = """
@@ -101,7 +103,11 @@ def show(data: Data, split: str, rows: int, colour: bool) -> Iterator[str]:
     if split == "train":
         batches = data.train_batches(0, (0, data.config.batch_size))
         batch = next(batches)
+        began = time.monotonic()
+        tokens = sum(int((next(batches)["segments"] > 0).sum()) for _ in range(TIMED_BATCHES))
+        speed = tokens / (time.monotonic() - began)
         batches.close()
+        yield f"(reading gives {speed / 1e6:.1f} million tokens/s here)"
     else:
         batch = next(data.eval_batches(split, max(rows, 1), (0, max(rows, 1))))
     for row in range(min(rows, len(batch["tokens"]))):
@@ -110,7 +116,7 @@ def show(data: Data, split: str, rows: int, colour: bool) -> Iterator[str]:
 
 
 def main(argv: list[str]) -> None:
-    from lm.config import Config
+    from lm.config import read_config
 
     flags, overrides = split_flags(argv, {"config": "", "split": "train", "rows": "2"}, USAGE)
     problems = [] if flags["config"] else ["name a config file: --config=configs/finetune.py; see --help"]
@@ -120,7 +126,7 @@ def main(argv: list[str]) -> None:
         problems.append(f"--rows: expected a number of rows, got {flags['rows']!r}")
     if problems:
         raise ConfigError(problems)
-    config = from_mapping(Config, load_config(flags["config"], overrides, Config))
+    config = read_config(flags["config"], overrides)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for line in show(open_data(config.data), flags["split"], int(flags["rows"]), colour):
         print(line)

@@ -55,7 +55,7 @@ class Prepared:
 
     def shard(self, source: int, split: str) -> Shard:
         stem = f"{source:02d}.{split}."
-        ids = np.load(self.folder / f"{stem}ids.npy", mmap_mode="r")
+        ids = np.asarray(np.load(self.folder / f"{stem}ids.npy", mmap_mode="r"))  # a plain view slices faster
         rest = (np.load(self.folder / f"{stem}{name}.npy") for name in ("offsets", "loss_start", "keys"))
         return Shard(ids, *rest)
 

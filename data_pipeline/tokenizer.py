@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from data_pipeline.schema import UserError
 FORMAT = 1
 META_FILE, MODEL_FILE = "lm_tokenizer.json", "sentencepiece.model"
 WORD_SPACE = "\u2581"  # sentencepiece writes a space as this character
+
+LINE = re.compile(r"[^\n]+\n*|\n+")  # a line with the line ends after it
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,9 @@ class SentencePieceTokenizer(Tokenizer):
         self.adds_space = engine.decode(engine.encode("a")) == "a" and b"".join(
             pieces[i] for i in engine.encode("a")
         ).startswith(b" ")
+        # Where no piece joins a line end to other text, lines can be encoded one by one, which is twice as fast.
+        by_line = all(piece.strip(b"\n") == b"" for piece in pieces if b"\n" in piece)
+        self.by_line = by_line and special == OURS and not self.adds_space
         super().__init__(pieces, special, model)
 
     def encode(self, text: str) -> list[int]:
@@ -151,7 +158,12 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if any(WORD_SPACE in text for text in texts):
             return [self._encode_around(text) for text in texts]
-        return self.engine.encode(list(texts), num_threads=min(8, os.cpu_count() or 1))
+        threads = min(8, os.cpu_count() or 1)
+        if not self.by_line:
+            return self.engine.encode(list(texts), num_threads=threads)
+        lines = [LINE.findall(text) for text in texts]
+        encoded = iter(self.engine.encode(list(itertools.chain.from_iterable(lines)), num_threads=threads))
+        return [list(itertools.chain.from_iterable(itertools.islice(encoded, len(parts)))) for parts in lines]
 
     def _encode_around(self, text: str) -> list[int]:
         """Encodes a text that holds sentencepiece's own space character, which would come back as a space."""

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from data_pipeline import schema
 from data_pipeline.config import DataConfig, SourceConfig, check_data_config
 from data_pipeline.schema import ConfigError as ConfigError
 from data_pipeline.schema import UserError as UserError
 from data_pipeline.schema import diff as diff
 from data_pipeline.schema import from_mapping as from_mapping
-from data_pipeline.schema import load_config as load_config
 from data_pipeline.schema import to_json as to_json
 
 
@@ -169,8 +169,20 @@ BELOW_ONE = ("model.dropout", "train.label_smoothing", "optim.b1", "optim.b2", "
 ABOVE_ZERO = ("model.rope_theta", "model.norm_eps", "optim.eps", "optim.plateau_factor")
 
 
+def read_config(path: str, overrides: Mapping[str, str], devices: int | None = None) -> Config:
+    """Reads a config file with command-line overrides; raises ConfigError with all that is wrong, at once."""
+    return schema.read_config(path, overrides, Config, lambda config: find_problems(config, devices))
+
+
 def check_config(config: Config, devices: int | None = None) -> None:
     """Raises ConfigError with every impossible value or combination; `devices` (count) also checks the mesh."""
+    problems = find_problems(config, devices)
+    if problems:
+        raise ConfigError(problems)
+
+
+def find_problems(config: Config, devices: int | None = None) -> list[str]:
+    """Returns one line for each impossible value or combination."""
     model, optim, train, data = config.model, config.optim, config.train, config.data
     problems = check_data_config(data) + _check_ranges(config)
 
@@ -183,7 +195,7 @@ def check_config(config: Config, devices: int | None = None) -> None:
         must(by_heads, f"model.dim={model.dim} is not divisible by model.heads={model.heads} (or set model.head_dim)")
         by_kv = model.heads % model.n_kv_heads == 0
         must(by_kv, f"model.heads={model.heads} is not divisible by model.kv_heads={model.kv_heads}")
-        even = model.position != "rope" or model.q_head_dim % 2 == 0
+        even = not by_heads or model.position != "rope" or model.q_head_dim % 2 == 0
         must(even, f"model.head_dim: rope needs an even head size, got {model.q_head_dim}")
     if model.position == "learned" and model.max_len:
         must(
@@ -197,7 +209,7 @@ def check_config(config: Config, devices: int | None = None) -> None:
             )
     else:
         must(optim.peak_lr > 0, f"optim.peak_lr: must be a finite number > 0, got {optim.peak_lr}")
-    shorter = optim.warmup_steps < train.steps
+    shorter = train.steps < 1 or optim.warmup_steps < train.steps
     must(shorter, f"optim.warmup_steps={optim.warmup_steps} is not shorter than train.steps={train.steps}")
     if optim.schedule == "wsd":
         fits = optim.warmup_steps + optim.decay_steps <= train.steps
@@ -220,9 +232,7 @@ def check_config(config: Config, devices: int | None = None) -> None:
             False,
             f"{watches[0]} needs validation data: set data.split.validation=0.05 or a source's split='validation'",
         )
-    problems += _check_mesh(config, devices)
-    if problems:
-        raise ConfigError(problems)
+    return problems + _check_mesh(config, devices)
 
 
 def _validation_users(config: Config) -> list[tuple[str, bool]]:

@@ -105,10 +105,9 @@ def main(argv: list[str]) -> None:
     import json
 
     from data_pipeline.batch import open_data
-
     from data_pipeline.schema import split_flags
     from lm import build
-    from lm.config import Config, ConfigError, UserError, check_config, from_mapping, load_config
+    from lm.config import ConfigError, UserError, read_config
     from lm.logger import Ticker
 
     names = {"workdir": "", "split": "test", "step": "best", "batch_size": "32", "config": ""}
@@ -125,8 +124,7 @@ def main(argv: list[str]) -> None:
     loaded = build.load_run(flags["workdir"], flags["step"], log=lambda text: print(text, file=sys.stderr))
     config = loaded.config
     if flags["config"]:
-        config = from_mapping(Config, load_config(flags["config"], overrides, Config))
-        check_config(config)
+        config = read_config(flags["config"], overrides)
     data = open_data(config.data, log=lambda text: print(text, file=sys.stderr))
     if data.tokenizer.sha256 != loaded.tokenizer_sha256:
         raise UserError(

@@ -101,7 +101,7 @@ class Logger:
         self._metrics.write(_line(record))
         self._metrics.flush()
         for key, value in record.items():
-            if key != "step" and isinstance(value, int | float):
+            if key != "step" and finite_or_none(value) is not None:
                 self._events.add_scalar(key, value, record["step"])
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from lm.config import Config, ConfigError, changed_keys, check_config, from_mapping, load_config
+from lm.config import ConfigError, changed_keys, read_config
 
 USAGE = """
 usage: python -m lm.show --config=FILE [--config.KEY=VALUE ...]
@@ -20,8 +20,8 @@ example: python -m lm.show --config=configs/finetune.py
 
 def main(argv: list[str]) -> None:
     import jax
-    from data_pipeline.batch import open_data
 
+    from data_pipeline.batch import open_data
     from data_pipeline.schema import split_flags
     from lm import build
     from lm.params import count
@@ -31,8 +31,7 @@ def main(argv: list[str]) -> None:
     flags, overrides = split_flags(argv, {"config": ""}, USAGE)
     if not flags["config"]:
         raise ConfigError("name a config file: python -m lm.show --config=configs/finetune.py; see --help")
-    config = from_mapping(Config, load_config(flags["config"], overrides, Config))
-    check_config(config, jax.device_count())
+    config = read_config(flags["config"], overrides, jax.device_count())
     for key, old, new in changed_keys(config):
         print(f"config.{key} = {new!r} (default {old!r})")
     data = open_data(config.data)

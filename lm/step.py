@@ -63,7 +63,7 @@ def make_grad_fn(loss: Loss, micro_batches: int) -> GradFn:
 def make_train_step(
     grad_fn: GradFn, optimizer: optax.GradientTransformationExtraArgs, schedule: Schedule, trained_paths: frozenset[str]
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """Returns the step. A step whose loss or gradient is not finite changes nothing but the step count."""
+    """Returns the step. One with a loss or gradient that is not finite, or with no target, only counts."""
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         trained = {p: leaf for p, leaf in state.params.items() if p in trained_paths}
@@ -78,7 +78,9 @@ def make_train_step(
         moved = {p: (leaf + updates[p]).astype(leaf.dtype) for p, leaf in trained.items()}
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         moved, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (moved, opt_state), (trained, state.opt_state)
+            lambda new, old: jnp.where(finite & (sums["weight"] > 0), new, old),
+            (moved, opt_state),
+            (trained, state.opt_state),
         )
         plateau = plateau_state(state.opt_state)
         metrics = {

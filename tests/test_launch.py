@@ -48,7 +48,7 @@ def place(tmp_path_factory):
     """A folder with a corpus, a config, and a finished run of it in `base`."""
     folder = tmp_path_factory.mktemp("launch")
     words = random.Random(0)
-    english = "the cat dog sat ran on under a mat tree and then left home".split()
+    english = ["the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "tree", "and", "then", "left", "home"]
     chinese = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
     with open(folder / "corpus.jsonl", "w", encoding="utf-8") as file:
         for i in range(300):

@@ -41,12 +41,12 @@ class Block(nn.Module):
         return constrain_rows(x_BTD + drop(y_BTD), self.mesh), cache
 
 
-def remat(block: type[Block], policy: str) -> type[Block]:
+def remat(block: type[Block], policy: str, scanned: bool) -> type[Block]:
     """Wraps a block so that its backward recomputes what `policy` does not keep."""
     if policy == "none":
         return block
     keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
-    return nn.remat(block, policy=keep, prevent_cse=False)
+    return nn.remat(block, policy=keep, prevent_cse=not scanned)  # unrolled, XLA would merge it away
 
 
 class Transformer(nn.Module):
@@ -91,7 +91,7 @@ class Transformer(nn.Module):
         self, x_BTD: jax.Array, cache: Cache | None, rope: Any, mask_BTS: jax.Array, index: jax.Array | int
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Runs all blocks, one by one or run after run; returns x and the new (k, v) [L, B, S, K, H]."""
-        block = remat(Block, self.config.remat)
+        block = remat(Block, self.config.remat, bool(self.runs))
         parts = []
         in_axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
         for start, stop in self.runs or [(i, i + 1) for i in range(self.config.layers)]:
@@ -130,6 +130,7 @@ class Model:
         mask = jnp.ones((1, 1, 1), bool)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(1, config.layers + 1))
         layers = jax.vmap(lambda k: block.init(k, x, None, rope, mask, 0)["params"])(keys)
+        layers = jax.lax.optimization_barrier(layers)  # else XLA may fuse, and round, by the grouping that follows
         if self.runs:
             blocks = {run_name(a, b): jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], layers) for a, b in self.runs}
         else:

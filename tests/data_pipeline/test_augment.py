@@ -1,6 +1,6 @@
 """Is augmentation a function of (seed, epoch, document, place), at the rate asked for, on training inputs only?"""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -60,15 +60,14 @@ def test_spans_have_their_length():
 
 
 def masked_places(batches, data):
-    """{text of the document so far: masked or not} for every input token."""
-    seen = {}
+    """Counts (targets, which inputs are masked) of every segment."""
+    seen = Counter()
     for batch in batches:
         for row in range(len(batch["tokens"])):
             for number in range(1, batch["segments"][row].max() + 1):
                 inside = np.flatnonzero(batch["segments"][row] == number)
-                seen[tuple(batch["targets"][row, inside])] = tuple(
-                    batch["tokens"][row, inside] == data.tokenizer.special.mask
-                )
+                masked = batch["tokens"][row, inside] == data.tokenizer.special.mask
+                seen[batch["targets"][row, inside].tobytes(), masked.tobytes()] += 1
     return seen
 
 

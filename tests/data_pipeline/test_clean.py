@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.clean import EDITS, RULES, clean_record, edit
-from data_pipeline.config import CleanConfig
+from data_pipeline.config import CLEAN_RULES, CleanConfig, DataConfig, check_data_config
 from data_pipeline.records import Record
 
 CLEAN = [
@@ -63,6 +63,12 @@ def test_mojibake_is_dropped_with_its_reason(text):
 def test_space_between_prompt_and_completion_stays():
     record = Record("答案： \n\nAnswer: ", " 四十二 \n")
     assert clean_record(record, CleanConfig()) == Record("答案：\n\nAnswer: ", " 四十二\n")
+
+
+def test_the_schema_names_the_rules_that_exist():
+    assert sorted(RULES) == sorted(CLEAN_RULES)
+    problems = check_data_config(DataConfig(path="x", clean=CleanConfig(rules=("nfkc",))))
+    assert problems == [f"config.data.clean.rules: must be one of {', '.join(map(repr, CLEAN_RULES))}, got 'nfkc'"]
 
 
 def test_lengths_are_in_characters():

@@ -27,7 +27,8 @@ TORTURE = st.text(
 def lossless(request):
     if request.param == "bytes":
         return ByteTokenizer()
-    return train_tokenizer(TokenizerConfig(vocab_size=330, model_type=request.param, character_coverage=0.98), TEXTS)
+    size = {"bpe": 400, "unigram": 332}[request.param]
+    return train_tokenizer(TokenizerConfig(vocab_size=size, model_type=request.param, character_coverage=0.98), TEXTS)
 
 
 @given(text=TORTURE)
@@ -61,6 +62,13 @@ def test_training_is_deterministic_and_encodes_batches_alike():
     assert a.sha256 == b.sha256
     assert a.encode_batch(TEXTS) == [b.encode(text) for text in TEXTS]
     assert len(a.encode(TEXTS[2])) < len(TEXTS[2].encode()) / 2
+
+
+def test_encoding_by_line_gives_the_same_ids(lossless):
+    if lossless.kind == "sentencepiece":
+        for text in [*TEXTS, "\n\n\n a\n\n\n\n  b\t\n", "\n"]:
+            assert lossless.by_line
+            assert lossless.encode(text) == lossless.engine.encode(text)
 
 
 def test_char_tokenizer_counts_what_it_does_not_know(opened, tmp_path):
