@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -101,7 +102,7 @@ class Logger:
         self._metrics.write(_line(record))
         self._metrics.flush()
         for key, value in record.items():
-            if key != "step" and finite_or_none(value) is not None:
+            if key != "step" and isinstance(value, int | float) and math.isfinite(value):
                 self._events.add_scalar(key, value, record["step"])
 
     def close(self) -> None:
