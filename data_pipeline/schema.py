@@ -298,11 +298,17 @@ def run_main(main: Callable[[list[str]], None]) -> NoReturn:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+    except OSError as error:  # the disk or the system, not us: full, read-only, out of files
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe has gone, as in `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        elif os.environ.get("LM_TRACEBACK"):
+            raise
+        else:
+            print(f"error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+            code = 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         code = 75
-    except BrokenPipeError:  # the reader of a pipe has gone, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(code)
 
 

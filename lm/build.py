@@ -285,7 +285,7 @@ def check_disk(workdir: Path, size: int, keep_last: int) -> None:
     free = shutil.disk_usage(workdir).free
     if free < size * kept:
         raise ConfigError(
-            f"checkpoints need about {size / 1e9:.2f} GB each and {kept} at once, {free / 1e9:.2f} GB are free in "
+            f"checkpoints need about {size / 1e6:,.1f} MB each and {kept} at once, {free / 1e6:,.1f} MB are free in "
             f"{workdir}. Free some, lower train.keep_last or choose another --workdir"
         )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Logger:
     def __init__(self, workdir: Path, main: bool, history: Sequence[Record], step: int):
         self.workdir, self.main = workdir, main
         self._live = main and sys.stdout.isatty()
-        self._open_line = False
+        self._open_line = self._warned = False
         self._events: Any = None
         self._metrics: Any = None
         if not main:
@@ -76,9 +77,14 @@ class Logger:
         temporary.write_text("".join(_line(record) for record in history))
         temporary.replace(path)
         self._metrics = open(path, "a")  # noqa: SIM115 - lives as long as the run
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if history else None)
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+        if history:  # tells TensorBoard to forget what an earlier process logged after this step
+            restart = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(wall_time=time.time(), step=step + 1, session_log=restart))
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""
@@ -99,16 +105,48 @@ class Logger:
         """Appends one JSON line, and its numbers to TensorBoard."""
         if not self.main:
             return
-        self._metrics.write(_line(record))
-        self._metrics.flush()
-        for key, value in record.items():
-            if key != "step" and isinstance(value, int | float) and math.isfinite(value):
-                self._events.add_scalar(key, value, record["step"])
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+        values = [
+            Summary.Value(tag=key, simple_value=value)
+            for key, value in record.items()
+            if key != "step" and isinstance(value, int | float) and math.isfinite(value)
+        ]
+        with self._tolerant():
+            self._metrics.write(_line(record))
+            self._metrics.flush()
+            self._events.write_event(Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values)))
+            self._events.flush()
+
+    def append(self, name: str, record: Record) -> None:
+        """Appends one JSON line to another file of the workdir."""
+        if self.main:
+            with self._tolerant(), open(self.workdir / name, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def plot(self, history: Sequence[Record]) -> None:
+        """Draws loss.png anew."""
+        if self.main:
+            with self._tolerant():
+                plot_losses(self.workdir / "loss.png", history)
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """A full disk must not end the run: the checkpoints hold the history too. Said once."""
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                self.say(f"warning: {self.workdir} cannot be written: {error.strerror}; training goes on")
+            self._warned = True
 
     def close(self) -> None:
-        if self.main:
-            self._metrics.close()
-            self._events.close()
+        if not self.main:
+            return
+        for file in (self._metrics, self._events):
+            with self._tolerant():
+                file.close()
 
 
 class Ticker:

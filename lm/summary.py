@@ -13,7 +13,7 @@ import jax
 
 from lm.config import Config, ConfigError, changed_keys, check_resume
 from lm.hosts import is_main
-from lm.logger import plot_losses, run_card, write_json
+from lm.logger import run_card, write_json
 from lm.metrics import finite_or_none, peak_flops
 from lm.optim import Treatment
 from lm.params import params_sha256
@@ -96,7 +96,7 @@ def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment, c
     summary = {key: finite_or_none(value) for key, value in summary.items()}
     if is_main():
         write_json(run.workdir / "receipt.json", receipt)
-        plot_losses(run.workdir / "loss.png", progress.history)
+        run.logger.plot(progress.history)
         card = run_card(summary, receipt, next_commands(run, config_file))
         (run.workdir / "README.md").write_text(card)
         write_json(run.workdir / "summary.json", summary)  # last: it says that the run has ended

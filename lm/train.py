@@ -7,7 +7,6 @@ At each step boundary: evaluate if due, save if due, stop if asked; then the nex
 from __future__ import annotations
 
 import base64
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -23,9 +22,9 @@ from lm.batch import check_batch
 from lm.checkpoint import Checkpoints
 from lm.config import Config, UserError
 from lm.evaluate import EvalStep, evaluate
-from lm.hosts import StopFlag, gather_bytes, is_main
+from lm.hosts import StopFlag, gather_bytes
 from lm.lease import Lease
-from lm.logger import Logger, duration, plot_losses
+from lm.logger import Logger, duration
 from lm.params import to_host
 from lm.sharding import local_rows, put_batch
 from lm.step import TrainState
@@ -230,10 +229,8 @@ class _Loop:
     def _note_bad(self, step: int, values: Mapping[str, float]) -> None:
         run, config = self.run, self.run.config.train
         bad = run.progress.bad_in_a_row
-        if is_main():
-            with open(run.workdir / "bad_batches.jsonl", "a") as file:
-                record = {"step": step, "loss": str(values["train/loss"]), "grad_norm": str(values["grad_norm"])}
-                file.write(json.dumps(record) + "\n")
+        record = {"step": step, "loss": str(values["train/loss"]), "grad_norm": str(values["grad_norm"])}
+        run.logger.append("bad_batches.jsonl", record)
         numbers = f"loss {values['train/loss']}, gradient norm {values['grad_norm']}"
         run.logger.say(f"warning: step {step + 1} skipped: {numbers} (bad step {bad} in a row)")
         if bad >= config.max_bad_steps:
@@ -280,18 +277,14 @@ class _Loop:
             f"{result.get('bits_per_byte', math.nan):.4f} bits/byte ({duration(time.perf_counter() - began)}){mark}"
         )
         self._sample()
-        if is_main():
-            plot_losses(run.workdir / "loss.png", progress.history)
+        run.logger.plot(progress.history)
         return True
 
     def _sample(self) -> None:
         run = self.run
         for prompt in run.config.train.sample_prompts:
             text = run.sample(self.state.params, prompt)
-            if is_main():
-                with open(run.workdir / "samples.jsonl", "a") as file:
-                    record = {"step": run.progress.step, "prompt": prompt, "text": text}
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            run.logger.append("samples.jsonl", {"step": run.progress.step, "prompt": prompt, "text": text})
 
     def _out_of_patience(self) -> bool:
         patience = self.run.config.train.early_stop_patience
