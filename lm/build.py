@@ -235,6 +235,7 @@ def make_run(config: Config, data: Any, workdir: Path, lease: Lease | None, log:
     receipt = make_receipt(
         config, parts.model, parts.treatment, state.params, state.opt_state, parts.make_step, abstract_batch(config)
     )
+    log(describe_tokens(config, data))
     run_meta = {
         "config": to_json(config), "data_sha256": data.fingerprint, "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": parts.model.config.vocab_size, "peak_lr": peak_lr, "start": start, "saved_step": step or None,
@@ -251,6 +252,16 @@ def make_run(config: Config, data: Any, workdir: Path, lease: Lease | None, log:
         logger=Logger(workdir, is_main(), progress.history, step), lease=lease,
     )  # fmt: skip
     return run, receipt, parts
+
+
+def describe_tokens(config: Config, data: Any) -> str:
+    """How many tokens the run will see, in how many epochs of the train split."""
+    steps, rows = config.train.steps, data.summary()["rows"]["train"]
+    places = config.data.batch_size * config.data.seq_len
+    if not rows:  # streaming
+        return f"tokens: at most {places:,} a step, {places * steps:,} in {steps:,} steps"
+    epochs = config.data.batch_size * steps / rows
+    return f"tokens: at most {places:,} a step, {places * steps:,} in {steps:,} steps: {epochs:.2f} epochs of {rows:,} rows"
 
 
 def _observer(parts: Parts) -> Callable[[TrainState, float], TrainState] | None:
