@@ -36,9 +36,13 @@ class TfdsSource:
                 f"{key}: no TFDS data set {config.path!r} in {data_dir or 'its default folder'}: {message}"
             ) from None
         if not Path(self.builder.data_dir).is_dir():
-            raise UserError(
-                f"{key}: {config.path!r} is not prepared in {self.builder.data_dir}; run `tfds build {config.path}` first"
-            )
+            try:
+                self.builder.download_and_prepare()  # the library shows its own progress
+            except Exception as error:  # no network, no disk, a source that moved, a manual download that is missing
+                message = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise UserError(
+                    f"{key}: {config.path!r} is not in {self.builder.data_dir} and cannot be made: {message}"
+                ) from None
         if config.tfds_split not in self.builder.info.splits:
             splits = ", ".join(self.builder.info.splits)
             raise UserError(

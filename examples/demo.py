@@ -41,7 +41,6 @@ def evaluate(workdir: str) -> dict[str, Any]:
 def completions(count: int) -> None:
     """Prints what both models write for a few held-out functions, next to the docstring that a person wrote."""
     from data_pipeline.batch import open_data
-
     from lm.build import load_run
     from lm.generate import Sampling, generate
 

@@ -169,9 +169,8 @@ example: python -m lm.generate --workdir=runs/finetune --prompt="To be" --max_ne
 
 
 def main(argv: list[str]) -> None:
-    from data_pipeline.tokenizer import load_tokenizer
-
     from data_pipeline.schema import split_flags
+    from data_pipeline.tokenizer import load_tokenizer
     from lm import build
 
     prompts = [word.partition("=")[2] for word in argv if word.startswith("--prompt=")]
