@@ -2,7 +2,7 @@
 
 python launch.py --config=configs/shakespeare_char_nanogpt.py --config.data.path=FILE
 
-Two CPU cores, 3 to 5 minutes: eval/loss NANO over the whole validation part; nanoGPT itself: 1.886.
+Two CPU cores, 3 to 5 minutes: eval/loss 1.905 over the whole validation part; nanoGPT itself: 1.886.
 """
 
 from __future__ import annotations

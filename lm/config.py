@@ -333,8 +333,11 @@ def last_layers(count: int, layers: int, also: str = "norm_out/.*") -> Table:
     return (*blocks, (also, True), (".*", False))
 
 
-# A resumed run may change these; everything else in these sections decides what the numbers mean and is refused.
-RESUME_REFUSED = re.compile(r"(model\.(?!scan|remat).*|optim\.(name|train)|train\.seed|init\..*|data\..*)")
+# These decide what a run's numbers mean, so a resumed run may not change them. Where the data lies is no part of that:
+# the fingerprint of what was read is compared.
+RESUME_REFUSED = re.compile(
+    r"model\.(?!scan|remat).*|optim\.(name|train)|train\.seed|init\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
+)
 RESUME_IGNORED = re.compile(r"data\.(cache_dir|on_bad|max_bad_fraction)")
 
 

@@ -303,6 +303,7 @@ def test_the_same_config_resumes_without_a_word():
         {"model__remat": "full"},
         {"train__keep_last": 5},
         {"train__sample_prompts": ("To be",)},
+        {"data__path": "moved.txt"},
     ],
 )
 def test_what_does_not_change_the_meaning_of_the_run_may_change(changes):
@@ -325,7 +326,6 @@ def test_what_does_not_change_the_meaning_of_the_run_may_change(changes):
         {"init__source": "runs/b"},
         {"data__seq_len": 128},
         {"data__seed": 5},
-        {"data__path": "other.txt"},
         {"data__clean__rules": ()},
         {"data__sources": {"a": SourceConfig(path="a.txt")}},
     ],
