@@ -1,10 +1,12 @@
 """The numbers that the README and the configs promise, measured by whole runs; minutes each (make test-slow).
 
-LM_ASSETS names a folder that holds tiny-shakespeare/input.txt.
+LM_ASSETS names a folder that holds tiny-shakespeare/input.txt. The last result of each stands in docs/test-slow.json.
 """
 
+import datetime
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,15 @@ def launch(config, workdir, *extra):
     return json.loads((workdir / "summary.json").read_text())
 
 
+def note(name, **numbers):
+    """Keeps the last result of a test, pass or fail."""
+    path = ROOT / "docs" / "test-slow.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    today = datetime.date.today().isoformat()
+    results[name] = {"date": today, "python": platform.python_version(), "cores": os.cpu_count(), **numbers}
+    path.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+
+
 @pytest.fixture
 def shakespeare():
     assets = os.environ.get("LM_ASSETS")
@@ -34,12 +45,14 @@ def shakespeare():
 
 def test_shakespeare(tmp_path, shakespeare):
     summary = launch("configs/shakespeare_char.py", tmp_path / "run", shakespeare)
+    note("shakespeare", loss=summary["eval/loss"], bound=1.60, seconds=summary["wall_seconds"])
     assert summary["eval/tokens"] == 111_539  # the whole validation part, each character but the first
     assert summary["eval/loss"] <= 1.60
 
 
 def test_shakespeare_with_nanogpts_recipe(tmp_path, shakespeare):
     summary = launch("configs/shakespeare_char_nanogpt.py", tmp_path / "run", shakespeare)
+    note("shakespeare_nanogpt", loss=summary["eval/loss"], bounds=[1.85, 1.91], seconds=summary["wall_seconds"])
     assert 1.85 <= summary["eval/loss"] <= 1.91
 
 
@@ -57,5 +70,6 @@ def test_pretraining_pays(tmp_path):
         f"--config.data.tokenizer.path={tmp_path / 'pretrain' / 'tokenizer'}", "--config.optim.peak_lr=0.02",
         "--config.optim.train=(('.*', True),)", "--config.optim.warmup_steps=20",
     )  # fmt: skip
+    note("pretraining_pays", tuned_after_100=tuned["best/eval/loss"], scratch_after_200=scratch["best/eval/loss"])
     assert scratch["steps"] == 200
     assert tuned["best/eval/loss"] <= scratch["best/eval/loss"]
