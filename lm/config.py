@@ -6,6 +6,7 @@ or there, once. `check_config` lists all that is wrong before anything is loaded
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -281,9 +282,7 @@ def _check_mesh(config: Config, devices: int | None) -> list[str]:
     try:
         shape = mesh_shape(config.mesh, devices)
     except ConfigError:
-        needed = 1
-        for n in sizes.values():
-            needed *= max(n, 1)
+        needed = math.prod(max(n, 1) for n in sizes.values())
         several = "a multiple of " if -1 in sizes.values() else ""
         return [f"config.mesh {text} needs {several}{needed} devices, found {devices}"]
     model, rows = config.model, shape["data"] * shape["fsdp"]
@@ -305,13 +304,9 @@ def _check_mesh(config: Config, devices: int | None) -> list[str]:
 def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:
     """Returns the size of each axis with -1 filled in; raises ConfigError when the product is not `devices`."""
     shape = {field.name: getattr(mesh, field.name) for field in fields(MeshConfig)}
-    known = 1
-    for size in shape.values():
-        known *= size if size > 0 else 1
-    if devices % known:
-        raise ConfigError(f"config.mesh: {shape} does not fit {devices} devices")
+    known = math.prod(size for size in shape.values() if size > 0)
     shape = {name: size if size > 0 else devices // known for name, size in shape.items()}
-    if shape["data"] * shape["fsdp"] * shape["tensor"] != devices:
+    if math.prod(shape.values()) != devices:
         raise ConfigError(f"config.mesh: {shape} does not fit {devices} devices")
     return shape
 
