@@ -24,7 +24,7 @@ test: setup
 	$(PY) -m pytest -m "not slow" --doctest-modules lm data_pipeline tests
 
 test-slow: setup
-	$(PY) -m pytest -m slow tests
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m slow tests
 
 check: setup
 	$(VENV)/bin/ruff check .

@@ -16,6 +16,7 @@ from configs.models import use_gpt2_blocks
 def get_config() -> ml_collections.ConfigDict:
     c = shakespeare_char.get_config()
     use_gpt2_blocks(c.model, bias=False)
+    c.model.activation = "gelu"  # nanoGPT's is the exact one
     c.model.qk_norm = False
     c.model.init_out = "scaled"
 
