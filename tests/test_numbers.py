@@ -18,7 +18,9 @@ pytestmark = pytest.mark.slow
 
 
 def launch(config, workdir, *extra):
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")} | {
+        "JAX_PLATFORMS": "cpu"
+    }
     words = [f"--config={ROOT / config}", f"--workdir={workdir}", f"--config.data.cache_dir={workdir.parent / 'cache'}"]
     subprocess.run([sys.executable, ROOT / "launch.py", *words, *extra], check=True, env=env, cwd=workdir.parent)
     return json.loads((workdir / "summary.json").read_text())
