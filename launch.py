@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     try:
         config = read_config(flags["config"], overrides, jax.device_count())
         hosts.check_same("the configuration", json.dumps(to_json(config)))
-        code = run(config, workdir, flags["config"])
+        code = run(config, workdir)
     except BaseException as error:
         if jax.process_count() > 1:  # the others would wait for this process: end it at once, its reason last
             if isinstance(error, UserError) and not os.environ.get("LM_TRACEBACK"):
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     raise SystemExit(code)
 
 
-def run(config: Config, workdir: Path, config_file: str) -> int:
+def run(config: Config, workdir: Path) -> int:
     """Prepares, trains and reports; returns the exit code."""
     from data_pipeline.batch import open_data
     from lm import hosts
@@ -88,7 +88,7 @@ def run(config: Config, workdir: Path, config_file: str) -> int:
             write_json(workdir / "receipt.json", receipt)
         say(format_receipt(receipt))
         outcome = train(job)
-        summary = finish(job, outcome, receipt, parts.treatment, config_file)
+        summary = finish(job, outcome, receipt, parts.treatment)
         job.logger.close()
     finally:
         if lease:
@@ -99,7 +99,7 @@ def run(config: Config, workdir: Path, config_file: str) -> int:
     say(
         f"{outcome.status} at step {summary['steps']}; {summary['tokens_per_sec']:,.0f} tokens/s; see {workdir}/README.md. Next:"
     )
-    for command, what in next_commands(job, config_file).items():
+    for command, what in next_commands(job).items():
         say(f"  {command}    # {what}")
     return 0
 

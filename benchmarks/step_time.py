@@ -12,7 +12,6 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def make_case(size: str, train: tuple[tuple[str, bool], ...], dtype: str, scan: 
     positions = jnp.broadcast_to(jnp.arange(data[0])[None], tokens.shape)
     batch = {"tokens": tokens, "targets": tokens, "segments": ones, "positions": positions, "weights": ones * 1.0}
     flops = xla_flops(parts.make_step, parts.model, parts.treatment, abstract_batch(config))
-    state = init_state(replace(parts))
+    state = init_state(parts)
     state, metrics = parts.train_step(state, batch, key)
     jax.block_until_ready(metrics)
     return {"step": parts.train_step, "state": state, "batch": batch, "key": key, "flops": flops, "times": []}

@@ -27,6 +27,23 @@ def use_gpt2_blocks(model: Model, bias: bool = True) -> None:
     model.tie_embeddings = True
 
 
+def use_relu2_blocks(model: Model) -> None:
+    """What learns fastest here at small sizes: squared ReLU, normalised queries and keys, branches that start at zero."""
+    model.mlp_gated = False
+    model.activation = "relu2"
+    model.qk_norm = True
+    model.init_out = "zero"
+
+
+def use_muon(optim: ml_collections.ConfigDict) -> None:
+    """Muon on the matrices inside blocks, Adam at half the rate on the rest, a linear decay."""
+    optim.name = "muon"
+    optim.peak_lr = 0.02
+    optim.lr_multipliers = (("block_.*/(q|k|v|out|up|down)", 1.0), (".*", 0.5))
+    optim.schedule = "linear"
+    optim.weight_decay = 0.0
+
+
 def gpt2(model: Model) -> None:
     """GPT-2 124M."""
     use_gpt2_blocks(model)

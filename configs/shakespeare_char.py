@@ -11,6 +11,7 @@ from __future__ import annotations
 import ml_collections
 
 from configs import base
+from configs.models import use_muon, use_relu2_blocks
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -27,18 +28,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.layers = 4
     c.model.dim = 128
     c.model.heads = 4
-    c.model.mlp_gated = False
-    c.model.activation = "relu2"
-    c.model.qk_norm = True
-    c.model.init_out = "zero"
+    use_relu2_blocks(c.model)
 
-    c.optim.name = "muon"
-    c.optim.peak_lr = 0.02
-    c.optim.schedule = "linear"
+    use_muon(c.optim)
     c.optim.warmup_steps = 50
     c.optim.end_lr_ratio = 0.0
-    c.optim.weight_decay = 0.0
-    c.optim.lr_multipliers = (("block_.*/(q|k|v|out|up|down)", 1.0), (".*", 0.5))
 
     c.train.steps = 2000
     c.train.log_every = 100

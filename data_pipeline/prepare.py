@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from data_pipeline.augment import is_on
-from data_pipeline.config import SPLITS, DataConfig, check_data_config
+from data_pipeline.config import SPLITS, DataConfig
 from data_pipeline.mix import hash64
 from data_pipeline.records import Record, Source
 from data_pipeline.report import format_report
@@ -249,8 +249,6 @@ def main(argv: list[str]) -> None:
             "name a config file: python -m data_pipeline.prepare --config=configs/pretrain.py; see --help"
         )
     config = read_config(flags["config"], overrides).data
-    if problems := check_data_config(config):
-        raise ConfigError(problems)
     prepared, _ = prepare(config, print)
     print((prepared.folder / "report.md").read_text("utf-8"))
     print(f"prepared data: {prepared.folder}. Next: python -m data_pipeline.show --config={flags['config']}")

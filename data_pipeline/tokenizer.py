@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import itertools
 import json
@@ -38,7 +39,7 @@ OURS = SpecialIds()
 FIRST_FREE = 5  # the first id after our own special ones
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
     """Base of the three kinds. `pieces[id]` is the bytes an id stands for, empty for special ones."""
 
     kind = ""
@@ -49,9 +50,9 @@ class Tokenizer:
         meta = json.dumps([FORMAT, self.kind, asdict(special)]).encode()
         self.sha256 = hashlib.sha256(meta + content).hexdigest()
 
+    @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`; special ids never come out, whatever the text says."""
-        raise NotImplementedError
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]

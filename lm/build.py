@@ -68,7 +68,7 @@ def trained_paths(params: Mapping[str, Any], treatment: Treatment) -> frozenset[
 
 
 def make_step_of(config: Config, peak_lr: float) -> StepMaker:
-    """Returns a function (model, treatment, parts) -> (step function, abstract state); the one way a step is made."""
+    """Returns a function (model, treatment, micro_batches) -> (step function, abstract state); the one way a step is made."""
 
     def make(
         model: Model, treatment: Treatment, micro_batches: int = config.train.micro_batches
@@ -242,12 +242,13 @@ def make_run(config: Config, data: Any, workdir: Path, lease: Lease | None, log:
     }  # fmt: skip
     shapes = {p: leaf.shape for p, leaf in param_shapes(Model(parts.model.config)).items()}
     per_token = token_flops(parts.model.config, shapes, parts.treatment.trained, config.data.seq_len)
+    peak, peak_source = peak_flops(config.train.peak_tflops)
     run = Run(
         config=config, workdir=workdir, mesh=parts.mesh, state=state, key=jax.random.key(config.train.seed),
         train_step=parts.train_step, eval_step=make_eval_step(parts.model, tokenizer.token_bytes()),
         observe_eval=_observer(parts), sample=make_sampler(parts.model, tokenizer, config), data=data,
         data_state=data_state, vocab_size=parts.model.config.vocab_size, flops_per_token=sum(per_token.values()),
-        peak_flops=peak_flops(config.train.peak_tflops)[0] * parts.mesh.size,
+        peak_flops=peak * parts.mesh.size, peak_source=peak_source,
         checkpoints=Checkpoints(workdir, config.train.keep_last, log), meta=run_meta, progress=progress,
         logger=Logger(workdir, is_main(), progress.history, step), lease=lease,
     )  # fmt: skip

@@ -14,7 +14,7 @@ import jax
 from lm.config import Config, ConfigError, changed_keys, check_resume
 from lm.hosts import is_main
 from lm.logger import run_card, write_json
-from lm.metrics import finite_or_none, peak_flops
+from lm.metrics import finite_or_none
 from lm.optim import Treatment
 from lm.params import params_sha256
 from lm.plan import Receipt, check_frozen
@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
     return {"python": python_version(), **{name: version(name) for name in names}}
 
 
-def next_commands(run: Run, config_file: str) -> dict[str, str]:
+def next_commands(run: Run) -> dict[str, str]:
     """The commands a person would run next, and what each does."""
     workdir = shlex.quote(str(run.workdir))
     commands = {f'python -m lm.generate --workdir={workdir} --prompt="..."': "write text with it"}
@@ -58,7 +58,7 @@ def next_commands(run: Run, config_file: str) -> dict[str, str]:
     return commands
 
 
-def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment, config_file: str) -> dict[str, Any]:
+def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment) -> dict[str, Any]:
     """Checks that nothing frozen moved, writes all that a run leaves, and returns the summary."""
     receipt = check_frozen(receipt, outcome.state.params, treatment)
     digest = params_sha256(outcome.state.params)
@@ -80,7 +80,7 @@ def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment, c
         "params_sha256": digest,
         "tokens_per_sec": rate,
         "mfu": rate * run.flops_per_token / run.peak_flops,
-        "peak": peak_flops(config.train.peak_tflops)[1],
+        "peak": run.peak_source,
         "tokens_seen": int(progress.targets),
         "tokens_processed": progress.tokens,
         "wall_seconds": progress.wall_seconds,
@@ -97,7 +97,7 @@ def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment, c
     if is_main():
         write_json(run.workdir / "receipt.json", receipt)
         run.logger.plot(progress.history)
-        card = run_card(summary, receipt, next_commands(run, config_file))
+        card = run_card(summary, receipt, next_commands(run))
         (run.workdir / "README.md").write_text(card)
         write_json(run.workdir / "summary.json", summary)  # last: it says that the run has ended
     return summary

@@ -86,6 +86,7 @@ class Run:
     vocab_size: int
     flops_per_token: float
     peak_flops: float  # of all devices together
+    peak_source: str  # where that figure is from
     checkpoints: Checkpoints
     meta: dict[str, Any]  # what every checkpoint records of the configuration
     progress: Progress
