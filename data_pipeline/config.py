@@ -129,6 +129,11 @@ def check_data_config(data: DataConfig) -> list[str]:
     training = [s for s in data.sources.values() if s.split in ("", "train")]
     weighted = [s for s in training if s.weight > 0]
     must(len(weighted) in (0, len(training)), "sources: give every training source a weight > 0, or none")
+    must(
+        not data.streaming or bool(data.tokenizer.path) or data.tokenizer.kind == "bytes",
+        "streaming=True needs a tokenizer that exists: set config.data.tokenizer.path (train one with "
+        "`python -m data_pipeline.prepare` on part of the text), or tokenizer.kind='bytes'",
+    )
     one_of("tokenizer.kind", data.tokenizer.kind, TOKENIZER_KINDS)
     one_of("tokenizer.model_type", data.tokenizer.model_type, ("bpe", "unigram"))
     must(
@@ -159,4 +164,8 @@ def check_data_config(data: DataConfig) -> list[str]:
     must(data.seed >= 0, f"seed: must be >= 0, got {data.seed}")
     must(data.clean.min_chars >= 1, f"clean.min_chars: must be >= 1, got {data.clean.min_chars}")
     must(data.clean.max_chars >= 0, f"clean.max_chars: must be >= 0 (0: no limit), got {data.clean.max_chars}")
+    must(
+        data.clean.max_chars == 0 or data.clean.max_chars >= data.clean.min_chars,
+        f"clean.max_chars={data.clean.max_chars} is less than min_chars={data.clean.min_chars}: no document can pass",
+    )
     return problems

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.clean import EDITS, RULES, clean_record, edit
+from data_pipeline.clean import EDITS, RULES, clean_record, control, edit
 from data_pipeline.config import CLEAN_RULES, CleanConfig, DataConfig, check_data_config
 from data_pipeline.records import Record
 
@@ -63,6 +64,16 @@ def test_mojibake_is_dropped_with_its_reason(text):
 def test_space_between_prompt_and_completion_stays():
     record = Record("答案： \n\nAnswer: ", " 四十二 \n")
     assert clean_record(record, CleanConfig()) == Record("答案：\n\nAnswer: ", " 四十二\n")
+    record = Record("问：\r\x85\x1c　 \r\n", "好")  # but what no text may hold goes there too
+    assert clean_record(record, CleanConfig()) == Record("问：\n　 \n", "好")
+    assert clean_record(record, CleanConfig(rules=())) == record
+
+
+def test_a_long_run_of_joiners_takes_no_longer_than_other_text():
+    began = time.monotonic()
+    assert control("é" + "\u200d" * 100_000 + "é").count("\u200d") == 100_000
+    assert control("é" + "\u200d" * 100_000 + "好") == "é好"
+    assert time.monotonic() - began < 5  # 200 s where each joiner looks at all after it
 
 
 def test_the_schema_names_the_rules_that_exist():
@@ -75,6 +86,8 @@ def test_lengths_are_in_characters():
     assert clean_record(Record("你好"), CleanConfig(min_chars=3)) == "too short"
     assert clean_record(Record("你好吗"), CleanConfig(min_chars=3, max_chars=3)) == Record("你好吗")
     assert clean_record(Record("你好吗啊"), CleanConfig(max_chars=3)) == "too long"
+    (problem,) = check_data_config(DataConfig(path="x", clean=CleanConfig(min_chars=9, max_chars=3)))
+    assert problem.endswith("max_chars=3 is less than min_chars=9: no document can pass")
 
 
 def test_the_command_lists_rules_and_cleans_a_file(tmp_path):
