@@ -16,6 +16,7 @@ from typing import IO, NamedTuple, cast
 from data_pipeline.schema import UserError
 
 BOM = b"\xef\xbb\xbf"
+PACKED_BYTES = 1024  # unpacked at once: zstandard makes up to 32 MiB of them
 LOOKS_LIKE = (
     (b"\x1f\x8b", "a gzip file; name it .gz"),
     (b"\x28\xb5\x2f\xfd", "a zstandard file; name it .zst"),
@@ -72,12 +73,13 @@ class _ZstdReader:
 
         self.raw.seek(0)
         self.frame = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj()
-        self.in_frame, self.buffer, self.position, self.ended = False, b"", 0, False
+        self.in_frame, self.position, self.ended = False, 0, False
+        self.buffer = bytearray()  # drops what was read from its front without moving the rest
 
     def _fill(self) -> None:
         import zstandard
 
-        packed = (self.frame.unused_data if self.frame.eof else b"") or self.raw.read(65536)
+        packed = (self.frame.unused_data if self.frame.eof else b"") or self.raw.read(PACKED_BYTES)
         try:
             if not packed:
                 if self.in_frame:
@@ -112,7 +114,8 @@ class _ZstdReader:
             pass
 
     def _take(self, size: int) -> bytes:
-        out, self.buffer = self.buffer[:size], self.buffer[size:]
+        out = bytes(self.buffer[:size])
+        del self.buffer[:size]
         self.position += size
         return out
 

@@ -73,7 +73,7 @@ class PackageSource:
     def _parse(self, path: Path) -> Iterator[tuple[int, Record]]:
         raw = (self.root / path).read_bytes()
         encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
-        text = raw.decode(encoding).replace("\r\n", "\n")
+        text = raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")  # as Python reads it
         group = path.as_posix()
         if self.config.records == "docstrings":
             yield from find_docstrings(text, group)

@@ -39,7 +39,7 @@ def find_rows(path: str, kind: str, config: SourceConfig, max_line_bytes: int) -
         yield from _csv_rows(path, max_line_bytes)
     elif kind == "jsonl" or config.document == "line":
         for line in read_lines(path, max_line_bytes):
-            if line.raw is None or line.raw.removeprefix(BOM).strip():
+            if line.raw is None or not _is_blank(line.raw):
                 yield Row(line.number, line.offset, line.length, _bounded(line, max_line_bytes))
     else:
         yield from _text_rows(path, config.document == "paragraph", max_line_bytes)
@@ -81,6 +81,11 @@ def read_header(path: str, max_line_bytes: int) -> CsvHead:
     return CsvHead(delimiter, ())
 
 
+def _is_blank(raw: bytes) -> bool:
+    """Says whether a line holds only white space, the ideographic space of Chinese text too."""
+    return not raw.strip() or (not raw.isascii() and not raw.removeprefix(BOM).decode(errors="replace").strip())
+
+
 def _bounded(line: Line, limit: int) -> bytes | Bad:
     message = f"line longer than {limit} bytes; raise config.data.max_line_bytes if it is meant"
     return Bad("line too long", message) if line.raw is None else line.raw
@@ -96,7 +101,7 @@ def _text_rows(path: str, paragraphs: bool, max_line_bytes: int) -> Iterator[Row
         return Row(start.number, start.offset, size, bad or b"".join(parts))
 
     for line in read_lines(path, max_line_bytes):
-        blank = line.raw is not None and not line.raw.removeprefix(BOM).strip()
+        blank = line.raw is not None and _is_blank(line.raw)
         if paragraphs and blank:
             if size:
                 yield row()
@@ -118,7 +123,9 @@ def _text_rows(path: str, paragraphs: bool, max_line_bytes: int) -> Iterator[Row
 
 def _csv_rows(path: str, max_line_bytes: int) -> Iterator[Row]:
     rows = _csv_records(path, max_line_bytes)
-    next(rows, None)  # the header
+    head = next(rows, None)
+    if head and isinstance(head.content, Bad):
+        raise UserError(f"{path}:{head.line}: the header is {head.content.message}")
     yield from rows
 
 
@@ -138,16 +145,18 @@ def _csv_records(path: str, max_line_bytes: int) -> Iterator[Row]:
             yield line.raw.decode(errors="surrogateescape")
 
     csv.field_size_limit(max(max_line_bytes, 131072))
-    reader = csv.reader(feed(), delimiter=_delimiter(path))
+    # strict: a lax reader drops the quotes of `"a" b` and takes a quote that never closes as all the rest of the file
+    reader = csv.reader(feed(), delimiter=_delimiter(path), strict=True)
     while True:
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield Row(
-                pending[0].number, pending[0].offset, sum(p.length for p in pending), Bad("not valid CSV", str(error))
-            )
+            if "unexpected end" in str(error):
+                raise UserError(f"{path}:{pending[0].number}: the row opens a quote that does not close") from None
+            bad = Bad("not valid CSV", f"not valid CSV: {error}")
+            yield Row(pending[0].number, pending[0].offset, sum(p.length for p in pending), bad)
             pending.clear()
             continue
         first, size = pending[0], sum(line.length for line in pending)
@@ -164,7 +173,7 @@ def _delimiter(path: str) -> str:
 def _split_csv(text: str, delimiter: str) -> list[str]:
     # str.splitlines would also cut at U+2028 and other characters that are part of a field
     lines = [line + "\n" for line in text.removesuffix("\n").split("\n")]
-    return next(csv.reader(lines, delimiter=delimiter))
+    return next(csv.reader(lines, delimiter=delimiter, strict=True))
 
 
 def _parse_csv(raw: bytes, config: SourceConfig, head: CsvHead) -> Record | Bad:

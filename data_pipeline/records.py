@@ -83,6 +83,8 @@ def record_from_fields(row: dict[str, Any], config: SourceConfig) -> Record | Ba
         if config.group_field not in row:
             return Bad("missing group", f"no field {config.group_field!r}, which group_field names")
         group = str(row[config.group_field])
+        if not is_encodable(group):
+            return Bad("lone surrogate", f"field {config.group_field!r} holds a lone surrogate, which is no character")
     return Record(values[0], values[1] if pair else None, group)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def find_files(config: SourceConfig, key: str, log: Log) -> list[tuple[str, str]
     """Returns (path, kind) of every file that a source names, sorted; raises UserError naming the key."""
     path = Path(config.path).expanduser()
     if path.is_dir():
-        found = sorted(str(p) for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        found = sorted(_walk(path, key, log))
         known = [(p, kind) for p in found if (kind := _kind_by_name(p)) and config.kind in ("auto", kind)]
         wanted = "readable" if config.kind == "auto" else config.kind
         if not known:
@@ -120,8 +121,18 @@ def find_files(config: SourceConfig, key: str, log: Log) -> list[tuple[str, str]
     return list(zip(paths, kinds))
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _walk(folder: Path, key: str, log: Log) -> Iterator[str]:
+    """Yields the files below a folder but hidden ones; a part of it that cannot be read is an error, not a smaller corpus."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{key}: {error.filename}: {error.strerror}")
+
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for link in filter(os.path.islink, (os.path.join(here, name) for name in folders)):
+            log(f"warning: {key}: {link} is a link to a folder and is not followed")
+        paths = [Path(here, name) for name in files if not name.startswith(".")]
+        yield from (str(p) for p in paths if p.is_file() or p.is_symlink())  # a link to nothing fails when it is read
 
 
 def _kind_by_name(path: str) -> str:

@@ -31,17 +31,15 @@ class TfdsSource:
         try:
             self.builder: Any = tfds.builder(config.path, data_dir=data_dir)
         except Exception as error:  # tfds raises many kinds, all meaning that there is no such data set
-            message = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{key}: no TFDS data set {config.path!r} in {data_dir or 'its default folder'}: {message}"
+                f"{key}: no TFDS data set {config.path!r} in {data_dir or 'its default folder'}: {_first_line(error)}"
             ) from None
         if not Path(self.builder.data_dir).is_dir():
             try:
                 self.builder.download_and_prepare()  # the library shows its own progress
             except Exception as error:  # no network, no disk, a source that moved, a manual download that is missing
-                message = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise UserError(
-                    f"{key}: {config.path!r} is not in {self.builder.data_dir} and cannot be made: {message}"
+                    f"{key}: {config.path!r} is not in {self.builder.data_dir} and cannot be made: {_first_line(error)}"
                 ) from None
         if config.tfds_split not in self.builder.info.splits:
             splits = ", ".join(self.builder.info.splits)
@@ -67,9 +65,8 @@ class TfdsSource:
         except UserError:
             raise
         except Exception as error:  # a damaged record file: tf.errors.DataLossError and array_record's own kinds
-            message = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{self.key}: record {number + 1} of {self.config.path!r} cannot be read: {message}"
+                f"{self.key}: record {number + 1} of {self.config.path!r} cannot be read: {_first_line(error)}"
             ) from None
         if number != self.split.num_examples:
             raise UserError(
@@ -110,11 +107,17 @@ class TfdsSource:
             return Bad("not an object", f"a record is {type(row).__name__}, expected named features")
         if row and all(value is None for value in row.values()):  # what array_record gives beyond a file's end
             raise UserError(f"{self.key}: a record of {self.config.path!r} is empty; a file is damaged or cut short")
-        try:
-            fields = {name: _plain(value) for name, value in row.items()}
+        config = self.config
+        named = {config.text_field, config.prompt_field, config.completion_field, config.group_field}
+        try:  # a field that is not asked for may hold bytes of any kind
+            fields = {name: _plain(value) if name in named else value for name, value in row.items()}
         except UnicodeDecodeError as error:
             return Bad("not UTF-8", f"not UTF-8 at byte {error.start}")
-        return record_from_fields(fields, self.config)
+        return record_from_fields(fields, config)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _plain(value: Any) -> Any:

@@ -4,12 +4,16 @@ import gzip
 import json
 import os
 import random
+import tracemalloc
 
 import pytest
 import zstandard
 
-from data_pipeline.config import SourceConfig
+from data_pipeline.batch import open_data
+from data_pipeline.config import CleanConfig, SourceConfig, SplitConfig
+from data_pipeline.lines import read_lines
 from data_pipeline.schema import UserError
+from data_pipeline.sources import open_sources
 
 GOOD = b'{"text": "a good row, \xe5\xa5\xbd"}\n'
 
@@ -122,6 +126,9 @@ def test_a_gzip_bomb_stops_at_the_line_limit(opened, tmp_path):
         ("a.csv", b"text\n", "no rows in it below the header"),
         ("a.csv", b"text,x\nonly one\n", "the row has 1 fields, the header 2"),
         ("a.csv", b"id,x\n1,2\n", "no field 'text'"),
+        ("a.csv", b'text,x\n"a" b,1\n', "a.csv:2: not valid CSV"),
+        ("a.csv", b'text,x\na,1\n"b,2\nc,3\n', "a.csv:3: the row opens a quote that does not close"),
+        ("a.csv", b"te\rxt,x\na,1\nb,2\n", "a.csv:1: the header is not valid CSV"),
         ("a.bin", b"abc", "cannot tell what"),
     ],
 )
@@ -130,6 +137,66 @@ def test_a_wrong_file_is_named_for_what_it_is(opened, tmp_path, name, content, w
     message = refusal(opened, tmp_path / name)
     assert words in message
     assert name in message
+
+
+def test_a_zstandard_bomb_is_not_unpacked_whole(tmp_path):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zstandard.compress(b"x" * 200_000_000))
+    tracemalloc.start()
+    assert [(line.length, line.raw) for line in read_lines(str(path), 100_000)] == [(200_000_000, None)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000_000
+
+
+def test_a_file_name_that_is_not_utf8_is_only_a_name(config, tmp_path):
+    (tmp_path / "good.txt").write_text("some words 好")
+    name = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    try:
+        open(name, "wb").close()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    data = open_data(config(tmp_path, on_bad="skip", max_bad_fraction=0.5, split=SplitConfig(validation=0, test=0)))
+    (drop,) = (data.prepared.folder / "drops.jsonl").read_text("utf-8").splitlines()
+    assert os.fsencode(json.loads(drop)["where"]) == name
+
+
+def test_a_group_that_is_no_text_is_a_bad_row(opened, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "from": "x"}\n{"text": "b", "from": "\\ud800"}\n')
+    message = refusal(opened, "", sources={"s": SourceConfig(path=str(path), group_field="from")})
+    assert message.startswith(f"{path}:2: field 'from' holds a lone surrogate")
+
+
+def test_a_folder_that_cannot_be_read_whole_is_refused(config, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("some words")
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    said = []
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"config.data.path: .*closed: Permission denied"):
+        open_sources(config(tmp_path), said.append)
+    monkeypatch.undo()
+    (tmp_path / "linked").symlink_to(tmp_path / "closed")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(FileNotFoundError):
+        open_sources(config(tmp_path), said.append)
+    assert ["linked is a link to a folder and is not followed" in line for line in said] == [True]
+
+
+def test_a_text_cut_by_position_is_not_in_a_pinned_source_too(opened, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("the same long text " * 50)
+    sources = {"cut": SourceConfig(path=str(path)), "pinned": SourceConfig(path=str(path), split="train")}
+    for clean in (CleanConfig(), CleanConfig(exact_dedup=False)):
+        message = refusal(opened, "", sources=sources, clean=clean, split=SplitConfig(by="position"))
+        assert "1 texts of every split are in train too" in message
 
 
 def test_missing_files_name_the_key(opened, tmp_path):
@@ -157,8 +224,6 @@ def test_one_text_in_two_pinned_splits_is_refused(opened, tmp_path):
 
 
 def test_twin_files_are_warned_of_and_an_unwritable_cache_is_one_line(config, tmp_path):
-    from data_pipeline.batch import open_data
-
     said = []
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text("the same text 相同")

@@ -31,6 +31,10 @@ def test_text_documents_by_file_paragraph_and_line(config, tmp_path):
         d: [r.text.split() for _, r in records_of(config, SourceConfig(path=str(path), document=d))]
         for d in ("file", "paragraph", "line")
     }
+    path.write_text("一\n　　\n\xa0\n二\n", "utf-8")  # Chinese text writes blank lines with full-width spaces
+    for document in ("paragraph", "line"):
+        records = records_of(config, SourceConfig(path=str(path), document=document))
+        assert [(where[-1], record.text) for where, record in records] == [("1", "一\n"), ("4", "二\n")]
     words = ["一", "one", "二", "two", "三", "three", "四", "four"]
     assert texts["file"] == [words]
     assert texts["paragraph"] == [words[:4], words[4:]]
