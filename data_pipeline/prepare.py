@@ -46,8 +46,8 @@ from data_pipeline.train_tokenizer import find_tokenizer, train_tokenizer
 Log = Callable[[str], None]
 # Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
 # whose content stays the same are not affected, since their fingerprint is of the content.
-CODE = ("clean", "lines", "mix", "package_source", "parse", "prepare", "records", "scan", "split", "store", "tasks",
-        "tfds_source", "tokenizer", "train_tokenizer")  # fmt: skip
+CODE = ("clean", "lines", "mix", "package_source", "parse", "prepare", "records", "scan", "sources", "split", "store",
+        "tasks", "tfds_source", "tokenizer", "train_tokenizer")  # fmt: skip
 BATCH_CHARS = 1_000_000  # characters that are encoded at once
 STRETCH = 10_000  # characters that tokenizer training takes or leaves together
 HEAD = struct.Struct("<QQq")  # of a spooled document: key, bytes of its text, bytes of its completion or -1
@@ -57,11 +57,7 @@ def prepare(config: DataConfig, log: Log) -> tuple[Prepared, list[Source]]:
     """Returns the prepared data of `config`, made now or taken from the cache, and its opened sources."""
     sources = open_sources(config, log)
     tokenizer = find_tokenizer(config.tokenizer)
-    if config.streaming and tokenizer is None:
-        raise ConfigError(
-            "config.data.streaming=True needs a tokenizer that exists: set config.data.tokenizer.path (train one with "
-            "`python -m data_pipeline.prepare` on part of the text), or tokenizer.kind='bytes'"
-        )
+    assert tokenizer or not config.streaming  # check_data_config
     made_of = _made_of(config, sources, tokenizer)
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     cache = Path(config.cache_dir).expanduser()
@@ -203,7 +199,7 @@ def _encode(
 ) -> dict[str, int]:
     writer = ShardWriter(folder, number, split, tokenizer.vocab_size, tokenizer.special.unk)
     size, began = path.stat().st_size, time.monotonic()
-    said, done, n_bytes = began, 0, 0
+    said, n_bytes = began, 0
     waiting: list[tuple[int, Record]] = []
     chars = 0
 
@@ -221,7 +217,7 @@ def _encode(
         n_bytes += sum(len(part.encode()) for part in record.parts())
         if chars >= BATCH_CHARS:
             flush()
-            done, chars = done + chars, 0
+            chars = 0
             if time.monotonic() - said > PROGRESS_SECONDS:
                 said = time.monotonic()
                 left = (said - began) * max(size / max(n_bytes, 1) - 1, 0)

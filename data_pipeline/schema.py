@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import io
 import math
 import os
 import sys
@@ -290,6 +291,10 @@ def run_main(main: Callable[[list[str]], None]) -> NoReturn:
     Exit codes: 0 done, 1 error, 2 configuration or launch, 3 workdir in use, 75 interrupted. LM_TRACEBACK=1 shows where.
     """
     code = 0
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # text or a file name that the terminal cannot show is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
     problems = [] if flags["config"] else ["name a config file: --config=configs/finetune.py; see --help"]
     if flags["split"] not in SPLITS:
         problems.append(f"--split: must be one of {', '.join(SPLITS)}, got {flags['split']!r}")
-    if not flags["rows"].isdigit():
+    if not flags["rows"].isdecimal():
         problems.append(f"--rows: expected a number of rows, got {flags['rows']!r}")
     if problems:
         raise ConfigError(problems)

@@ -6,13 +6,14 @@
 00.train.keys.npy        64 bits that name the document
 00.train.places.npy      streaming, in place of the others: where each document lies in its source
 tokenizer/  drops.jsonl  report.json  report.md
-manifest.json            what made it, counts, and size and sha256 of every other file; written last
+manifest.json            what made it, counts, size and sha256 of every other file, and its own sha256; written last
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -32,7 +33,7 @@ from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 
 MANIFEST = "manifest.json"
 NPY_HEAD = 128  # bytes of the header that numpy writes for any one-dimensional array
-STALE_SECONDS = 86_400.0  # a temporary folder of this age is a leftover of a killed run
+STALE_SECONDS = 86_400.0  # a temporary folder in which nothing was written for so long is a leftover of a killed run
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class ShardWriter:
             bad = int(array[(array < 0) | (array >= self.vocab_size)][0])
             raise UserError(f"{where}: the tokenizer gave id {bad}, outside its vocabulary of {self.vocab_size}")
         self.unknown += int(np.count_nonzero(array == self.unknown_id))
-        array.astype(self.dtype).tofile(self.file)
+        self.file.write(array.astype(self.dtype).tobytes())  # tofile would hide why a write fails
         self.offsets.append(self.offsets[-1] + len(array))
         self.loss_start.append(loss_start)
         self.keys.append(key)
@@ -113,6 +114,8 @@ def open_prepared(folder: Path) -> Prepared | str:
     """Opens a folder after checking size and sha256 of every file; returns what is wrong with it otherwise."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if manifest.pop("sha256") != _digest(manifest):
+            return f"{MANIFEST} has changed (sha256)"
         files = manifest["files"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
@@ -127,13 +130,19 @@ def open_prepared(folder: Path) -> Prepared | str:
     return Prepared(folder, manifest)
 
 
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def make_temporary(cache_dir: Path, key: str) -> Path:
     """Makes a folder to write in, beside the final one; removes those that killed runs left behind long ago."""
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         for old in cache_dir.glob(".tmp-*"):
-            if time.time() - old.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                newest = max(path.stat().st_mtime for path in [old, *old.rglob("*")])
+                if time.time() - newest > STALE_SECONDS:
+                    shutil.rmtree(old, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=f".tmp-{key}-", dir=cache_dir))
     except OSError as error:
         raise explain_write(cache_dir, error) from None
@@ -152,7 +161,8 @@ def commit(temporary: Path, folder: Path, manifest: dict[str, Any]) -> Prepared:
     manifest["files"] = {
         name: {"bytes": (temporary / name).stat().st_size, "sha256": hash_file(temporary / name)} for name in names
     }
-    write_text(temporary / MANIFEST, [json.dumps(manifest, indent=1, ensure_ascii=False)])
+    signed = {**manifest, "sha256": _digest(manifest)}
+    write_text(temporary / MANIFEST, [json.dumps(signed, indent=1, ensure_ascii=False)])
     for path in [*(temporary / name for name in names), temporary / "tokenizer", temporary]:
         _sync(path)
     for _ in range(3):
@@ -183,7 +193,8 @@ def set_aside(folder: Path) -> None:
 
 
 def write_text(path: Path, lines: Iterable[str]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
+    # a file name that is not UTF-8 comes as lone surrogates, which JSON writes as backslashes too
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         for line in lines:
             file.write(line + "\n")
         file.flush()

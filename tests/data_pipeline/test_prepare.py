@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.batch import open_data
-from data_pipeline.config import CleanConfig, TokenizerConfig
+from data_pipeline.config import CleanConfig, SplitConfig, TokenizerConfig
 from data_pipeline.schema import to_json
-from data_pipeline.store import MANIFEST
+from data_pipeline.store import MANIFEST, Prepared, make_temporary, open_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 OPEN = """
@@ -80,6 +80,43 @@ def test_every_kind_of_damage_is_noticed_and_repaired(config, corpus):
             assert again.fingerprint == first.fingerprint
 
 
+def test_a_manifest_vouches_for_itself(config, corpus, quiet):
+    path = open_data(config(corpus), log=quiet).prepared.folder / MANIFEST
+    whole, rng = path.read_bytes(), random.Random(0)
+    for place in rng.sample(range(len(whole)), 200):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        same = path.read_bytes().split() == whole.split()  # white space between values says nothing
+        assert same or isinstance(open_prepared(path.parent), str), place
+    path.write_bytes(whole)
+    assert isinstance(open_prepared(path.parent), Prepared)
+
+
+def test_a_preparation_of_days_is_no_leftover(tmp_path):
+    working, left = tmp_path / ".tmp-working", tmp_path / ".tmp-left"
+    for folder in (working, left):
+        (folder / "spool").mkdir(parents=True)
+        (folder / "spool" / "00.train").write_text("text")
+        for path in (folder, folder / "spool"):
+            os.utime(path, (0, 0))
+    os.utime(left / "spool" / "00.train", (0, 0))
+    make_temporary(tmp_path, "key")
+    assert (working.exists(), left.exists()) == (True, False)
+
+
+def test_a_full_disk_is_named(config, corpus, tmp_path):
+    pytest.importorskip("resource")
+    path = tmp_path / "big.txt"
+    path.write_text("some text 文本 " * 5000)
+    limit = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, resource.RLIM_INFINITY))\n"
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config(path, split=SplitConfig(by="position")))))
+    done = subprocess.run(
+        [sys.executable, "-c", limit + OPEN, str(tmp_path / "config.json")], capture_output=True, text=True, cwd=ROOT
+    )
+    assert "cannot write prepared data: File too large; name another folder" in done.stderr
+    assert list(Path(config(path).cache_dir).iterdir()) == []
+
+
 def test_a_kill_at_any_moment_leaves_nothing_half_made(config, corpus, tmp_path, quiet):
     rng = random.Random(0)
     path = tmp_path / "big.jsonl"
@@ -98,7 +135,8 @@ def test_a_kill_at_any_moment_leaves_nothing_half_made(config, corpus, tmp_path,
     assert data.fingerprint == open_data(config(path, cache_dir=str(tmp_path / "other")), log=quiet).fingerprint
     leftovers = list(Path(cfg.cache_dir).glob(".tmp-*"))
     for folder in leftovers:
-        os.utime(folder, (0, 0))
+        for file in [*folder.rglob("*"), folder]:
+            os.utime(file, (0, 0))
     open_data(config(corpus), log=quiet)  # the next preparation removes old leftovers
     assert not list(Path(cfg.cache_dir).glob(".tmp-*"))
 
@@ -150,3 +188,6 @@ def test_the_commands_run_and_name_faults(tmp_path, module):
     assert bad.stderr.count("\n") == 1
     assert bad.stderr.startswith("error: config.data.sources.json.path: ")
     assert run().returncode == 2
+    if module == "show":
+        bad = run(f"--config={tmp_path / 'mine.py'}", "--rows=²")
+        assert (bad.returncode, bad.stderr) == (2, "error: --rows: expected a number of rows, got '²'\n")
