@@ -178,11 +178,11 @@ class Data:
 
     def _fingerprint(self) -> str:
         config = asdict(self.config)
-        for key in ("path", "sources", "clean", "split", "tokenizer", "cache_dir", "on_bad", "max_bad_fraction",
-                    "max_line_bytes", "allow_leak", "min_completion_kept"):  # fmt: skip
+        for key in ("path", "sources", "split", "tokenizer", "cache_dir", "on_bad", "max_bad_fraction", "max_line_bytes",
+                    "allow_leak", "min_completion_kept"):  # fmt: skip
             del config[key]  # they decide what is prepared, and its content is in the hash below
-        if not self.config.streaming:
-            del config["shuffle_documents"]
+        if not self.config.streaming:  # which cleans while it reads, so its text is not in what is prepared
+            del config["shuffle_documents"], config["clean"]
         if not is_on(self.config.augment):
             del config["augment"]
         weights = [[source.name, source.config.weight] for source in self.sources]

@@ -19,6 +19,7 @@ from data_pipeline.schema import UserError
 from data_pipeline.split import cut_by_position, split_of, text_key
 
 PROGRESS_SECONDS = 2.0  # between progress lines; shorter work prints none
+WHOLE_OR_CUT = (*SPLITS, "every split")  # a text cut by position is in each
 MAX_EXAMPLES = 3  # shown in a message about leaks
 
 
@@ -70,7 +71,7 @@ class Scan:
     ):  # fmt: skip
         self.sources, self.config, self.log, self.on_drop = sources, config, log, on_drop
         self.tallies = [Tally() for _ in sources]
-        self.seen: dict[bytes, int] = {}  # text key -> source * 3 + split of its first document
+        self.seen: dict[bytes, int] = {}  # text key -> its first document: source, and place in WHOLE_OR_CUT
         self.leaks: Counter[tuple[str, str]] = Counter()
         self.leak_examples: list[str] = []
         self.began = self.said = time.monotonic()
@@ -99,7 +100,8 @@ class Scan:
                     hint = '; config.data.on_bad="skip" counts such rows and goes on'
                     raise UserError(f"{where}: {record.message}{hint if record.reason != 'empty file' else ''}")
                 bad += record.fatal
-                first_bad = first_bad or f"{where}: {record.message}"
+                if record.fatal:
+                    first_bad = first_bad or f"{where}: {record.message}"
                 self._drop(number, where, record.reason)
                 continue
             yield from self._keep(number, place, where, record)
@@ -122,7 +124,7 @@ class Scan:
             return self._drop(number, where, cleaned)
         key = text_key(cleaned)
         if config.split.by == "position" and cleaned.completion is None and not pinned:
-            if self._is_repeat(number, where, key, "train", pinned=False):
+            if self._is_repeat(number, where, key, WHOLE_OR_CUT[-1], pinned=False):
                 return self._drop(number, where, "duplicate")
             splits = [s for s in SPLITS if part_for(cleaned, s, pinned, config).text]
         else:
@@ -136,14 +138,14 @@ class Scan:
 
     def _is_repeat(self, number: int, where: str, key: bytes, split: str, pinned: bool) -> bool:
         """Says whether a document goes as a repeat of an earlier one; notes a leak where it stays in another split."""
-        here = number * len(SPLITS) + SPLITS.index(split)
+        here = number * len(WHOLE_OR_CUT) + WHOLE_OR_CUT.index(split)
         if key not in self.seen:
             self.seen[key] = here
             return False
-        first_source, first_split = divmod(self.seen[key], len(SPLITS))
-        across = SPLITS[first_split] != split
+        first_source, first_split = divmod(self.seen[key], len(WHOLE_OR_CUT))
+        across = WHOLE_OR_CUT[first_split] != split
         if across and (pinned or self.sources[first_source].config.split or not self.config.clean.exact_dedup):
-            self.leaks[SPLITS[first_split], split] += 1
+            self.leaks[WHOLE_OR_CUT[first_split], split] += 1
             if len(self.leak_examples) < MAX_EXAMPLES:
                 self.leak_examples.append(f"{where} repeats a document of source {self.sources[first_source].name}")
             return False

@@ -33,6 +33,8 @@ def to_ids(
 
     The loss start is the number of ids before the completion, or PLAIN.
     """
+    if tokenizer.special.eos < 0 and any(record.completion is not None for record in records):
+        raise ConfigError("the tokenizer has no end token, which completions end with; use another")
     pieces = tokenizer.encode_batch([part for record in records for part in record.parts()])
     head = [tokenizer.special.bos] if add_bos else []
     tail = [tokenizer.special.eos] if add_eos else []

@@ -183,6 +183,11 @@ def test_fingerprint_follows_what_batches_depend_on(config, corpus, quiet):
         assert other.fingerprint != first.fingerprint, change
         assert (other.prepared.folder == first.prepared.folder) == ("add_bos" not in change)
     assert open_data(dataclasses.replace(base, shuffle_documents=5), log=quiet).fingerprint == first.fingerprint
+    less = CleanConfig(rules=("line_ends", "nfc", "control"))  # changes no document of this corpus
+    assert open_data(dataclasses.replace(base, clean=less), log=quiet).fingerprint == first.fingerprint
+    stream = dataclasses.replace(base, streaming=True)  # but cleans on the fly, so its rules are part of it
+    streams = [open_data(c, log=quiet).fingerprint for c in (stream, dataclasses.replace(stream, clean=less))]
+    assert streams[0] != streams[1]
     corpus.write_text(corpus.read_text("utf-8") + '{"text": "one more 一"}\n', "utf-8")
     assert open_data(base, log=quiet).fingerprint != first.fingerprint
 

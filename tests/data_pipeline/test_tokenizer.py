@@ -8,7 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.config import SplitConfig, TokenizerConfig
+from data_pipeline.records import Record
 from data_pipeline.schema import ConfigError, UserError
+from data_pipeline.tasks import to_ids
 from data_pipeline.tokenizer import OURS, ByteTokenizer, load_tokenizer
 from data_pipeline.train_tokenizer import find_tokenizer, train_tokenizer
 
@@ -133,6 +135,8 @@ def test_a_third_party_model_loads_and_says_what_it_lacks(opened, corpus, tmp_pa
     assert tokenizer.decode(tokenizer.encode("the quick fox")) == "the quick fox"
     with pytest.raises(ConfigError, match="the tokenizer has no end token"):
         opened(corpus, tokenizer=TokenizerConfig(kind="auto", path=str(path)))
+    with pytest.raises(ConfigError, match="no end token, which completions end with"):
+        to_ids([Record("a", "b")], tokenizer, add_bos=False, add_eos=False)
 
 
 def test_impossible_training_names_the_key(tmp_path):
