@@ -49,7 +49,7 @@ class Data:
         """Says whether a split has any row."""
         if self.config.streaming and split == "train":
             return True
-        return any(len(reader) for _, reader in self.readers[split])
+        return any(len(reader) for _, reader in self.readers.get(split, ()))
 
     def train_batches(self, start_step: int, rows: tuple[int, int], state: bytes | None = None) -> TrainBatches:
         """Yields the batches of steps `start_step`, `start_step + 1`, ...: rows `rows[0]` to `rows[1]` of each."""

@@ -61,7 +61,7 @@ def parse_row(raw: bytes, kind: str, config: SourceConfig, head: CsvHead) -> Rec
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        return Bad("not valid JSON", f"not valid JSON: {error.msg} at column {error.colno}")
+        return Bad("not valid JSON", f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except RecursionError:
         return Bad("not valid JSON", "not valid JSON: nested too deep")
     except ValueError:

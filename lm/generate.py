@@ -180,6 +180,10 @@ def main(argv: list[str]) -> None:
     }  # fmt: skip
     flags, extra = split_flags(argv, {"workdir": "", "step": "best", "prompt": "", **numbers}, USAGE)
     prompts += [flags["prompt"]] if flags["prompt"] else []
+    if any(
+        "\udc80" <= char <= "\udcff" for char in "".join(prompts)
+    ):  # how Python passes on bytes of argv that are no text
+        raise ConfigError("--prompt: not UTF-8; give it as UTF-8 text")
     if not flags["workdir"] or not prompts or extra:
         raise ConfigError("name a run and a prompt: python -m lm.generate --workdir=DIR --prompt=TEXT; see --help")
     value = {key: build.parse_number(key, flags[key]) for key in numbers}

@@ -40,6 +40,7 @@ BAD_LINES = {
     "long": (b'{"text": "' + b"x" * 3000 + b'"}', "line longer than 2000 bytes; raise config.data.max_line_bytes"),
     "deep": (b"[" * 1500, "not valid JSON"),
     "digits": (b'{"text": "a", "n": ' + b"1" * 1900 + b"e" + b"}", "not valid JSON"),
+    "tab": (b'{"text": "a\tb"}', "not valid JSON: Invalid control character at column 12"),
     "array": (b'["text"]', "holds a JSON list, expected an object"),
     "empty completion": (b'{"prompt": "a", "completion": ""}', "field 'completion' is empty"),
 }

@@ -192,6 +192,10 @@ def test_fingerprint_follows_what_batches_depend_on(config, corpus, quiet):
     assert open_data(base, log=quiet).fingerprint != first.fingerprint
 
 
+def test_a_split_that_nobody_defined_is_not_there(opened, corpus):
+    assert [opened(corpus).has_split(name) for name in ("train", "dev")] == [True, False]
+
+
 def test_warnings_name_what_is_small(config, corpus):
     said = []
     data = open_data(config(corpus, batch_size=5000, split=SplitConfig(validation=1e-9, test=0.0)), log=said.append)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm.config import ConfigError, UserError
-from lm.generate import Sampling, check_sampling, filter_logits, generate, pick
+from lm.generate import Sampling, check_sampling, filter_logits, generate, main, pick
 from lm.model.transformer import Model
 from lm.params import join_stacks
 
@@ -176,3 +176,8 @@ def test_impossible_sampling_is_refused_all_at_once():
     for name in ("temperature", "top_k", "top_p", "repetition_penalty"):
         assert name in str(error.value)
     check_sampling(Sampling())
+
+
+def test_a_prompt_of_bytes_that_are_no_text_is_refused():
+    with pytest.raises(ConfigError, match="--prompt: not UTF-8"):
+        main(["--workdir=x", "--prompt=ab\udcff"])
