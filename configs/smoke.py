@@ -25,7 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.dim = 64
     c.model.heads = 4
     c.optim.peak_lr = 3e-3
-    c.optim.warmup_steps = 5
     c.train.steps = 60
     c.train.eval_every = 30
     c.train.eval_rows = 64
