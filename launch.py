@@ -9,7 +9,8 @@ import traceback
 from pathlib import Path
 
 from data_pipeline.schema import run_main, split_flags
-from lm.config import Config, ConfigError, UserError, changed_keys, read_config, to_json
+from lm.check import read_config
+from lm.config import Config, ConfigError, UserError, changed_keys, to_json
 
 USAGE = """
 usage: python launch.py --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]
@@ -57,7 +58,7 @@ def run(config: Config, workdir: Path) -> int:
     from lm.build import make_run
     from lm.lease import Lease
     from lm.logger import write_json
-    from lm.plan import format_receipt
+    from lm.receipt import format_receipt
     from lm.summary import check_workdir_config, finish, finished, next_commands
     from lm.train import UNFINISHED, train
 

@@ -22,9 +22,10 @@ import jax.numpy as jnp
 
 from data_pipeline.config import DataConfig
 from data_pipeline.schema import run_main, split_flags
-from lm.build import abstract_batch, init_state, make_parts
+from lm.build import start_state
 from lm.config import Config, ModelConfig, OptimConfig, TrainConfig, last_layers
-from lm.plan import xla_flops
+from lm.parts import abstract_batch, make_parts
+from lm.receipt import xla_flops
 
 
 def make_case(size: str, train: tuple[tuple[str, bool], ...], dtype: str, scan: bool) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def make_case(size: str, train: tuple[tuple[str, bool], ...], dtype: str, scan: 
     positions = jnp.broadcast_to(jnp.arange(data[0])[None], tokens.shape)
     batch = {"tokens": tokens, "targets": tokens, "segments": ones, "positions": positions, "weights": ones * 1.0}
     flops = xla_flops(parts.make_step, parts.model, parts.treatment, abstract_batch(config))
-    state = init_state(parts)
+    state = start_state(parts)
     state, metrics = parts.train_step(state, batch, key)
     jax.block_until_ready(metrics)
     return {"step": parts.train_step, "state": state, "batch": batch, "key": key, "flops": flops, "times": []}

@@ -237,7 +237,7 @@ example: python -m data_pipeline.prepare --config=configs/pretrain.py
 
 
 def main(argv: list[str]) -> None:
-    from lm.config import read_config
+    from lm.check import read_config
 
     flags, overrides = split_flags(argv, {"config": ""}, USAGE)
     if not flags["config"]:

@@ -116,7 +116,7 @@ def show(data: Data, split: str, rows: int, colour: bool) -> Iterator[str]:
 
 
 def main(argv: list[str]) -> None:
-    from lm.config import read_config
+    from lm.check import read_config
 
     flags, overrides = split_flags(argv, {"config": "", "split": "train", "rows": "2"}, USAGE)
     problems = [] if flags["config"] else ["name a config file: --config=configs/finetune.py; see --help"]

@@ -5,125 +5,47 @@ from __future__ import annotations
 import base64
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from lm import checkpoint
-from lm.batch import BATCH_KEYS
 from lm.checkpoint import Checkpoints, load, read_meta
-from lm.config import Config, ConfigError, MeshConfig, ModelConfig, UserError, check_resume, from_mapping, to_json
+from lm.config import Config, ConfigError, MeshConfig, UserError, check_resume, from_mapping, to_json
 from lm.evaluate import make_eval_step
 from lm.generate import Sampling, generate
-from lm.hosts import from_main, is_main
+from lm.hosts import from_main, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger
-from lm.losses import Sums, sum_losses, token_losses
 from lm.metrics import peak_flops, token_flops
+from lm.model.kernels import compare
 from lm.model.transformer import Model
-from lm.optim import Treatment, make_optimizer, make_schedule, observe_eval, read_tables
+from lm.optim import make_optimizer, make_schedule, observe_eval, read_tables
 from lm.params import Params, count, join_stacks, layer_paths, make_runs, match_table, split_stacks
-from lm.plan import Receipt, StepMaker, make_receipt
-from lm.sharding import batch_sharding, make_mesh, param_shardings, replicated, state_shardings
-from lm.step import Loss, TrainState, make_grad_fn, make_train_step
+from lm.parts import (
+    Parts,
+    abstract_batch,
+    cast_frozen,
+    make_model,
+    make_parts,
+    model_config,
+    param_shapes,
+    with_shardings,
+)
+from lm.receipt import Receipt, make_receipt
+from lm.sharding import local_rows, make_mesh, param_shardings
+from lm.step import TrainState
 from lm.train import Progress, Run
 
 Log = Callable[[str], None]
-
-
-def model_config(config: Config, vocab_size: int) -> ModelConfig:
-    """Fills in what the tokenizer and the row length decide; raises ConfigError when the vocabulary is too small."""
-    model = config.model
-    if model.vocab_size and model.vocab_size < vocab_size:
-        raise ConfigError(
-            f"tokenizer has {vocab_size} pieces, config.model.vocab_size={model.vocab_size}; set it to 0 or at least {vocab_size}"
-        )
-    return replace(model, vocab_size=model.vocab_size or vocab_size, max_len=model.max_len or config.data.seq_len)
-
-
-def make_loss(model: Model, config: Config) -> Loss:
-    """Cross-entropy of a batch as (sum to minimise, sums)."""
-
-    def loss(params: Params, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, Sums]:
-        logits_BTV = model.apply(params, batch["tokens"], batch["positions"], batch["segments"], key)
-        losses = token_losses(logits_BTV, batch["targets"], config.train.label_smoothing, config.train.z_loss)
-        sums = sum_losses(losses, batch["weights"])
-        sums["tokens"] = jnp.sum(batch["segments"] > 0).astype(jnp.float32)
-        return sums["objective"], sums
-
-    return loss
-
-
-def param_shapes(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
-    return jax.eval_shape(model.init_params, jax.random.key(0))
-
-
-def trained_paths(params: Mapping[str, Any], treatment: Treatment) -> frozenset[str]:
-    return frozenset(path for path in params if treatment.trained[layer_paths(path)[0]])
-
-
-def make_step_of(config: Config, peak_lr: float) -> StepMaker:
-    """Returns a function (model, treatment, micro_batches) -> (step function, abstract state); the one way a step is made."""
-
-    def make(
-        model: Model, treatment: Treatment, micro_batches: int = config.train.micro_batches
-    ) -> tuple[Callable[..., Any], Any]:
-        shapes = param_shapes(model)
-        schedule = make_schedule(config.optim, peak_lr, config.train.steps)
-        optimizer = make_optimizer(config.optim, shapes, treatment, schedule)
-        state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), shapes)
-        drop = config.model.dropout > 0
-        loss = make_loss(model, config)
-        keyed: Loss = loss if drop else (lambda params, batch, key: loss(params, batch, None))
-        grad_fn = make_grad_fn(keyed, micro_batches)
-        return make_train_step(grad_fn, optimizer, schedule, trained_paths(shapes, treatment)), state
-
-    return make
-
-
-def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    shape = (config.data.batch_size, config.data.seq_len)
-    return {key: jax.ShapeDtypeStruct(shape, jnp.float32 if key == "weights" else jnp.int32) for key in BATCH_KEYS}
-
-
-def with_shardings(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What follows from a config and a vocabulary, before any weight exists."""
-
-    config: Config
-    mesh: Mesh
-    model: Model
-    treatment: Treatment
-    peak_lr: float
-    train_step: Callable[..., Any]  # jitted and sharded
-    state: Any  # abstract TrainState with shardings
-    make_step: StepMaker
-
-
-def make_parts(config: Config, vocab_size: int, peak_lr: float) -> Parts:
-    mesh = make_mesh(config.mesh)
-    resolved = model_config(config, vocab_size)
-    flat = Model(resolved)
-    treatment = read_tables(config.optim, list(param_shapes(flat)))
-    runs = make_runs(treatment.trained, resolved.layers) if resolved.scan else ()
-    model = Model(resolved, runs, mesh if mesh.size > 1 else None)
-    make_step = make_step_of(config, peak_lr)
-    step, state = make_step(model, treatment)
-    shardings = state_shardings(state, state.params, mesh)
-    rows, whole = batch_sharding(mesh), replicated(mesh)
-    train_step = jax.jit(
-        step, in_shardings=(shardings, rows, whole), out_shardings=(shardings, whole), donate_argnums=0
-    )
-    return Parts(config, mesh, model, treatment, peak_lr, train_step, with_shardings(state, shardings), make_step)
+KERNEL_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # measured: 6e-7 and 7e-3 (tests/lm/test_kernels.py)
 
 
 def find_peak_lr(config: Config, log: Log) -> float:
@@ -136,23 +58,26 @@ def find_peak_lr(config: Config, log: Log) -> float:
     return theirs / 10
 
 
-def init_state(parts: Parts) -> TrainState:
-    """A new run's state on random weights, made on the devices that hold it."""
-    optimizer = make_optimizer(
-        parts.config.optim, parts.state.params, parts.treatment,
-        make_schedule(parts.config.optim, parts.peak_lr, parts.config.train.steps),
-    )  # fmt: skip
+def start_state(parts: Parts, params: Params | None = None) -> TrainState:
+    """A new run's state: on `params`, or on random weights made on the devices that hold them; the optimizer is fresh."""
+    config = parts.config
+    schedule = make_schedule(config.optim, parts.peak_lr, config.train.steps)
+    optimizer = make_optimizer(config.optim, parts.state.params, parts.treatment, schedule)
 
-    def init(key: jax.Array) -> TrainState:
-        params = parts.model.init_params(key)
+    def init(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
+    def draw(key: jax.Array) -> TrainState:
+        return init(cast_frozen(parts.model.init_params(key), parts.treatment, config.optim.frozen_dtype))
+
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(parts.config.train.seed))
+    if params is None:
+        return jax.jit(draw, out_shardings=shardings)(jax.random.key(config.train.seed))
+    return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params)
 
 
-def init_from(parts: Parts, state: TrainState, tokenizer_sha256: str, log: Log) -> TrainState:
-    """Replaces the random weights by those of the checkpoint at init.source; the optimizer stays fresh."""
+def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
+    """Loads the weights of the checkpoint at init.source in this run's grouping; random ones for what is init.fresh."""
     init = parts.config.init
     step = checkpoint.find_step(init.source, init.step, log)
     theirs = read_meta(init.source, step)["tokenizer_sha256"]
@@ -164,7 +89,7 @@ def init_from(parts: Parts, state: TrainState, tokenizer_sha256: str, log: Log) 
     flat = Model(parts.model.config)
     shapes = param_shapes(flat)
     keep = match_table([*((p, True) for p in init.fresh), (".*", False)], list(shapes), "init.fresh")
-    wanted = {path: leaf for path, leaf in shapes.items() if not keep[path]}
+    wanted = [path for path in shapes if not keep[path]]
     stored = checkpoint.stored_shapes(init.source, step)
     extra = [p.removeprefix("params/") for p in stored if p.startswith("params/")]
     extra = [p for p in extra if p not in wanted and not any(re.fullmatch(f, p) for f in init.fresh)]
@@ -173,17 +98,46 @@ def init_from(parts: Parts, state: TrainState, tokenizer_sha256: str, log: Log) 
             f"{p}: in the checkpoint ({checkpoint.describe(stored[f'params/{p}'])}), not in this model" for p in extra
         )
         raise UserError(f"checkpoint {init.source} step {step} does not fit the config:\n  {lines}")
-    shardings = param_shardings(wanted, parts.mesh)
-    loaded = load(init.source, step, with_shardings(wanted, shardings), "params/", init.cast)
-    random = jax.jit(split_stacks)(state.params) if any(keep.values()) else {}
-    fresh = {path: leaf for path, leaf in random.items() if keep[path]}
-    shardings = {path: leaf.sharding for path, leaf in parts.state.params.items()}
-    params = jax.jit(lambda leaves: join_stacks(leaves, list(shardings)), out_shardings=shardings)({**loaded, **fresh})
-    fresh_names = f", random: {', '.join(fresh)}" if fresh else ""
-    log(
-        f"starting from {init.source} step {step}: {len(loaded)} tensors, {count(loaded):,} numbers loaded{fresh_names}"
-    )
-    return TrainState(state.step, params, state.opt_state)
+    held = cast_frozen(shapes, parts.treatment, parts.config.optim.frozen_dtype)
+    grouped = {path: leaf for path, leaf in parts.state.params.items() if not any(keep[p] for p in layer_paths(path))}
+    singles = {
+        p: held[p] for path in parts.state.params if path not in grouped for p in layer_paths(path) if not keep[p]
+    }
+    abstract = {**grouped, **with_shardings(singles, param_shardings(singles, parts.mesh))}
+    casts = frozenset(f"params/{path}" for path, leaf in held.items() if leaf.dtype != shapes[path].dtype)
+    params = load(init.source, step, abstract, "params/", init.cast or casts)
+    numbers = f"{len(wanted)} tensors, {count(params):,} numbers loaded"
+    fresh = [path for path in shapes if keep[path]]
+    if fresh:
+
+        def draw(key: jax.Array) -> Params:
+            random = split_stacks(cast_frozen(parts.model.init_params(key), parts.treatment, str(held[fresh[0]].dtype)))
+            return {path: random[path].astype(held[path].dtype) for path in fresh}
+
+        leaves = {**params, **jax.jit(draw)(jax.random.key(parts.config.train.seed))}
+        mixed = {path: leaf.sharding for path, leaf in parts.state.params.items() if path not in grouped}
+        joined = jax.jit(lambda leaves: join_stacks(leaves, list(mixed)), out_shardings=mixed)(leaves)
+        params = {path: joined[path] if path in mixed else params[path] for path in parts.state.params}
+        numbers += f", random: {', '.join(fresh)}"
+    log(f"starting from {init.source} step {step}: {numbers}")
+    return params
+
+
+def check_kernel(parts: Parts, data: Any, log: Log) -> None:
+    """Compares the attention kernel with the formula on the first batch; raises ConfigError when they disagree."""
+    config = parts.config
+    if parts.model.kernel is None:
+        return
+    batches = data.train_batches(0, local_rows(parts.mesh, config.data.batch_size), None)
+    segments = np.frombuffer(gather_bytes(next(batches)["segments"].tobytes())[0], np.int32)
+    batches.close()
+    began = time.perf_counter()
+    found = compare(parts.attention, parts.model.config, parts.model.mesh, segments.reshape(-1, config.data.seq_len))
+    part, worst = max(found.items(), key=lambda item: item[1] if item[1] == item[1] else float("inf"))
+    text = f"attention by {parts.attention}: {part} differs from the formula by {worst:.1e} of its largest number"
+    if not worst <= KERNEL_TOLERANCE[parts.model.config.dtype]:
+        raise ConfigError(f"{text}: this kernel is wrong here. Set config.model.attention='xla' or 'chunked'")
+    log(f"{text} ({time.perf_counter() - began:.1f} s)")
 
 
 def make_run(config: Config, data: Any, workdir: Path, lease: Lease | None, log: Log) -> tuple[Run, Receipt, Parts]:
@@ -209,6 +163,7 @@ def make_run(config: Config, data: Any, workdir: Path, lease: Lease | None, log:
             )
     peak_lr = meta["peak_lr"] if meta and config.optim.peak_lr == "auto" else find_peak_lr(config, log)
     parts = make_parts(config, tokenizer.vocab_size, peak_lr)
+    check_kernel(parts, data, log)
     check_disk(workdir, checkpoint.state_bytes(parts.state), config.train.keep_last)
     progress, data_state = Progress(), None
     if meta is not None:
@@ -225,12 +180,11 @@ def make_run(config: Config, data: Any, workdir: Path, lease: Lease | None, log:
         log(start)
         start = meta["start"]
     else:
-        state = init_state(parts)
-        start = "started from random weights"
+        start = f"started from {config.init.source or 'random weights'}"
         if config.init.source:
-            state = init_from(parts, state, tokenizer.sha256, log)
-            start = f"started from {config.init.source}"
+            state = start_state(parts, load_params(parts, tokenizer.sha256, log))
         else:
+            state = start_state(parts)
             log(f"starting from random weights (seed {config.train.seed})")
     receipt = make_receipt(
         config, parts.model, parts.treatment, state.params, state.opt_state, parts.make_step, abstract_batch(config)
@@ -245,7 +199,9 @@ def make_run(config: Config, data: Any, workdir: Path, lease: Lease | None, log:
     peak, peak_source = peak_flops(config.train.peak_tflops)
     run = Run(
         config=config, workdir=workdir, mesh=parts.mesh, state=state, key=jax.random.key(config.train.seed),
-        train_step=parts.train_step, eval_step=make_eval_step(parts.model, tokenizer.token_bytes()),
+        train_step=parts.train_step, eval_step=make_eval_step(
+            parts.model, tokenizer.token_bytes(), config.train.loss_chunk
+        ),
         observe_eval=_observer(parts), sample=make_sampler(parts.model, tokenizer, config), data=data,
         data_state=data_state, vocab_size=parts.model.config.vocab_size, flops_per_token=sum(per_token.values()),
         peak_flops=peak * parts.mesh.size, peak_source=peak_source,
@@ -314,8 +270,8 @@ class Loaded:
     tokenizer_sha256: str
 
 
-def load_run(workdir: str, step: str, log: Log) -> Loaded:
-    """Loads a run's weights by its own config; `step` is best, last or a number. Raises UserError."""
+def load_run(workdir: str, step: str, log: Log, seq_len: int = 0) -> Loaded:
+    """Loads a run's weights by its own config, for rows of `seq_len` (0: its own); `step` is best, last or a number."""
     number = checkpoint.find_step(workdir, step, log)
     meta = read_meta(workdir, number)
     config = from_mapping(Config, meta["config"])
@@ -323,10 +279,11 @@ def load_run(workdir: str, step: str, log: Log) -> Loaded:
         mesh = make_mesh(config.mesh)
     except ConfigError:  # other devices than the run had
         mesh = make_mesh(MeshConfig())
-    resolved = replace(model_config(config, meta["vocab_size"]), remat="none")
-    runs = ((0, resolved.layers),) if resolved.scan else ()
-    model = Model(resolved, runs, mesh if mesh.size > 1 else None)
-    shapes = param_shapes(model)
+    resolved = replace(model_config(config, meta["vocab_size"]), remat="none", attention="auto")
+    treatment = read_tables(config.optim, list(param_shapes(Model(resolved))))
+    runs = make_runs(treatment.trained, resolved.layers) if resolved.scan else ()
+    model, _ = make_model(resolved, runs, mesh, seq_len or config.data.seq_len)
+    shapes = cast_frozen(param_shapes(model), treatment, config.optim.frozen_dtype)
     params = load(workdir, number, with_shardings(shapes, param_shardings(shapes, mesh)), "params/")
     log(f"{workdir} step {number}: {count(params):,} parameters")
     return Loaded(config, model, params, mesh, number, meta["tokenizer_sha256"])

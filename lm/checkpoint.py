@@ -33,6 +33,7 @@ from lm.params import join_stacks, layer_paths, leaf_paths, split_stacks
 FORMAT = 1
 MANIFEST = "manifest.json"
 Meta = dict[str, Any]
+Cast = bool | frozenset[str]  # which tensors may be stored in another dtype: all, none, or these paths
 
 logging.getLogger("absl").setLevel(
     logging.CRITICAL
@@ -291,7 +292,7 @@ def describe(leaf: Any) -> str:
     return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
-def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any], cast: bool) -> list[str]:
+def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any], cast: Cast) -> list[str]:
     """Returns one line per tensor that is missing or has another shape or dtype."""
     lines = []
     for path, leaf in wanted.items():
@@ -299,7 +300,7 @@ def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any], cast: bool) ->
             lines.append(f"{path}: not in the checkpoint, config wants {describe(leaf)}")
         elif tuple(stored[path].shape) != tuple(leaf.shape):
             lines.append(f"{path}: checkpoint {describe(stored[path])}, config wants {describe(leaf)}")
-        elif stored[path].dtype != leaf.dtype and not cast:
+        elif stored[path].dtype != leaf.dtype and not (cast is True or (cast and path in cast)):
             lines.append(
                 f"{path}: checkpoint {describe(stored[path])}, config wants {describe(leaf)} (init.cast=True allows it)"
             )
@@ -313,7 +314,7 @@ def stored_shapes(workdir: str | Path, step: int) -> dict[str, Any]:
     return flatten_dict(metadata.tree, sep="/")
 
 
-def load(workdir: str | Path, step: int, abstract: Any, prefix: str = "", cast: bool = False) -> Any:
+def load(workdir: str | Path, step: int, abstract: Any, prefix: str = "", cast: Cast = False) -> Any:
     """Reads the part of a checkpoint that `abstract` (ShapeDtypeStructs with shardings) names, in its grouping.
 
     Raises UserError with one line per tensor that does not fit.
@@ -340,5 +341,5 @@ def load(workdir: str | Path, step: int, abstract: Any, prefix: str = "", cast: 
         single = layer_paths(prefix + path) == [prefix + path]
         join = jax.jit(lambda parts, path=prefix + path: join_stacks(parts, [path])[path], out_shardings=leaf.sharding)
         names = layer_paths(prefix + path)
-        leaves.append(flat[names[0]] if single else join({n: flat[n] for n in names}))
+        leaves.append(flat[names[0]] if single else join({n: flat.pop(n) for n in names}))  # freed as it is joined
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)

@@ -1,7 +1,7 @@
-"""Which keys does a run have, what do they mean, and which combinations are impossible?
+"""Which keys does a run have, and what do they mean?
 
 `Config` is the whole configuration; its `data` section is `data_pipeline.config.DataConfig`. Every default stands here
-or there, once. `check_config` lists all that is wrong before anything is loaded.
+or there, once. `lm/check.py` lists all that is wrong with one before anything is loaded.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from data_pipeline import schema
-from data_pipeline.config import DataConfig, SourceConfig, check_data_config
+from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.schema import ConfigError as ConfigError
 from data_pipeline.schema import UserError as UserError
 from data_pipeline.schema import diff as diff
@@ -51,6 +50,7 @@ class ModelConfig:
     init_std: float = 0.02
     init_out: str = "scaled"  # attn/out and mlp/down start at: scaled (init_std / sqrt(2 layers)) | zero
     dropout: float = 0.0  # on embeddings, attention weights and both branch outputs
+    attention: str = "auto"  # auto | xla | chunked | cudnn | splash: which program computes it, lm/model/kernels.py
     dtype: str = "float32"  # of the computation: float32 | bfloat16; master weights are always float32
     scan: bool = False  # loop over runs of layers instead of unrolling: compile time stays flat in depth
     remat: str = "none"  # recompute in the backward: none | dots (keep matmul results) | full
@@ -87,6 +87,7 @@ class OptimConfig:
     lr_multipliers: tuple[tuple[str, float], ...] = ((".*", 1.0),)
     weight_decay: float = 0.1  # decoupled; times the rate
     decay: tuple[tuple[str, bool], ...] = ((r".*(scale|bias)", False), (".*", True))  # what weight_decay applies to
+    frozen_dtype: str = "float32"  # of weights that do not train; bfloat16 halves their memory
     clip_norm: float = 1.0  # largest norm of the gradient over the trained parameters; 0: off
     b1: float = 0.9  # adamw, lion; momentum of sgd and muon is `momentum`
     b2: float = 0.95
@@ -99,6 +100,7 @@ class TrainConfig:
     steps: int = 1000
     seed: int = 0  # initial weights, dropout, samples
     micro_batches: int = 1  # cut the batch in this many parts, one after the other; same result, less memory
+    loss_chunk: int = 0  # tokens whose logits exist at a time; 0: as many as 256 MiB hold, of a large vocabulary
     z_loss: float = 0.0  # weight of log(Z)^2
     label_smoothing: float = 0.0
     log_every: int = 10  # steps
@@ -121,6 +123,7 @@ class MeshConfig:
 
     data: int = -1  # rows of the batch
     fsdp: int = 1  # rows of the batch, and weights sharded
+    context: int = 1  # places of each row, for rows too long for one device
     tensor: int = 1  # heads, mlp width and vocabulary
 
 
@@ -142,163 +145,6 @@ class Config:
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     init: InitConfig = InitConfig()
-
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "model.activation": ("silu", "gelu", "gelu_tanh", "relu2"),
-    "model.position": ("rope", "learned", "none"),
-    "model.norm": ("rmsnorm", "layernorm"),
-    "model.init_out": ("scaled", "zero"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "dots", "full"),
-    "optim.name": ("adamw", "sgd", "lion", "adafactor", "muon"),
-    "optim.schedule": ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "plateau"),
-}
-
-AT_LEAST: dict[str, float] = {
-    "model.layers": 1, "model.dim": 1, "model.heads": 1, "model.kv_heads": 0, "model.head_dim": 0, "model.mlp_dim": 0,
-    "model.vocab_size": 0, "model.max_len": 0, "model.window": 0, "model.attn_softcap": 0, "model.logit_softcap": 0,
-    "model.init_std": 0, "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.end_lr_ratio": 0,
-    "optim.plateau_patience": 1, "optim.weight_decay": 0, "optim.clip_norm": 0, "train.steps": 1, "train.seed": 0,
-    "train.micro_batches": 1, "train.z_loss": 0, "train.log_every": 1, "train.eval_every": 0,
-    "train.eval_batch_size": 1, "train.eval_rows": 0, "train.save_every": 0, "train.keep_last": 1,
-    "train.early_stop_patience": 0, "train.early_stop_min_delta": 0, "train.max_bad_steps": 1,
-    "train.sample_tokens": 1, "train.peak_tflops": 0,
-}  # fmt: skip
-
-BELOW_ONE = ("model.dropout", "train.label_smoothing", "optim.b1", "optim.b2", "optim.momentum", "optim.plateau_factor")
-ABOVE_ZERO = ("model.rope_theta", "model.norm_eps", "optim.eps", "optim.plateau_factor")
-
-
-def read_config(path: str, overrides: Mapping[str, str], devices: int | None = None) -> Config:
-    """Reads a config file with command-line overrides; raises ConfigError with all that is wrong, at once."""
-    return schema.read_config(path, overrides, Config, lambda config: find_problems(config, devices))
-
-
-def check_config(config: Config, devices: int | None = None) -> None:
-    """Raises ConfigError with every impossible value or combination; `devices` (count) also checks the mesh."""
-    problems = find_problems(config, devices)
-    if problems:
-        raise ConfigError(problems)
-
-
-def find_problems(config: Config, devices: int | None = None) -> list[str]:
-    """Returns one line for each impossible value or combination."""
-    model, optim, train, data = config.model, config.optim, config.train, config.data
-    problems = check_data_config(data) + _check_ranges(config)
-
-    def must(ok: bool, message: str) -> None:
-        if not ok:
-            problems.append(f"config.{message}")
-
-    if model.heads > 0 and model.kv_heads >= 0:
-        by_heads = model.head_dim > 0 or model.dim % model.heads == 0
-        must(by_heads, f"model.dim={model.dim} is not divisible by model.heads={model.heads} (or set model.head_dim)")
-        by_kv = model.heads % model.n_kv_heads == 0
-        must(by_kv, f"model.heads={model.heads} is not divisible by model.kv_heads={model.kv_heads}")
-        even = not by_heads or model.position != "rope" or model.q_head_dim % 2 == 0
-        must(even, f"model.head_dim: rope needs an even head size, got {model.q_head_dim}")
-    if model.position == "learned" and model.max_len:
-        must(
-            model.max_len >= data.seq_len, f"model.max_len={model.max_len} is shorter than data.seq_len={data.seq_len}"
-        )
-    if isinstance(optim.peak_lr, str):
-        must(optim.peak_lr == "auto", f"optim.peak_lr: must be a number > 0 or 'auto', got {optim.peak_lr!r}")
-        if optim.peak_lr == "auto":
-            must(
-                bool(config.init.source), "optim.peak_lr='auto' needs init.source, the checkpoint whose peak it divides"
-            )
-    else:
-        must(optim.peak_lr > 0, f"optim.peak_lr: must be a finite number > 0, got {optim.peak_lr}")
-    shorter = train.steps < 1 or optim.warmup_steps < train.steps
-    must(shorter, f"optim.warmup_steps={optim.warmup_steps} is not shorter than train.steps={train.steps}")
-    if optim.schedule == "wsd":
-        fits = optim.warmup_steps + optim.decay_steps <= train.steps
-        must(fits, f"optim.warmup_steps + optim.decay_steps is longer than train.steps={train.steps}")
-    must(optim.schedule == "wsd" or not optim.decay_steps, "optim.decay_steps: only optim.schedule='wsd' reads it")
-    for key in ("train", "decay", "lr_multipliers"):
-        problems += _check_patterns(f"optim.{key}", [pattern for pattern, _ in getattr(optim, key)])
-    must(any(on for _, on in optim.train), "optim.train: no row says True, so nothing would be trained")
-    must(all(value >= 0 for _, value in optim.lr_multipliers), "optim.lr_multipliers: values must be >= 0")
-    problems += _check_patterns("init.fresh", list(config.init.fresh), empty_ok=True)
-    must(not config.init.fresh or bool(config.init.source), "init.fresh: only a run with init.source reads it")
-    is_step = config.init.step in ("best", "last") or config.init.step.isdigit()
-    must(is_step, f"init.step: must be 'best', 'last' or a step number, got {config.init.step!r}")
-    whole = train.micro_batches < 1 or data.batch_size % train.micro_batches == 0
-    must(whole, f"data.batch_size={data.batch_size} is not divisible by train.micro_batches={train.micro_batches}")
-    pinned = any(source.split == "validation" for source in data.sources.values())
-    watches = [key for key, on in _validation_users(config) if on]
-    if data.split.validation == 0 and not pinned and watches:
-        must(
-            False,
-            f"{watches[0]} needs validation data: set data.split.validation=0.05 or a source's split='validation'",
-        )
-    return problems + _check_mesh(config, devices)
-
-
-def _validation_users(config: Config) -> list[tuple[str, bool]]:
-    return [
-        ("train.early_stop_patience", config.train.early_stop_patience > 0),
-        ("optim.schedule='plateau'", config.optim.schedule == "plateau"),
-        ("train.eval_every", config.train.eval_every > 0),
-    ]
-
-
-def _check_ranges(config: Config) -> list[str]:
-    def value(key: str) -> Any:
-        section, name = key.split(".")
-        return getattr(getattr(config, section), name)
-
-    problems = []
-    for key, valid in CHOICES.items():
-        if value(key) not in valid:
-            problems.append(f"config.{key}: {value(key)!r} is not one of {', '.join(valid)}")
-    for key, low in AT_LEAST.items():
-        if value(key) < low:
-            problems.append(f"config.{key}: must be >= {low:g}, got {value(key)}")
-    problems += [f"config.{key}: must be in [0, 1), got {value(key)}" for key in BELOW_ONE if not 0 <= value(key) < 1]
-    problems += [f"config.{key}: must be > 0, got {value(key)}" for key in ABOVE_ZERO if value(key) <= 0]
-    return problems
-
-
-def _check_patterns(key: str, patterns: list[str], empty_ok: bool = False) -> list[str]:
-    problems = [] if patterns or empty_ok else [f"config.{key}: needs at least one row, such as ('.*', ...)"]
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            problems.append(f"config.{key}: {pattern!r} is not a regular expression: {error}")
-    return problems
-
-
-def _check_mesh(config: Config, devices: int | None) -> list[str]:
-    sizes = {field.name: getattr(config.mesh, field.name) for field in fields(MeshConfig)}
-    problems = [f"config.mesh.{k}: must be -1 or >= 1, got {n}" for k, n in sizes.items() if n == 0 or n < -1]
-    if list(sizes.values()).count(-1) > 1:
-        problems.append("config.mesh: only one axis may be -1 (all devices that are left)")
-    if problems or devices is None:
-        return problems
-    text = " x ".join(f"{k}={n}" for k, n in sizes.items())
-    try:
-        shape = mesh_shape(config.mesh, devices)
-    except ConfigError:
-        needed = math.prod(max(n, 1) for n in sizes.values())
-        several = "a multiple of " if -1 in sizes.values() else ""
-        return [f"config.mesh {text} needs {several}{needed} devices, found {devices}"]
-    model, rows = config.model, shape["data"] * shape["fsdp"]
-    micro_rows = config.data.batch_size // max(config.train.micro_batches, 1)
-    if micro_rows % rows:
-        text = f"{micro_rows} rows (data.batch_size={config.data.batch_size} / train.micro_batches={config.train.micro_batches})"
-        problems.append(f"config.data.batch_size: {text} do not divide over mesh data x fsdp = {rows} devices")
-    for key, size, axis in [
-        ("model.dim", model.dim, "fsdp"),
-        ("model.heads", model.heads, "tensor"),
-        ("model.kv_heads", model.n_kv_heads, "tensor"),
-        ("model.mlp_dim", model.mlp_width, "tensor"),
-    ]:
-        if size % shape[axis]:
-            problems.append(f"config.{key}={size} is not divisible by mesh.{axis}={shape[axis]}")
-    return problems
 
 
 def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:
@@ -331,7 +177,7 @@ def last_layers(count: int, layers: int, also: str = "norm_out/.*") -> Table:
 # These decide what a run's numbers mean, so a resumed run may not change them. Where the data lies is no part of that:
 # the fingerprint of what was read is compared.
 RESUME_REFUSED = re.compile(
-    r"model\.(?!scan|remat).*|optim\.(name|train)|train\.seed|init\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
+    r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype)|train\.seed|init\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
 )
 RESUME_IGNORED = re.compile(r"data\.(cache_dir|on_bad|max_bad_fraction)")
 

@@ -18,30 +18,41 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lm.batch import check_batch
-from lm.losses import sum_losses, token_losses
+from lm.losses import Sums, count_pieces, cut_places, sum_losses, token_losses
 from lm.metrics import bits, perplexity
 from lm.model.transformer import Model
 from lm.params import Params, to_host
-from lm.sharding import put_batch
+from lm.sharding import put_batch, row_shards
 
 EvalStep = Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
 
 
-def make_eval_step(model: Model, token_bytes: np.ndarray) -> EvalStep:
+def make_eval_step(model: Model, token_bytes: np.ndarray, chunk: int = 0) -> EvalStep:
     """Returns a jitted (params, batch) -> per-row sums [B]: nll, objective, correct, bytes, weight.
 
-    `token_bytes` [V] says how many bytes of text each id stands for.
+    `token_bytes` [V] says how many bytes of text each id stands for; `chunk` as in train.loss_chunk.
     """
     padded = np.zeros(model.config.vocab_size, np.float32)
     padded[: len(token_bytes)] = token_bytes
 
     @jax.jit
     def eval_step(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        logits_BTV = model.apply(params, batch["tokens"], batch["positions"], batch["segments"])
-        losses = token_losses(logits_BTV, batch["targets"])
-        losses["correct"] = (logits_BTV.argmax(-1) == batch["targets"]).astype(jnp.float32)
-        losses["bytes"] = jnp.asarray(padded)[batch["targets"]]
-        return sum_losses(losses, batch["weights"], axis=1)
+        x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
+        head = params[model.head_path].astype(x_BTD.dtype)
+
+        def sum_piece(part: tuple[jax.Array, jax.Array, jax.Array]) -> Sums:
+            x_BTD, targets_BT, weights_BT = part
+            logits_BTV = model.unembed(head, x_BTD)
+            losses = token_losses(logits_BTV, targets_BT)
+            losses["correct"] = (logits_BTV.argmax(-1) == targets_BT).astype(jnp.float32)
+            losses["bytes"] = jnp.asarray(padded)[targets_BT]
+            return sum_losses(losses, weights_BT, axis=1)
+
+        (B, T), mesh = batch["tokens"].shape, model.mesh
+        tokens = B * T // (1 if mesh is None else row_shards(mesh))
+        pieces = count_pieces(tokens, T, model.config.vocab_size, chunk)
+        parts = tuple(cut_places(x, pieces) for x in (x_BTD, batch["targets"], batch["weights"]))
+        return {key: value.sum(0) for key, value in jax.lax.map(sum_piece, parts).items()}
 
     return eval_step
 
@@ -107,7 +118,8 @@ def main(argv: list[str]) -> None:
     from data_pipeline.batch import open_data
     from data_pipeline.schema import split_flags
     from lm import build
-    from lm.config import ConfigError, UserError, read_config
+    from lm.check import read_config
+    from lm.config import ConfigError, UserError
     from lm.logger import Ticker
 
     names = {"workdir": "", "split": "test", "step": "best", "batch_size": "32", "config": ""}
@@ -121,10 +133,11 @@ def main(argv: list[str]) -> None:
         raise ConfigError(
             "name a run: python -m lm.evaluate --workdir=DIR [--split=test] [--batch_size=32]; see --help"
         )
-    loaded = build.load_run(flags["workdir"], flags["step"], log=lambda text: print(text, file=sys.stderr))
-    config = loaded.config
-    if flags["config"]:
-        config = read_config(flags["config"], overrides)
+    theirs = read_config(flags["config"], overrides) if flags["config"] else None
+    loaded = build.load_run(
+        flags["workdir"], flags["step"], lambda text: print(text, file=sys.stderr), theirs.data.seq_len if theirs else 0
+    )
+    config = theirs or loaded.config
     data = open_data(config.data, log=lambda text: print(text, file=sys.stderr))
     if data.tokenizer.sha256 != loaded.tokenizer_sha256:
         raise UserError(
@@ -134,10 +147,10 @@ def main(argv: list[str]) -> None:
     split, size = flags["split"], int(flags["batch_size"])
     if not data.has_split(split):
         raise UserError(f"this run's data has no {split!r} split; see config.data.split")
-    rows = loaded.mesh.shape["data"] * loaded.mesh.shape["fsdp"]
+    rows = row_shards(loaded.mesh)
     size = -(-size // rows) * rows  # a whole number of rows a device; results do not depend on it
     ticker = Ticker(f"evaluating {split}", data.summary()["rows"][split])
-    step = make_eval_step(loaded.model, data.tokenizer.token_bytes())
+    step = make_eval_step(loaded.model, data.tokenizer.token_bytes(), config.train.loss_chunk)
     batches: Any = data.eval_batches(split, size, (0, size))
     result = evaluate(
         step, loaded.params, batches, loaded.mesh, size, loaded.model.config.vocab_size, progress=ticker.update

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import ConfigError, UserError
-from lm.model.attention import NEVER
+from lm.model.kernels import NEVER
 from lm.model.transformer import Model
 from lm.params import Params
 
@@ -84,7 +84,7 @@ def prefill(
     positions_BT = jnp.maximum(jnp.cumsum(segments_BT, axis=1) - 1, 0)
     cache = model.init_cache(tokens_BT.shape[0], length)
     x_BTD, cache = model.hidden(params, tokens_BT, positions_BT, segments_BT, cache=cache)
-    logits_BV = model.unembed(params, x_BTD[:, -1:])[:, 0]
+    logits_BV = model.unembed(params[model.head_path], x_BTD[:, -1:])[:, 0]
     rows = jnp.arange(tokens_BT.shape[0])[:, None]
     seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows, tokens_BT].max(segments_BT > 0)
     return pick(logits_BV, seen_BV, keys_B, sampling), cache, seen_BV
@@ -99,7 +99,7 @@ def decode(
     segments = jnp.ones_like(ids_B)[:, None]
     seen_BV = seen_BV.at[jnp.arange(ids_B.shape[0]), ids_B].set(True)
     x_BTD, cache = model.hidden(params, ids_B[:, None], positions_B[:, None], segments, cache=cache)
-    return pick(model.unembed(params, x_BTD)[:, 0], seen_BV, keys_B, sampling), cache, seen_BV
+    return pick(model.unembed(params[model.head_path], x_BTD)[:, 0], seen_BV, keys_B, sampling), cache, seen_BV
 
 
 def generate(

@@ -141,9 +141,9 @@ def hash_leaves(params: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of each per-layer leaf: dtype, shape and bytes."""
     hashes = {}
     for path, leaf in params.items():
-        array = to_host(leaf)
         names = layer_paths(path)
-        for name, part in zip(names, [array] if names == [path] else array):
+        for i, name in enumerate(names):
+            part = to_host(leaf if names == [path] else leaf[i])  # a layer at a time: a stack may not fit this host
             digest = hashlib.sha256(f"{part.dtype}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).tobytes())
             hashes[name] = digest.hexdigest()

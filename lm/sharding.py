@@ -1,11 +1,12 @@
 """Which device holds which part of each array?
 
 One ordered table of (path pattern, axis of each dimension) covers parameters and optimizer state alike, because
-optimizer state repeats the parameter paths. Rows of the batch lie over `data` and `fsdp`.
+optimizer state repeats the parameter paths. Rows of the batch lie over `data` and `fsdp`, their places over `context`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -35,7 +36,7 @@ TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """Builds the (data, fsdp, tensor) mesh over all devices; raises ConfigError when they do not fit."""
+    """Builds the (data, fsdp, context, tensor) mesh over all devices; raises ConfigError when they do not fit."""
     devices = devices or jax.devices()
     shape = mesh_shape(config, len(devices))
     axis_types = (AxisType.Auto,) * len(shape)
@@ -68,8 +69,14 @@ def state_shardings(state: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
     return jax.tree.unflatten(jax.tree.structure(state), found)
 
 
+def row_shards(mesh: Mesh) -> int:
+    """In how many parts the rows of a batch lie."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(ROWS))
+    """Of [B, T, ...] arrays."""
+    return NamedSharding(mesh, PartitionSpec(ROWS, "context"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -77,13 +84,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Tells the compiler that the first dimension of an activation lies over the row axes."""
+    """Tells the compiler how an activation [B, T, ...] lies over the row axes and `context`."""
     return x if mesh is None else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     """Returns the half-open range of global rows that this process's devices hold."""
-    index = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    index = NamedSharding(mesh, PartitionSpec(ROWS)).addressable_devices_indices_map((batch_size,))
     spans = [slices[0].indices(batch_size)[:2] for slices in index.values() if slices is not None]
     return min(start for start, _ in spans), max(stop for _, stop in spans)
 
@@ -96,6 +103,10 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int) -> d
     for key, array in batch.items():
         if array.shape[0] != stop - start:
             raise UserError(f"this process has {array.shape[0]} rows of {key}, its devices need {stop - start}")
-        shape = (batch_size, *array.shape[1:])
-        arrays[key] = jax.make_array_from_process_local_data(sharding, array, shape)
+
+        def part(index: Any, array: np.ndarray = array) -> np.ndarray:
+            first, last, _ = index[0].indices(batch_size)
+            return array[first - start : last - start, *index[1:]]
+
+        arrays[key] = jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, part)
     return arrays

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 
-from lm.config import ConfigError, changed_keys, read_config
+from lm.check import read_config
+from lm.config import ConfigError, changed_keys
 
 USAGE = """
 usage: python -m lm.show --config=FILE [--config.KEY=VALUE ...]
@@ -23,9 +24,11 @@ def main(argv: list[str]) -> None:
 
     from data_pipeline.batch import open_data
     from data_pipeline.schema import split_flags
-    from lm import build
+    from lm.build import find_peak_lr
+    from lm.model.transformer import Model
     from lm.params import count
-    from lm.plan import format_receipt, make_receipt
+    from lm.parts import abstract_batch, make_parts, param_shapes
+    from lm.receipt import format_receipt, make_receipt
     from lm.sharding import param_spec
 
     flags, overrides = split_flags(argv, {"config": ""}, USAGE)
@@ -35,9 +38,9 @@ def main(argv: list[str]) -> None:
     for key, old, new in changed_keys(config):
         print(f"config.{key} = {new!r} (default {old!r})")
     data = open_data(config.data)
-    peak_lr = build.find_peak_lr(config, print)
-    parts = build.make_parts(config, data.tokenizer.vocab_size, peak_lr)
-    shapes = build.param_shapes(build.Model(parts.model.config))
+    peak_lr = find_peak_lr(config, print)
+    parts = make_parts(config, data.tokenizer.vocab_size, peak_lr)
+    shapes = param_shapes(Model(parts.model.config))
     treatment = parts.treatment
     print(f"\n{'parameter':32} {'shape':>16} {'numbers':>12}  {'':7} {'lr x':>6} {'decay':5}  sharding")
     shown: dict[str, list[str]] = {}
@@ -53,7 +56,7 @@ def main(argv: list[str]) -> None:
             name = name.replace("block_*", f"block_{first}..{last}")
         print(f"{name if len(paths) > 1 else paths[0]:32} {row}")
     print(f"{'total':32} {'':>16} {count(shapes):>12,}\n")
-    batch = build.abstract_batch(config)
+    batch = abstract_batch(config)
     receipt = make_receipt(
         config, parts.model, treatment, parts.state.params, parts.state.opt_state, parts.make_step, batch, hashes=False
     )

@@ -17,7 +17,7 @@ from lm.logger import run_card, write_json
 from lm.metrics import finite_or_none
 from lm.optim import Treatment
 from lm.params import params_sha256
-from lm.plan import Receipt, check_frozen
+from lm.receipt import Receipt, check_frozen
 from lm.train import Outcome, Run
 
 

@@ -26,7 +26,7 @@ from lm.hosts import StopFlag, gather_bytes
 from lm.lease import Lease
 from lm.logger import Logger, duration
 from lm.params import to_host
-from lm.sharding import local_rows, put_batch
+from lm.sharding import local_rows, put_batch, row_shards
 from lm.step import TrainState
 
 UNFINISHED = 75  # exit code: saved, run the same command again
@@ -250,7 +250,7 @@ class _Loop:
     def _evaluate(self, stopped: Callable[[], bool]) -> bool:
         """Evaluates, samples and records; False if it was asked to stop before it was through."""
         run, progress, config = self.run, self.run.progress, self.run.config.train
-        shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+        shards = row_shards(run.mesh)
         size = -(-config.eval_batch_size // shards) * shards
         batches = run.data.eval_batches("validation", size, local_rows(run.mesh, size))
         began = time.perf_counter()

@@ -9,9 +9,10 @@ import pytest
 from configs import base
 from configs.models import MODELS
 from data_pipeline.schema import from_mapping, to_json
-from lm.build import abstract_batch, make_parts, model_config, param_shapes
-from lm.config import Config, read_config
+from lm.check import read_config
+from lm.config import Config
 from lm.model.transformer import Model
+from lm.parts import abstract_batch, make_parts, model_config, param_shapes
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RUNNABLE = sorted(p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init__.py", "models.py"))

@@ -23,7 +23,8 @@ from data_pipeline.schema import (
     to_config_dict,
     to_json,
 )
-from lm.config import Config, check_config
+from lm.check import check_config
+from lm.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = str(ROOT / "configs" / "base.py")

@@ -1,66 +1,38 @@
 """Which earlier tokens does each token look at, and what does it take from them?
 
 softmax(QK^T / sqrt(d_k)) V (arXiv:1706.03762, equation 1), with the softmax in float32 and grouped key/value heads
-(arXiv:2305.13245).
+(arXiv:2305.13245). `lm/model/kernels.py` has the programs that compute it.
 """
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from lm.config import ModelConfig
+from lm.model.kernels import Kernel, attend
 from lm.model.layers import init_matrix, init_out, normalise, rotate
 
 Cache = dict[str, jax.Array]  # k, v: [L, B, S, K, H]; segments, positions: [B, S]; index: next free slot
-NEVER = -1e30  # score of a masked pair; finite, so that a row of padding gives no NaN
 
 
-def attention_mask(
-    q_segments_BT: jax.Array, k_segments_BS: jax.Array, q_positions_BT: jax.Array, k_positions_BS: jax.Array,
-    first_slot: jax.Array | int, window: int,
-) -> jax.Array:  # fmt: skip
-    """Returns mask_BTS: True where query t may see key s.
+class Visible(NamedTuple):
+    """What decides which tokens a token sees: documents alone, or a mask (with a cache, and for the plain formula)."""
 
-    Same segment, key slot not after the query's (query t is in slot `first_slot` + t), and, with a window, fewer than
-    `window` positions back. Padding is segment 0 and sees only padding.
-    """
-    T, S = q_segments_BT.shape[1], k_segments_BS.shape[1]
-    causal_TS = jnp.arange(S)[None, :] <= first_slot + jnp.arange(T)[:, None]
-    mask_BTS = causal_TS[None] & (q_segments_BT[:, :, None] == k_segments_BS[:, None, :])
-    if window:
-        mask_BTS &= q_positions_BT[:, :, None] - k_positions_BS[:, None, :] < window
-    return mask_BTS
-
-
-def softcap(x: jax.Array, cap: float) -> jax.Array:
-    return cap * jnp.tanh(x / cap) if cap else x
-
-
-def attend(
-    q_BTKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, cap: float = 0.0,
-    dropout: nn.Dropout | None = None,
-) -> jax.Array:  # fmt: skip
-    """Plain XLA attention. Returns [B, T, K, G, H] in the dtype of `v`."""
-    q_BTKGH = q_BTKGH / math.sqrt(q_BTKGH.shape[-1])
-    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    scores_BKGTS = jnp.where(mask_BTS[:, None, None], softcap(scores_BKGTS, cap), NEVER)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    if dropout is not None:
-        weights_BKGTS = dropout(weights_BKGTS)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
+    segments_BT: jax.Array
+    mask_BTS: jax.Array | None
 
 
 class Attention(nn.Module):
     config: ModelConfig
     deterministic: bool = True
+    kernel: Kernel | None = None  # None: the plain formula
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array] | None, mask_BTS: jax.Array,
+        self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array] | None, visible: Visible,
         cache: tuple[jax.Array, jax.Array] | None, index: jax.Array | int,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:  # fmt: skip
         """Returns the output and this layer's (k, v) [B, S, K, H] with the new ones written at slot `index`."""
@@ -85,10 +57,15 @@ class Attention(nn.Module):
             k_BSKH = jax.lax.dynamic_update_slice_in_dim(cache[0], k_BTKH, index, axis=1)
             v_BSKH = jax.lax.dynamic_update_slice_in_dim(cache[1], v_BTKH, index, axis=1)
             cache = (k_BSKH, v_BSKH)
-        drops = config.dropout > 0 and not self.deterministic
-        dropout = nn.Dropout(config.dropout, deterministic=False) if drops else None
-        q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-        y_BTD = attend(q_BTKGH, k_BSKH, v_BSKH, mask_BTS, config.attn_softcap, dropout).reshape(B, T, N * H)
+        if visible.mask_BTS is None:
+            assert self.kernel is not None
+            y_BTNH = self.kernel(q_BTNH, k_BTKH, v_BTKH, visible.segments_BT)
+        else:
+            drops = config.dropout > 0 and not self.deterministic
+            dropout = nn.Dropout(config.dropout, deterministic=False) if drops else None
+            q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+            y_BTNH = attend(q_BTKGH, k_BSKH, v_BSKH, visible.mask_BTS, config.attn_softcap, dropout)
+        y_BTD = y_BTNH.reshape(B, T, N * H)
         y_BTD = y_BTD @ self.param("out", init_out(config), (N * H, D)).astype(dtype)
         if config.attn_out_bias:
             y_BTD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)[None, None]

@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from lm.config import ModelConfig
-from lm.model.attention import Attention, Cache, attention_mask, softcap
+from lm.model.attention import Attention, Cache, Visible
+from lm.model.kernels import Kernel, attention_mask, einsum_f32, softcap
 from lm.model.layers import MLP, Norm, init_matrix, rope_angles
 from lm.params import Params, Runs, block_name, run_name
 from lm.sharding import constrain_rows
@@ -27,15 +28,16 @@ class Block(nn.Module):
     config: ModelConfig
     deterministic: bool = True
     mesh: Mesh | None = None
+    kernel: Kernel | None = None
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, cache: LayerCache, rope: Any, mask_BTS: jax.Array, index: jax.Array | int
+        self, x_BTD: jax.Array, cache: LayerCache, rope: Any, visible: Visible, index: jax.Array | int
     ) -> tuple[jax.Array, LayerCache]:
         config = self.config
         drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
-        attn = Attention(config, self.deterministic, name="attn")
-        y_BTD, cache = attn(Norm(config, name="norm_attn")(x_BTD), rope, mask_BTS, cache, index)
+        attn = Attention(config, self.deterministic, self.kernel, name="attn")
+        y_BTD, cache = attn(Norm(config, name="norm_attn")(x_BTD), rope, visible, cache, index)
         x_BTD = constrain_rows(x_BTD + drop(y_BTD), self.mesh)
         y_BTD = MLP(config, name="mlp")(Norm(config, name="norm_mlp")(x_BTD))
         return constrain_rows(x_BTD + drop(y_BTD), self.mesh), cache
@@ -54,6 +56,7 @@ class Transformer(nn.Module):
     runs: Runs = ()
     deterministic: bool = True
     mesh: Mesh | None = None
+    kernel: Kernel | None = None
 
     @nn.compact
     def __call__(
@@ -77,8 +80,11 @@ class Transformer(nn.Module):
             index = cache["index"]
             k_segments = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments_BT, index, axis=1)
             k_positions = jax.lax.dynamic_update_slice_in_dim(cache["positions"], positions_BT, index, axis=1)
-        mask_BTS = attention_mask(segments_BT, k_segments, positions_BT, k_positions, index, config.window)
-        x_BTD, layers = self._blocks(x_BTD, cache, rope, mask_BTS, index)
+        visible = Visible(segments_BT, None)
+        if cache is not None or self.kernel is None:
+            mask_BTS = attention_mask(segments_BT, k_segments, positions_BT, k_positions, index, config.window)
+            visible = Visible(segments_BT, mask_BTS)
+        x_BTD, layers = self._blocks(x_BTD, cache, rope, visible, index)
         if cache is not None and layers is not None:
             end = jnp.asarray(index + tokens_BT.shape[1])
             cache = {"k": layers[0], "v": layers[1], "segments": k_segments, "positions": k_positions, "index": end}
@@ -88,7 +94,7 @@ class Transformer(nn.Module):
         return x_BTD, cache
 
     def _blocks(
-        self, x_BTD: jax.Array, cache: Cache | None, rope: Any, mask_BTS: jax.Array, index: jax.Array | int
+        self, x_BTD: jax.Array, cache: Cache | None, rope: Any, visible: Visible, index: jax.Array | int
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Runs all blocks, one by one or run after run; returns x and the new (k, v) [L, B, S, K, H]."""
         block = remat(Block, self.config.remat, bool(self.runs))
@@ -100,11 +106,11 @@ class Transformer(nn.Module):
                 scanned = nn.scan(
                     block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
                     in_axes=in_axes, length=stop - start,
-                )(self.config, self.deterministic, self.mesh, name=run_name(start, stop))  # fmt: skip
-                x_BTD, kv = scanned(x_BTD, kv, rope, mask_BTS, index)
+                )(self.config, self.deterministic, self.mesh, self.kernel, name=run_name(start, stop))  # fmt: skip
+                x_BTD, kv = scanned(x_BTD, kv, rope, visible, index)
             else:
-                single = block(self.config, self.deterministic, self.mesh, name=block_name(start))
-                x_BTD, kv = single(x_BTD, None if kv is None else (kv[0][0], kv[1][0]), rope, mask_BTS, index)
+                single = block(self.config, self.deterministic, self.mesh, self.kernel, name=block_name(start))
+                x_BTD, kv = single(x_BTD, None if kv is None else (kv[0][0], kv[1][0]), rope, visible, index)
                 kv = None if kv is None else (kv[0][None], kv[1][None])
             parts.append(kv)
         if cache is None or not parts:
@@ -119,6 +125,12 @@ class Model:
     config: ModelConfig
     runs: Runs = ()  # layers held as stacks; (): one by one
     mesh: Mesh | None = None
+    kernel: Kernel | None = None  # attention of whole rows, lm/model/kernels.py; None: the plain formula
+
+    @property
+    def head_path(self) -> str:
+        """The parameter that turns hidden states into logits."""
+        return "embed" if self.config.tie_embeddings else "head"
 
     def init_params(self, key: jax.Array) -> Params:
         """Random weights; the same numbers for any grouping into runs."""
@@ -127,10 +139,11 @@ class Model:
         trunk = Transformer(replace(config, layers=0)).init(key, ids, ids, ids, None)["params"]
         block, x = Block(config), jnp.zeros((1, 1, config.dim))
         rope = rope_angles(ids, config.q_head_dim, config.rope_theta) if config.position == "rope" else None
-        mask = jnp.ones((1, 1, 1), bool)
+        visible = Visible(ids, jnp.ones((1, 1, 1), bool))
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(1, config.layers + 1))
-        layers = jax.vmap(lambda k: block.init(k, x, None, rope, mask, 0)["params"])(keys)
-        layers = jax.lax.optimization_barrier(layers)  # else XLA may fuse, and round, by the grouping that follows
+        layers = jax.vmap(lambda k: block.init(k, x, None, rope, visible, 0)["params"])(keys)
+        # Else XLA may fuse, and round, by the grouping that follows; leaf by leaf, so that unused ones are not computed.
+        layers = jax.tree.map(jax.lax.optimization_barrier, layers)
         if self.runs:
             blocks = {run_name(a, b): jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], layers) for a, b in self.runs}
         else:
@@ -142,19 +155,15 @@ class Model:
         dropout_key: jax.Array | None = None, cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
         """Returns hidden states [B, T, D] ready for `unembed`, and the cache. No key: no dropout."""
-        module = Transformer(self.config, self.runs, dropout_key is None, self.mesh)
+        module = Transformer(self.config, self.runs, dropout_key is None, self.mesh, self.kernel)
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         variables = {"params": unflatten_dict(params, sep="/")}
         return module.apply(variables, tokens_BT, positions_BT, segments_BT, cache, rngs=rngs)  # pyright: ignore
 
-    def unembed(self, params: Params, x_BTD: jax.Array) -> jax.Array:
-        """Returns logits [B, T, V] in float32."""
-        if self.config.tie_embeddings:
-            w_VD = params["embed"].astype(x_BTD.dtype)
-            logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.float32)
-        else:
-            w_DV = params["head"].astype(x_BTD.dtype)
-            logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, w_DV, preferred_element_type=jnp.float32)
+    def unembed(self, head: jax.Array, x_BTD: jax.Array) -> jax.Array:
+        """Returns logits [B, T, V] in float32; `head` is the parameter at `head_path`."""
+        equation = "BTD,VD->BTV" if self.config.tie_embeddings else "BTD,DV->BTV"
+        logits_BTV: Any = einsum_f32(equation, x_BTD, head.astype(x_BTD.dtype))
         return softcap(logits_BTV, self.config.logit_softcap)
 
     def apply(
@@ -163,7 +172,7 @@ class Model:
     ) -> jax.Array:  # fmt: skip
         """Returns logits [B, T, V] in float32."""
         x_BTD, _ = self.hidden(params, tokens_BT, positions_BT, segments_BT, dropout_key)
-        return self.unembed(params, x_BTD)
+        return self.unembed(params[self.head_path], x_BTD)
 
     def init_cache(self, batch_size: int, length: int) -> Cache:
         """An empty key/value cache with `length` slots."""

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig
-from lm.build import make_parts, make_step_of, model_config, param_shapes
 from lm.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from lm.model.transformer import Model
 from lm.optim import make_optimizer, make_schedule, read_tables
 from lm.params import layer_paths, make_runs, split_stacks
+from lm.parts import make_parts, make_step_of, model_config, param_shapes
 from lm.sharding import put_batch
 from lm.step import TrainState
 

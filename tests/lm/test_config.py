@@ -9,16 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.config import SourceConfig
+from lm.check import ABOVE_ZERO, AT_LEAST, BELOW_ONE, CHOICES, check_config
 from lm.config import (
-    ABOVE_ZERO,
-    AT_LEAST,
-    BELOW_ONE,
-    CHOICES,
     Config,
     ConfigError,
     MeshConfig,
     changed_keys,
-    check_config,
     check_resume,
     from_mapping,
     last_layers,
@@ -223,7 +219,7 @@ def _get(key):
 @pytest.mark.parametrize(
     ("mesh", "devices", "words"),
     [
-        (MeshConfig(4, 2, 1), 4, "mesh data=4 x fsdp=2 x tensor=1 needs 8 devices, found 4"),
+        (MeshConfig(4, 2, 1), 4, "mesh data=4 x fsdp=2 x context=1 x tensor=1 needs 8 devices, found 4"),
         (MeshConfig(1, 1, 1), 8, "needs 1 devices, found 8"),
         (MeshConfig(-1, 3, 1), 8, "needs a multiple of 3 devices, found 8"),
         (MeshConfig(-1, 16, 1), 8, "needs a multiple of 16 devices, found 8"),

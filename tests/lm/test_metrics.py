@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from lm.build import param_shapes
 from lm.metrics import bits, depth_of, finite_or_none, peak_flops, perplexity, token_flops
 from lm.model.transformer import Model
+from lm.parts import param_shapes
 
 T = 64
 

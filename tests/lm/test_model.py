@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.build import param_shapes
 from lm.losses import sum_losses, token_losses
-from lm.model.attention import attend, attention_mask
+from lm.model.kernels import attend, attention_mask
 from lm.model.layers import rope_angles, rotate
 from lm.model.transformer import Model
 from lm.params import join_stacks, split_stacks
+from lm.parts import param_shapes
 
 T = 10
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0, 0]], np.int32)

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lm.build import init_state, make_parts, param_shapes
+from lm.build import start_state
 from lm.config import ConfigError, MeshConfig, UserError
 from lm.model.transformer import Model
 from lm.params import leaf_paths, params_sha256
+from lm.parts import make_parts, param_shapes
 from lm.sharding import TABLE, local_rows, make_mesh, param_shardings, param_spec, put_batch
 
 MESHES = [{"data": 8}, {"fsdp": 8, "data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}]
@@ -42,7 +43,7 @@ def test_an_axis_that_does_not_divide_is_left_out():
 @pytest.mark.parametrize(("mesh", "scan"), [(MESHES[1], True), (MESHES[2], False)])
 def test_a_new_run_is_the_same_on_every_mesh(make_config, mesh, scan):
     parts = make_parts(make_config(model={"scan": scan}, mesh=mesh), 32, 1e-3)
-    state = init_state(parts)
+    state = start_state(parts)
     flat = Model(parts.model.config)
     assert params_sha256(state.params) == params_sha256(jax.jit(flat.init_params)(jax.random.key(0)))
     for path, leaf in state.params.items():
@@ -51,7 +52,7 @@ def test_a_new_run_is_the_same_on_every_mesh(make_config, mesh, scan):
 
 def test_weights_and_moments_are_spread(make_config):
     parts = make_parts(make_config(mesh={"fsdp": 8, "data": 1}), 32, 1e-3)
-    state = init_state(parts)
+    state = start_state(parts)
     matrices = [p for p, leaf in state.params.items() if leaf.ndim == 2]
     here = jax.devices()[3]
     moments = 0
@@ -76,7 +77,7 @@ def test_a_mesh_that_does_not_fit_is_refused():
     for axes in ({"data": 3}, {"data": 2, "fsdp": 2}, {"data": 16}, {"data": -1, "tensor": 3}):
         with pytest.raises(ConfigError, match="8 devices"):
             make_mesh(MeshConfig(**axes))
-    assert dict(make_mesh(MeshConfig(data=-1, tensor=2)).shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert dict(make_mesh(MeshConfig(data=-1, tensor=2)).shape) == {"data": 4, "fsdp": 1, "context": 1, "tensor": 2}
 
 
 def test_rows_lie_over_data_and_fsdp():

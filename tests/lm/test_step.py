@@ -1,6 +1,7 @@
 """Is a step the same however the batch is cut, packed or spread, and harmless when it fails?"""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -43,11 +44,19 @@ def test_micro_batches_change_nothing(make_config, start, make_batch, three_step
 
 
 @pytest.mark.parametrize(
-    ("mesh", "scan"),
-    [({"data": 2, "fsdp": 4}, False), ({"data": 2, "fsdp": 2, "tensor": 2}, False), ({"fsdp": -1, "data": 1}, True)],
+    ("mesh", "scan", "chunk"),
+    [
+        ({"data": 2, "fsdp": 4}, False, 0),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, False, 0),
+        ({"fsdp": -1, "data": 1}, True, 4),
+        ({"data": 1, "fsdp": 2, "context": 2, "tensor": 2}, True, 0),
+        ({"data": 2, "context": 4}, False, 3),
+    ],
 )
-def test_eight_devices_are_one(make_config, start_sharded, make_batch, three_steps, mesh, scan):
-    parts, state, step = start_sharded(make_config(model={"scan": scan}, optim=SMOOTH, mesh=mesh))
+def test_eight_devices_are_one(make_config, start_sharded, make_batch, three_steps, mesh, scan, chunk):
+    """Also with a row over several devices, and with the loss in pieces."""
+    config = make_config(model={"scan": scan}, optim=SMOOTH, mesh=mesh, train={"loss_chunk": chunk})
+    parts, state, step = start_sharded(config)
     assert parts.mesh.size == 8
     for i in range(3):
         state, metrics = step(state, make_batch(i))
@@ -146,3 +155,22 @@ def test_the_step_learns_a_batch_by_heart(run, make_batch):
         state, metrics = run.step(state, batch)
     assert metrics["train/loss"] < 0.5 * first
     assert state.step == 40
+
+
+def test_frozen_weights_may_lie_in_bfloat16(make_config, start_sharded, make_batch):
+    """They stay as they are, the trained ones stay float32, and the loss is that of the rounded weights."""
+    table = (("block_01/.*", True), (".*", False))
+    optim = {**SMOOTH, "train": table, "frozen_dtype": "bfloat16"}
+    parts, state, step = start_sharded(make_config(model={"scan": True}, optim=optim))
+    before = {path: np.asarray(leaf) for path, leaf in state.params.items()}
+    kinds = {path: str(leaf.dtype) for path, leaf in parts.state.params.items()}
+    assert {kind for path, kind in kinds.items() if path.startswith("block_01")} == {"float32"}
+    assert {kind for path, kind in kinds.items() if not path.startswith("block_01")} == {"bfloat16"}
+    rounded = {p: np.asarray(leaf.astype(kinds[p])) for p, leaf in before.items()}
+    held = {p: jnp.asarray(leaf) for p, leaf in rounded.items()}
+    state, metrics = step(type(state)(state.step, held, state.opt_state), make_batch())
+    for path, leaf in state.params.items():
+        assert str(leaf.dtype) == kinds[path]
+        same = np.array_equal(np.asarray(leaf), rounded[path])
+        assert same == (kinds[path] == "bfloat16")
+    assert np.isfinite(metrics["train/loss"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,19 +13,47 @@ from lm.config import Config
 from lm.metrics import token_flops
 from lm.model.transformer import Model
 from lm.optim import Treatment, count_slots
-from lm.params import Params, hash_leaves, layer_paths, split_stacks
+from lm.params import Params, block_name, hash_leaves, layer_paths, make_runs, split_stacks
 
 Receipt = dict[str, Any]
-StepMaker = Callable[..., tuple[Callable[..., Any], Any]]  # (model, treatment, micro_batches) -> (step, abstract state)
+StepMaker = Callable[
+    ..., tuple[Callable[..., Any], Any]
+]  # (model, treatment, micro_batches, whole) -> (step, abstract state)
 
 
 def xla_flops(make_step: StepMaker, model: Model, treatment: Treatment, batch: Mapping[str, Any]) -> float:
     """FLOPs of one whole-batch step as XLA counts them, from the program before optimisation, on one device.
 
-    The program is lowered unrolled, unsharded and in one micro-batch, because XLA counts the body of a loop only once.
+    The program is lowered unrolled, unsharded, in one micro-batch and with the plain attention and loss, because XLA
+    counts the body of a loop only once. Of each run of layers that are treated alike it holds one; how much another
+    adds is counted with two, and the rest follows.
     """
-    flat = replace(model, runs=(), mesh=None, config=replace(model.config, scan=False, remat="none"))
-    step, state = make_step(flat, treatment, 1)
+    runs = make_runs(treatment.trained, model.config.layers)
+    firsts = [start for start, _ in runs]
+    total = base = _flops_of_layers(make_step, model, treatment, batch, firsts)
+    for start, stop in runs:
+        if stop - start > 1:
+            layers = sorted([*firsts, start + 1])
+            total += (stop - start - 1) * (_flops_of_layers(make_step, model, treatment, batch, layers) - base)
+    return total
+
+
+def _flops_of_layers(
+    make_step: StepMaker, model: Model, treatment: Treatment, batch: Mapping[str, Any], layers: Sequence[int]
+) -> float:
+    """FLOPs of a step of the model with only these of its `layers`, each treated as in the whole."""
+    names = {block_name(layer): block_name(i) for i, layer in enumerate(layers)}
+
+    def keep(values: dict[str, Any]) -> dict[str, Any]:
+        parts = {path: path.partition("/") for path in values}
+        return {
+            names.get(top, top) + slash + rest: values[path]
+            for path, (top, slash, rest) in parts.items()
+            if top in names or not top.startswith("block_")
+        }
+
+    few = replace(model.config, layers=len(layers), scan=False, remat="none")
+    step, state = make_step(Model(few), Treatment(*map(keep, treatment)), 1, True)
     key = jax.eval_shape(lambda: jax.random.key(0))
     cost: Any = jax.jit(step).lower(state, batch, key).cost_analysis()
     return float(cost["flops"])

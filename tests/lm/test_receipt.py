@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from lm.build import abstract_batch, make_parts
 from lm.config import last_layers
 from lm.metrics import token_flops
 from lm.params import match_table, split_stacks
-from lm.plan import check_frozen, format_receipt, make_receipt, xla_flops
+from lm.parts import abstract_batch, make_parts
+from lm.receipt import check_frozen, format_receipt, make_receipt, xla_flops
 
 TOP_QUARTER = last_layers(2, 8)
 

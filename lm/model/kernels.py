@@ -1,0 +1,284 @@
+"""Which program computes attention here, and does it agree with the formula?
+
+Five ways to the same numbers: `xla` (the plain formula, the reference), `chunked` (the formula a piece of the queries at
+a time), `cudnn` (flash attention on NVIDIA GPUs), `splash` (Pallas on TPUs; interpreted elsewhere, for tests), and `auto`,
+which picks one. Each honours documents, causality, sliding window, soft-cap and grouped heads, or says what it cannot do.
+With a `context` axis in the mesh every device holds a slice of the queries and gathers all keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lm.config import ModelConfig
+from lm.sharding import ROWS, row_shards
+
+# (q [B, T, N, H], k [B, T, K, H], v [B, T, K, H], segments [B, T]) -> [B, T, N, H]
+Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+NEVER = -1e30  # score of a masked pair; finite, so that a row of padding gives no NaN
+PIECE = 512  # queries at a time in `chunked`
+LONG = 2048  # from this row length on, `auto` never forms all scores at once
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def einsum_f32(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """einsum of two arrays with a float32 result, whose backward multiplies in the dtype of `a` and `b`.
+
+    Without it the float32 cotangent would drag both backward products, and copies of the operands, to float32.
+    """
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _einsum_forward(equation: str, a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return einsum_f32(equation, a, b), (a, b)
+
+
+def _einsum_backward(equation: str, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    (a, b), (first, second, out) = kept, equation.replace("->", ",").split(",")
+    g = g.astype(a.dtype)
+    return jnp.einsum(f"{out},{second}->{first}", g, b), jnp.einsum(f"{out},{first}->{second}", g, a)
+
+
+einsum_f32.defvjp(_einsum_forward, _einsum_backward)
+
+
+def attention_mask(
+    q_segments_BT: jax.Array, k_segments_BS: jax.Array, q_positions_BT: jax.Array, k_positions_BS: jax.Array,
+    first_slot: jax.Array | int, window: int,
+) -> jax.Array:  # fmt: skip
+    """Returns mask_BTS: True where query t may see key s.
+
+    Same segment, key slot not after the query's (query t is in slot `first_slot` + t), and, with a window, fewer than
+    `window` positions back. Padding is segment 0 and sees only padding.
+    """
+    T, S = q_segments_BT.shape[1], k_segments_BS.shape[1]
+    causal_TS = jnp.arange(S)[None, :] <= first_slot + jnp.arange(T)[:, None]
+    mask_BTS = causal_TS[None] & (q_segments_BT[:, :, None] == k_segments_BS[:, None, :])
+    if window:
+        mask_BTS &= q_positions_BT[:, :, None] - k_positions_BS[:, None, :] < window
+    return mask_BTS
+
+
+def slot_mask(q_segments_BT: jax.Array, k_segments_BS: jax.Array, first_slot: Any, window: int) -> jax.Array:
+    """`attention_mask` where a document's tokens lie side by side, so that slots count as positions do."""
+    T, S = q_segments_BT.shape[1], k_segments_BS.shape[1]
+    slots = first_slot + jnp.arange(T)[None], jnp.arange(S)[None]
+    return attention_mask(q_segments_BT, k_segments_BS, *slots, first_slot, window)
+
+
+def softcap(x: jax.Array, cap: float) -> jax.Array:
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
+def attend(
+    q_BTKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, cap: float = 0.0,
+    dropout: nn.Dropout | None = None,
+) -> jax.Array:  # fmt: skip
+    """Plain XLA attention, softmax(QK^T / sqrt(d_k)) V. Returns [B, T, K, G, H] in the dtype of `v`."""
+    q_BTKGH = q_BTKGH / math.sqrt(q_BTKGH.shape[-1])
+    scores_BKGTS: Any = einsum_f32("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH)
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], softcap(scores_BKGTS, cap), NEVER)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    if dropout is not None:
+        weights_BKGTS = dropout(weights_BKGTS)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
+
+
+def attend_in_pieces(
+    q_BTKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, q_segments_BT: jax.Array, k_segments_BS: jax.Array,
+    first_slot: Any, window: int, cap: float,
+) -> jax.Array:  # fmt: skip
+    """`attend` for PIECE queries at a time, scores recomputed in the backward: memory grows with T, not with T^2.
+
+    Keys that causality or the window hides from a whole piece are cut off where `first_slot` is a plain number.
+    """
+
+    @jax.checkpoint
+    def piece(q: jax.Array, k: jax.Array, v: jax.Array, q_segments: jax.Array, k_segments: jax.Array, slot: Any) -> Any:
+        return attend(q, k, v, slot_mask(q_segments, k_segments, slot, window), cap)
+
+    T, S, parts = q_BTKGH.shape[1], k_BSKH.shape[1], []
+    for start in range(0, T, PIECE):
+        stop = min(start + PIECE, T)
+        first, last = 0, S
+        if isinstance(first_slot, int):
+            last = min(S, first_slot + stop)
+            first = max(0, first_slot + start - window + 1) if window else 0
+        rows, keys = np.s_[:, start:stop], np.s_[:, first:last]
+        slot = first_slot + start - first
+        parts.append(piece(q_BTKGH[rows], k_BSKH[keys], v_BSKH[keys], q_segments_BT[rows], k_segments_BS[keys], slot))
+    return jnp.concatenate(parts, axis=1)
+
+
+def attend_cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, window: int) -> Any:
+    """cuDNN flash attention; the mask carries the documents, the kernel knows causality and the window."""
+    same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=same_BTS[:, None], is_causal=True, implementation="cudnn",
+        local_window_size=(window - 1, 0) if window else None,
+    )  # fmt: skip
+
+
+def _make_splash(heads: int, seq_len: int, shards: int, window: int, cap: float, interpret: bool) -> Any:
+    """The splash kernel of one device: `heads` query heads, one of `shards` slices of the queries, all keys."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    shape = (seq_len, seq_len)
+    mask = masks.LocalMask(shape, (window - 1, 0), 0, shards) if window else masks.CausalMask(shape, 0, shards)
+    block = next(n for n in (512, 256, 128) if seq_len // shards % n == 0)
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+        block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+    kernel = splash.make_splash_mha(
+        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=shards,
+        attn_logits_soft_cap=cap or None, interpret=interpret,
+    )  # fmt: skip
+    return jax.tree.map(np.asarray, kernel)
+
+
+def attend_splash(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, q_segments: Any, k_segments: Any) -> jax.Array:
+    """Runs a splash kernel on [B, T, heads, H] arrays."""
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
+
+    q, k, v = (x.swapaxes(1, 2) for x in (q / math.sqrt(q.shape[-1]), k, v))
+    return jax.vmap(kernel)(q, k, v, SegmentIds(q_segments, k_segments)).swapaxes(1, 2)
+
+
+def platform_of(mesh: Mesh | None) -> str:
+    """cpu, gpu or tpu: of the mesh's devices, which need not be this machine's."""
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def refusal(name: str, config: ModelConfig, mesh: Mesh | None, seq_len: int) -> str:
+    """Says why a kernel cannot do what the config asks; "" when it can."""
+    context, platform = 1 if mesh is None else mesh.shape["context"], platform_of(mesh)
+    reasons = []
+    if name != "xla" and config.dropout:
+        reasons.append(f"it cannot drop attention weights (config.model.dropout={config.dropout:g})")
+    if name == "cudnn":
+        reasons += ["it needs an NVIDIA GPU"] * (platform != "gpu")
+        reasons += ["it needs config.model.dtype='bfloat16'"] * (config.dtype != "bfloat16")
+        reasons += ["it has no soft-cap (config.model.attn_softcap)"] * bool(config.attn_softcap)
+        reasons += ["it cannot share a row between devices (config.mesh.context)"] * (context > 1)
+        reasons += [f"it needs a head size that 8 divides, got {config.q_head_dim}"] * bool(config.q_head_dim % 8)
+    if name == "splash" and seq_len % (128 * context):
+        reasons.append(f"it needs config.data.seq_len divisible by {128 * context}, got {seq_len}")
+    if name == "splash" and platform == "gpu":
+        reasons.append("it needs a TPU")
+    return "; ".join(reasons)
+
+
+def choose(config: ModelConfig, mesh: Mesh | None, seq_len: int) -> str:
+    """Resolves `model.attention`: "auto" takes the fastest kernel that can do what the config asks."""
+    if config.attention != "auto":
+        return config.attention
+    fast = {"tpu": "splash", "gpu": "cudnn"}.get(platform_of(mesh))
+    if fast and not refusal(fast, config, mesh, seq_len):
+        return fast
+    long = seq_len >= LONG or (mesh is not None and mesh.shape["context"] > 1)
+    return "chunked" if long and not refusal("chunked", config, mesh, seq_len) else "xla"
+
+
+def make_kernel(name: str, config: ModelConfig, mesh: Mesh | None, seq_len: int) -> Kernel | None:
+    """Returns the attention of a whole batch; None for the plain formula on rows that no two devices share."""
+    context = 1 if mesh is None else mesh.shape["context"]
+    tensor = 1 if mesh is None else mesh.shape["tensor"]
+    if name == "xla" and context == 1:
+        return None
+    window, cap, splash = config.window, config.attn_softcap, None
+    if name == "splash":
+        splash = _make_splash(config.heads // tensor, seq_len, context, window, cap, platform_of(mesh) != "tpu")
+
+    def local(splash: Any, q: Any, k: Any, v: Any, q_segments: Any, k_segments: Any, first_slot: Any) -> jax.Array:
+        if splash is not None:
+            return attend_splash(splash, q, k, v, q_segments, k_segments)
+        if name == "cudnn":
+            return attend_cudnn(q, k, v, q_segments, window)
+        (B, T, N, H), K = q.shape, k.shape[2]
+        grouped = q.reshape(B, T, K, N // K, H)
+        if name == "chunked":
+            y = attend_in_pieces(grouped, k, v, q_segments, k_segments, first_slot, window, cap)
+        else:
+            y = attend(grouped, k, v, slot_mask(q_segments, k_segments, first_slot, window), cap)
+        return y.reshape(q.shape)
+
+    if mesh is None:
+        return lambda q, k, v, segments: local(splash, q, k, v, segments, segments, 0)
+
+    def shard(splash: Any, q: Any, k: Any, v: Any, segments: Any) -> jax.Array:
+        if context == 1:
+            return local(splash, q, k, v, segments, segments, 0)
+        gather = partial(jax.lax.all_gather, axis_name="context", axis=1, tiled=True)
+        first = jax.lax.axis_index("context") * q.shape[1]
+        return local(splash, q, gather(k), gather(v), segments, gather(segments), first)
+
+    whole = PartitionSpec(None, "context" if context > 1 else None)
+    info = None if splash is None else splash.manual_sharding_spec(NamedSharding(mesh, whole))
+    heads, rows = PartitionSpec(ROWS, "context", "tensor"), PartitionSpec(ROWS, "context")
+    # check_vma off: a Pallas call does not say over which axes its result varies.
+    run = jax.shard_map(shard, mesh=mesh, in_specs=(info, heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return lambda q, k, v, segments: run(splash, q, k, v, segments)
+
+
+def compare(name: str, config: ModelConfig, mesh: Mesh | None, segments: np.ndarray) -> dict[str, float]:
+    """Largest difference between a kernel and the formula in float32, relative to the formula's largest number.
+
+    On random q, k, v and the documents of a real batch (`segments` [rows, T]); of the output and of each gradient.
+    One group of heads a device is enough: heads do not mix.
+    """
+    tensor, rows = (1, 1) if mesh is None else (mesh.shape["tensor"], row_shards(mesh))
+    group = config.heads // config.n_kv_heads
+    config = replace(config, heads=group * tensor, kv_heads=tensor, head_dim=config.q_head_dim)
+    T = segments.shape[1]
+    kernel = make_kernel(name, config, mesh, T)
+    if kernel is None:
+        return {}
+    segments_BT = jnp.asarray(np.resize(segments, (rows, T)))
+
+    def spread(x: jax.Array) -> jax.Array:
+        if mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(ROWS, "context", "tensor")))
+
+    def run(key: jax.Array) -> dict[str, jax.Array]:
+        shapes = {"q": group * tensor, "k": tensor, "v": tensor, "cotangent": group * tensor}
+        draws = {
+            part: spread(
+                jax.random.normal(jax.random.fold_in(key, i), (rows, T, heads, config.q_head_dim), config.dtype)
+            )
+            for i, (part, heads) in enumerate(shapes.items())
+        }
+
+        def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            mask = slot_mask(segments_BT, segments_BT, 0, config.window)
+            y = attend(q.reshape(rows, T, tensor, group, -1), k, v, mask, config.attn_softcap)
+            return y.reshape(q.shape)
+
+        def outputs(function: Any, dtype: Any) -> list[jax.Array]:
+            q, k, v, cotangent = (x.astype(dtype) for x in draws.values())
+            y, pull = jax.vjp(function, q, k, v)
+            return [y, *pull(cotangent)]
+
+        theirs = outputs(lambda q, k, v: kernel(q, k, v, segments_BT), config.dtype)
+        ours = outputs(plain, jnp.float32)
+        parts = ("output", "gradient of q", "gradient of k", "gradient of v")
+        return {
+            part: jnp.max(jnp.abs(a.astype(jnp.float32) - b)) / jnp.max(jnp.abs(b))
+            for part, a, b in zip(parts, theirs, ours)
+        }
+
+    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return {part: float(x) for part, x in jax.jit(run, out_shardings=whole)(jax.random.key(0)).items()}

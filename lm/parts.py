@@ -1,0 +1,164 @@
+"""What follows from a config and a vocabulary, before any weight exists: model, loss, sharded step, shapes.
+
+Plans and tests use these as they are; `lm/build.py` adds data, weights and a workdir.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from lm.batch import BATCH_KEYS
+from lm.config import Config, ConfigError, ModelConfig
+from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
+from lm.model.kernels import choose, make_kernel, refusal
+from lm.model.transformer import Model
+from lm.optim import Treatment, make_optimizer, make_schedule, read_tables
+from lm.params import Params, Runs, layer_paths, make_runs
+from lm.receipt import StepMaker
+from lm.sharding import (
+    batch_sharding,
+    make_mesh,
+    param_spec,
+    replicated,
+    row_shards,
+    state_shardings,
+)
+from lm.step import Loss, TrainState, make_grad_fn, make_train_step
+
+
+def model_config(config: Config, vocab_size: int) -> ModelConfig:
+    """Fills in what the tokenizer and the row length decide; raises ConfigError when the vocabulary is too small."""
+    model = config.model
+    if model.vocab_size and model.vocab_size < vocab_size:
+        raise ConfigError(
+            f"tokenizer has {vocab_size} pieces, config.model.vocab_size={model.vocab_size}; set it to 0 or at least {vocab_size}"
+        )
+    return replace(model, vocab_size=model.vocab_size or vocab_size, max_len=model.max_len or config.data.seq_len)
+
+
+def make_loss(model: Model, config: Config, head_trained: bool = True, whole: bool = False) -> Loss:
+    """Cross-entropy of a batch as (sum to minimise, sums); `whole`: all logits at once."""
+    smoothing, z_loss, mesh = config.train.label_smoothing, config.train.z_loss, model.mesh
+
+    def loss_of(head: jax.Array, x_BTD: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
+        losses = token_losses(model.unembed(head, x_BTD), batch["targets"], smoothing, z_loss)
+        return sum_losses(losses, batch["weights"])
+
+    def shard_head(gradient: jax.Array) -> jax.Array:
+        if mesh is None:
+            return gradient
+        spec = param_spec(model.head_path, gradient.shape, mesh)
+        return jax.lax.with_sharding_constraint(gradient, NamedSharding(mesh, spec))
+
+    def loss(params: Params, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, Sums]:
+        x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"], key)
+        head, (B, T, _) = params[model.head_path], x_BTD.shape
+        targets = {name: batch[name] for name in ("targets", "weights")}
+        shards = 1 if mesh is None else row_shards(mesh) * mesh.shape["context"]
+        pieces = count_pieces(B * T // shards, T, model.config.vocab_size, config.train.loss_chunk)
+        if whole or pieces == 1:
+            sums = loss_of(head, x_BTD, targets)
+        else:
+            sums = sum_in_pieces(loss_of, head, x_BTD, targets, pieces, head_trained, shard_head)
+        sums["tokens"] = jnp.sum(batch["segments"] > 0).astype(jnp.float32)
+        return sums["objective"], sums
+
+    return loss
+
+
+def param_shapes(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
+    return jax.eval_shape(model.init_params, jax.random.key(0))
+
+
+def trained_paths(params: Mapping[str, Any], treatment: Treatment) -> frozenset[str]:
+    return frozenset(path for path in params if treatment.trained[layer_paths(path)[0]])
+
+
+def cast_frozen(params: Mapping[str, Any], treatment: Treatment, dtype: str) -> Params:
+    """Returns `params` (arrays or shapes) with those that do not train in `optim.frozen_dtype`."""
+    trained = trained_paths(params, treatment)
+
+    def cast(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf.update(dtype=dtype)
+        return leaf.astype(dtype)
+
+    return {path: leaf if path in trained else cast(leaf) for path, leaf in params.items()}
+
+
+def make_step_of(config: Config, peak_lr: float) -> StepMaker:
+    """Returns a function (model, treatment, micro_batches, whole) -> (step function, state); the one way a step is made."""
+
+    def make(
+        model: Model, treatment: Treatment, micro_batches: int = config.train.micro_batches, whole: bool = False
+    ) -> tuple[Callable[..., Any], Any]:
+        shapes = cast_frozen(param_shapes(model), treatment, config.optim.frozen_dtype)
+        schedule = make_schedule(config.optim, peak_lr, config.train.steps)
+        optimizer = make_optimizer(config.optim, shapes, treatment, schedule)
+        state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), shapes)
+        drop = config.model.dropout > 0
+        loss = make_loss(model, config, treatment.trained[model.head_path], whole)
+        keyed: Loss = loss if drop else (lambda params, batch, key: loss(params, batch, None))
+        grad_fn = make_grad_fn(keyed, micro_batches)
+        return make_train_step(grad_fn, optimizer, schedule, trained_paths(shapes, treatment)), state
+
+    return make
+
+
+def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    shape = (config.data.batch_size, config.data.seq_len)
+    return {key: jax.ShapeDtypeStruct(shape, jnp.float32 if key == "weights" else jnp.int32) for key in BATCH_KEYS}
+
+
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What follows from a config and a vocabulary, before any weight exists."""
+
+    config: Config
+    mesh: Mesh
+    model: Model
+    treatment: Treatment
+    peak_lr: float
+    train_step: Callable[..., Any]  # jitted and sharded
+    state: Any  # abstract TrainState with shardings
+    make_step: StepMaker
+    attention: str  # which kernel computes it
+
+
+def make_model(resolved: ModelConfig, runs: Runs, mesh: Mesh, seq_len: int) -> tuple[Model, str]:
+    """Returns the model with its attention kernel, and the kernel's name; raises ConfigError for one that cannot do it."""
+    place = mesh if mesh.size > 1 or mesh.devices.flat[0] not in jax.devices() else None
+    name = choose(resolved, mesh, seq_len)
+    reason = refusal(name, resolved, mesh, seq_len)
+    if reason:
+        raise ConfigError(f"config.model.attention={resolved.attention!r}: {reason}. Set it to 'auto' or 'xla'")
+    return Model(resolved, runs, place, make_kernel(name, resolved, place, seq_len)), name
+
+
+def make_parts(config: Config, vocab_size: int, peak_lr: float, devices: list[Any] | None = None) -> Parts:
+    """The parts of a run on `devices` (default: all there are), which may be of a topology that is not here."""
+    mesh = make_mesh(config.mesh, devices)
+    resolved = model_config(config, vocab_size)
+    flat = Model(resolved)
+    treatment = read_tables(config.optim, list(param_shapes(flat)))
+    runs = make_runs(treatment.trained, resolved.layers) if resolved.scan else ()
+    model, attention = make_model(resolved, runs, mesh, config.data.seq_len)
+    make_step = make_step_of(config, peak_lr)
+    step, state = make_step(model, treatment)
+    shardings = state_shardings(state, state.params, mesh)
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    train_step = jax.jit(
+        step, in_shardings=(shardings, rows, whole), out_shardings=(shardings, whole), donate_argnums=0
+    )
+    state = with_shardings(state, shardings)
+    return Parts(config, mesh, model, treatment, peak_lr, train_step, state, make_step, attention)
