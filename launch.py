@@ -13,10 +13,12 @@ from lm.check import read_config
 from lm.config import Config, ConfigError, UserError, changed_keys, to_json
 
 USAGE = """
-usage: python launch.py --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]
+usage: python launch.py --config=FILE [--workdir=DIR] [--plan [--topology=v5e:4x4]] [--config.KEY=VALUE ...]
 
 Trains what the config file describes and leaves everything in the workdir (default: runs/<name of the config file>).
 The same command resumes a run that was stopped; several processes (Slurm, TPU pod, JAX_COORDINATOR_ADDRESS) join up.
+--plan trains nothing: it compiles the step, times three, and says what the run needs in memory, time and disk (plan.json).
+--topology compiles it for a TPU slice that is not here. FILE:WORD picks one of the configs that a file holds.
 A config file is Python and runs with your rights: use only files that you have read.
 Exit codes: 0 done, 1 error, 2 configuration or launch, 3 workdir in use, 75 saved but unfinished.
 
@@ -25,10 +27,18 @@ example: python launch.py --config=configs/finetune.py --workdir=runs/ft2 --conf
 
 
 def main(argv: list[str]) -> None:
-    flags, overrides = split_flags(argv, {"config": "", "workdir": ""}, USAGE)
+    flags, overrides = split_flags(argv, {"config": "", "workdir": "", "plan": "false", "topology": ""}, USAGE)
     if not flags["config"]:
         raise ConfigError("name a config file: python launch.py --config=configs/pretrain.py; see --help")
-    workdir = Path(flags["workdir"] or f"runs/{Path(flags['config']).stem}")
+    file, _, word = flags["config"].partition(".py:")
+    workdir = Path(flags["workdir"] or f"runs/{word or Path(file).stem}")
+    planning, topology = flags["plan"] == "true", flags["topology"]
+    if topology:
+        from lm import aot
+
+        if not planning:
+            raise ConfigError("--topology: only --plan reads it; training needs the devices themselves")
+        aot.check_topology(topology)
 
     import jax
 
@@ -37,9 +47,10 @@ def main(argv: list[str]) -> None:
     launch = hosts.read_launch(os.environ)
     hosts.join(launch)
     try:
-        config = read_config(flags["config"], overrides, jax.device_count())
+        devices = len(aot.topology_devices(topology)) if topology else jax.device_count()
+        config = read_config(flags["config"], overrides, devices, needs_data=not planning)
         hosts.check_same("the configuration", json.dumps(to_json(config)))
-        code = run(config, workdir)
+        code = plan(config, workdir, topology, flags["config"]) if planning else run(config, workdir)
     except BaseException as error:
         if jax.process_count() > 1:  # the others would wait for this process: end it at once, its reason last
             if isinstance(error, UserError) and not os.environ.get("LM_TRACEBACK"):
@@ -51,13 +62,57 @@ def main(argv: list[str]) -> None:
     raise SystemExit(code)
 
 
+def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
+    """Says what a run would need, on the page and in plan.json; trains nothing."""
+    from data_pipeline.batch import open_data
+    from lm import hosts
+    from lm.build import find_peak_lr
+    from lm.logger import write_json
+    from lm.plan import format_plan, make_plan, resident_bytes
+
+    def say(text: str) -> None:
+        if hosts.is_main():
+            print(text, flush=True)
+
+    before, data, batch, host_bytes = resident_bytes(), None, None, None
+    if config.data.path or config.data.sources:
+        data = open_data(config.data, log=say)
+        batches = data.train_batches(0, (0, config.data.batch_size))
+        batch = next(batches)
+        batches.close()
+        host_bytes = resident_bytes() - before
+    elif not config.model.vocab_size:
+        raise ConfigError("config.model.vocab_size: without data a plan needs the size of the vocabulary")
+    vocab_size = data.tokenizer.vocab_size if data else config.model.vocab_size
+    page, receipt = make_plan(
+        config,
+        vocab_size,
+        find_peak_lr(config, say),
+        say,
+        topology=topology,
+        data=data,
+        host_bytes=host_bytes,
+        batch=batch,
+    )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "plan.json", page)
+    text = format_plan(page, receipt)
+    (workdir / "plan.txt").write_text(text + "\n")
+    say(f"\n{text}\n\nsaved in {workdir}/plan.json and plan.txt. Nothing was trained. Next:")
+    say(f"  python launch.py --config={name} --workdir={workdir}    # train it")
+    return 0
+
+
 def run(config: Config, workdir: Path) -> int:
     """Prepares, trains and reports; returns the exit code."""
+    import jax
+
     from data_pipeline.batch import open_data
     from lm import hosts
     from lm.build import make_run
     from lm.lease import Lease
     from lm.logger import write_json
+    from lm.plan import describe_shortage, is_out_of_memory
     from lm.receipt import format_receipt
     from lm.summary import check_workdir_config, finish, finished, next_commands
     from lm.train import UNFINISHED, train
@@ -88,7 +143,12 @@ def run(config: Config, workdir: Path) -> int:
             write_json(workdir / "config.json", to_json(config))
             write_json(workdir / "receipt.json", receipt)
         say(format_receipt(receipt))
-        outcome = train(job)
+        try:
+            outcome = train(job)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(f"out of memory: {describe_shortage(error, parts)}") from None
         summary = finish(job, outcome, receipt, parts.treatment)
         job.logger.close()
     finally:

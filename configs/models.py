@@ -1,14 +1,23 @@
-"""Shapes of published models, as changes to `config.model`. Not a run by itself: import what you need.
+"""Published models by name, to plan and to train: `FILE:NAME`. Random weights; the shapes are the published ones.
 
-from configs.models import MODELS
-MODELS["llama-3.2-1b"](c.model)
+python launch.py --config=configs/models.py:llama-3-8b --plan --topology=v5e:16x16
+python launch.py --config=configs/models.py:llama-3-70b-top4 --plan --topology=v5e:4x4 --config.data.batch_size=16
+python launch.py --config=configs/models.py:gpt2 --config.data.path=text.txt --config.data.batch_size=8
+
+NAME-topN trains the last N layers and the last norm, the rest frozen in bfloat16. The batch is one row a chip of 256 chips
+unless you say otherwise. docs/what-fits.md has the table of what fits where, with the commands. gemma-3-1b is its shape
+alone: this model has no second norm a branch and one window for all layers. Other configs import the functions here.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import ml_collections
+
+from configs import base
+from lm.config import ConfigError, last_layers
 
 Model = ml_collections.ConfigDict
 
@@ -50,18 +59,88 @@ def gpt2(model: Model) -> None:
     model.update({"layers": 12, "dim": 768, "heads": 12, "vocab_size": 50_257, "max_len": 1024})
 
 
-def llama_3_2_1b(model: Model) -> None:
+def gpt2_xl(model: Model) -> None:
+    """GPT-2 1.5B."""
+    gpt2(model)
+    model.update({"layers": 48, "dim": 1600, "heads": 25, "scan": True, "dtype": "bfloat16"})
+
+
+def _llama(model: Model, layers: int, dim: int, heads: int, mlp_dim: int, head_dim: int = 128) -> None:
     model.update({
-        "layers": 16, "dim": 2048, "heads": 32, "kv_heads": 8, "head_dim": 64, "mlp_dim": 8192, "vocab_size": 128_256,
-        "rope_theta": 500_000.0, "norm_eps": 1e-5, "tie_embeddings": True, "scan": True, "dtype": "bfloat16",
+        "layers": layers, "dim": dim, "heads": heads, "kv_heads": 8, "head_dim": head_dim, "mlp_dim": mlp_dim,
+        "vocab_size": 128_256, "rope_theta": 500_000.0, "norm_eps": 1e-5, "tie_embeddings": False, "scan": True,
+        "dtype": "bfloat16",
+    })  # fmt: skip
+
+
+def llama_3_2_1b(model: Model) -> None:
+    _llama(model, 16, 2048, 32, 8192, head_dim=64)
+    model.tie_embeddings = True
+
+
+def llama_3_8b(model: Model) -> None:
+    _llama(model, 32, 4096, 32, 14_336)
+
+
+def llama_3_70b(model: Model) -> None:
+    _llama(model, 80, 8192, 64, 28_672)
+
+
+def mistral_7b(model: Model) -> None:
+    """Mistral 7B v0.1, with its sliding window."""
+    _llama(model, 32, 4096, 32, 14_336)
+    model.update({"vocab_size": 32_000, "rope_theta": 10_000.0, "window": 4096})
+
+
+def _qwen3(model: Model, layers: int, dim: int, heads: int, mlp_dim: int, tied: bool) -> None:
+    model.update({
+        "layers": layers, "dim": dim, "heads": heads, "kv_heads": 8, "head_dim": 128, "mlp_dim": mlp_dim,
+        "vocab_size": 151_936, "rope_theta": 1_000_000.0, "qk_norm": True, "tie_embeddings": tied, "scan": True,
+        "dtype": "bfloat16",
     })  # fmt: skip
 
 
 def qwen3_0_6b(model: Model) -> None:
+    _qwen3(model, 28, 1024, 16, 3072, True)
+
+
+def qwen3_8b(model: Model) -> None:
+    _qwen3(model, 36, 4096, 32, 12_288, False)
+
+
+def gemma_3_1b(model: Model) -> None:
     model.update({
-        "layers": 28, "dim": 1024, "heads": 16, "kv_heads": 8, "head_dim": 128, "mlp_dim": 3072, "vocab_size": 151_936,
-        "rope_theta": 1_000_000.0, "qk_norm": True, "tie_embeddings": True, "scan": True, "dtype": "bfloat16",
+        "layers": 26, "dim": 1152, "heads": 4, "kv_heads": 1, "head_dim": 256, "mlp_dim": 6912, "vocab_size": 262_144,
+        "rope_theta": 1_000_000.0, "qk_norm": True, "tie_embeddings": True, "embed_scale": True, "activation": "gelu_tanh",
+        "scan": True, "dtype": "bfloat16",
     })  # fmt: skip
 
 
-MODELS: dict[str, Callable[[Model], None]] = {"gpt2": gpt2, "llama-3.2-1b": llama_3_2_1b, "qwen3-0.6b": qwen3_0_6b}
+MODELS: dict[str, Callable[[Model], None]] = {
+    "gpt2": gpt2, "gpt2-xl": gpt2_xl, "llama-3.2-1b": llama_3_2_1b, "llama-3-8b": llama_3_8b, "llama-3-70b": llama_3_70b,
+    "qwen3-0.6b": qwen3_0_6b, "qwen3-8b": qwen3_8b, "gemma-3-1b": gemma_3_1b, "mistral-7b": mistral_7b,
+}  # fmt: skip
+SEQ_LEN = {"gpt2": 1024, "gpt2-xl": 1024, "llama-3-8b": 8192, "mistral-7b": 8192}  # others: 4096
+
+
+def get_config(name: str = "") -> ml_collections.ConfigDict:
+    found = re.fullmatch(r"(.+?)(?:-top(\d+))?", name)
+    if not found or found[1] not in MODELS:
+        raise ConfigError(
+            f"configs/models.py holds {', '.join(MODELS)}, each also as NAME-topN: --config=configs/models.py:llama-3-8b"
+        )
+    c = base.get_config()
+    MODELS[found[1]](c.model)
+    c.data.seq_len = SEQ_LEN.get(found[1], 4096)
+    c.data.batch_size = 256
+    c.model.remat = "full" if c.model.scan else "none"
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.optim.peak_lr = 3e-4
+    c.optim.warmup_steps = 100
+    c.train.eval_every = 0
+    if found[2]:
+        c.optim.train = last_layers(int(found[2]), c.model.layers)
+        c.optim.frozen_dtype = "bfloat16"
+        c.optim.peak_lr = 3e-5
+    return c

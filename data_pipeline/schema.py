@@ -183,13 +183,14 @@ def _load_config(path: str, overrides: Mapping[str, str], cls: type, problems: l
     A config file is Python and runs with your rights: load only files that you have read.
     Adds a line to `problems` for each faulty override; raises ConfigError with file and line where the file itself fails.
     """
-    config = _run_config_file(path)
+    file, _, word = path.partition(".py:")  # FILE.py:WORD
+    config = _run_config_file(f"{file}.py" if word else path, word)
     for key, text in overrides.items():
         _override(config, cls, key, text, problems)
     return config
 
 
-def _run_config_file(path: str) -> ml_collections.ConfigDict:
+def _run_config_file(path: str, word: str) -> ml_collections.ConfigDict:
     if not Path(path).is_file():
         raise ConfigError(f"no such config file: {path}")
     root = str(Path(path).resolve().parent.parent)  # so that `from configs import base` works from any folder
@@ -202,7 +203,7 @@ def _run_config_file(path: str) -> ml_collections.ConfigDict:
     try:
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
-        config = get_config() if callable(get_config) else None
+        config = get_config(*[word] * bool(word)) if callable(get_config) else None
     except UserError:
         raise
     except SyntaxError as error:

@@ -40,9 +40,14 @@ BELOW_ONE = ("model.dropout", "train.label_smoothing", "optim.b1", "optim.b2", "
 ABOVE_ZERO = ("model.rope_theta", "model.norm_eps", "optim.eps", "optim.plateau_factor")
 
 
-def read_config(path: str, overrides: Mapping[str, str], devices: int | None = None) -> Config:
+def read_config(path: str, overrides: Mapping[str, str], devices: int | None = None, needs_data: bool = True) -> Config:
     """Reads a config file with command-line overrides; raises ConfigError with all that is wrong, at once."""
-    return schema.read_config(path, overrides, Config, lambda config: find_problems(config, devices))
+
+    def check(config: Config) -> list[str]:
+        problems = find_problems(config, devices)
+        return problems if needs_data else [p for p in problems if not p.startswith("config.data.path:")]
+
+    return schema.read_config(path, overrides, Config, check)
 
 
 def check_config(config: Config, devices: int | None = None) -> None:

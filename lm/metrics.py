@@ -15,19 +15,24 @@ from lm.params import block_name
 
 # Dense bfloat16 TFLOP/s of one device, from the makers' data sheets, by a part of jax's device_kind.
 PEAK_TFLOPS = {
-    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5p": 459, "TPU v5": 459, "TPU v6": 918,
+    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5p": 459, "TPU v5": 459, "TPU v6": 918, "TPU7x": 1153,
     "H200": 989, "H100": 989, "A100": 312, "B200": 2250, "L4": 121, "V100": 125, "T4": 65,
 }  # fmt: skip
 
 
-def peak_flops(stated_tflops: float) -> tuple[float, str]:
-    """Returns FLOP/s of one device and where the figure is from: config, the chip's table, or a measured matmul."""
+def peak_flops(stated_tflops: float, device: Any = None, measure: bool = True) -> tuple[float, str]:
+    """Returns FLOP/s of one device and where the figure is from: config, the chip's table, or a measured matmul.
+
+    `device` may be one that is not here (default: the first that is); (0, why) where nothing says and nothing may be run.
+    """
     if stated_tflops:
         return stated_tflops * 1e12, "config.train.peak_tflops"
-    kind = jax.local_devices()[0].device_kind
+    kind = (device or jax.local_devices()[0]).device_kind
     for name, tflops in PEAK_TFLOPS.items():
         if name in kind:
             return tflops * 1e12, f"{kind} data sheet, bfloat16"
+    if not measure:
+        return 0.0, f"no figure for {kind}: set config.train.peak_tflops"
     size = 1024
     x = jnp.ones((size, size), jnp.float32)
     matmul = jax.jit(lambda a: a @ a)

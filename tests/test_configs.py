@@ -6,11 +6,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import base
-from configs.models import MODELS
 from data_pipeline.schema import from_mapping, to_json
 from lm.check import read_config
-from lm.config import Config
+from lm.config import Config, ConfigError
 from lm.model.transformer import Model
 from lm.parts import abstract_batch, make_parts, model_config, param_shapes
 
@@ -40,10 +38,33 @@ def test_every_config_says_how_to_run_it(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("gpt2", 124_439_808), ("llama-3.2-1b", 1_235_814_400), ("qwen3-0.6b", 596_049_920)]
+    ("name", "size"),
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-xl", 1_557_611_200),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3-70b", 70_553_706_496),
+        ("qwen3-0.6b", 596_049_920),
+        ("qwen3-8b", 8_190_735_360),
+        ("mistral-7b", 7_241_732_096),
+        ("gemma-3-1b", 999_885_952 - 26 * 2 * 1152),  # the published one has two norms more in each layer
+    ],
 )
 def test_published_shapes_have_their_published_sizes(name, size):
-    config = base.get_config()
-    MODELS[name](config.model)
-    model = model_config(from_mapping(Config, config), 0)
+    model = model_config(read_config(f"{CONFIGS}/models.py:{name}", {}, needs_data=False), 0)
     assert sum(math.prod(leaf.shape) for leaf in param_shapes(Model(model)).values()) == size
+
+
+def test_a_model_that_is_not_there_is_named():
+    for name in ("models.py", "models.py:llama-9", "models.py:gpt2-top"):
+        with pytest.raises(ConfigError, match=r"holds gpt2, gpt2-xl, .* NAME-topN"):
+            read_config(f"{CONFIGS}/{name}", {}, 8, needs_data=False)
+
+
+def test_top_layers_of_a_published_model():
+    config = read_config(f"{CONFIGS}/models.py:llama-3-70b-top4", {"data.batch_size": "16"}, 16, needs_data=False)
+    assert [pattern for pattern, on in config.optim.train if on] == [f"block_{i}/.*" for i in range(76, 80)] + [
+        "norm_out/.*"
+    ]
+    assert (config.optim.frozen_dtype, config.mesh.fsdp, config.data.seq_len) == ("bfloat16", -1, 4096)

@@ -327,3 +327,28 @@ def test_two_processes_train_as_one(place):
     resumed = launch(place, "two", "--config.train.steps=30", "--config.mesh.fsdp=1", "--config.model.dropout=0")
     assert resumed.returncode == 0, resumed.stderr
     assert "at step 20" in resumed.stdout
+
+
+def test_a_plan_trains_nothing(place):
+    done = launch(place, "planned", "--plan")
+    assert done.returncode == 0, done.stderr
+    page = read(place / "planned" / "plan.json")
+    keys = {
+        "devices",
+        "trained_params",
+        "frozen_params",
+        "flops_per_step",
+        "hbm_bytes_per_device",
+        "fits",
+        "compile_seconds",
+    }
+    assert keys <= set(page)
+    assert set(page["hbm_bytes_per_device"]) == {"arguments", "temporaries", "output", "total"}
+    assert page["trained_params"] == read(place / "base" / "receipt.json")["trained_params"]
+    assert (page["fits"], page["steps"]) == (True, 60)
+    assert page["host_bytes"] > 0
+    assert not (place / "planned" / "checkpoints").exists()
+    assert done.stdout.rstrip().endswith("# train it")
+    wrong = launch(place, "planned", "--topology=v5e:4x4")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "only --plan reads it" in wrong.stderr

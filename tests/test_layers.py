@@ -14,13 +14,13 @@ PACKAGES = ("lm", "data_pipeline", "configs")
 # A module of ours -> its layer. A module imports modules of its own layer or of lower ones.
 LAYERS = {
     "lm.config": 0, "lm.check": 0, "lm.batch": 0, "data_pipeline.config": 0, "data_pipeline.schema": 0,
-    "lm.params": 1, "lm.sharding": 1, "lm.metrics": 1, "lm.hosts": 1, "lm.lease": 1,
+    "lm.params": 1, "lm.aot": 1, "lm.collectives": 1, "lm.sharding": 1, "lm.metrics": 1, "lm.hosts": 1, "lm.lease": 1,
     "lm.model": 2, "lm.model.layers": 2, "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
     "lm.losses": 3, "lm.optim": 3, "lm.step": 3,
     "lm.checkpoint": 4,
     "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
     "lm.train": 6,
-    "lm.receipt": 7, "lm.parts": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
+    "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
 }  # fmt: skip
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
 FOR_CONFIGS = {"lm.config", *SCHEMA}
