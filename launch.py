@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -11,12 +11,15 @@ from pathlib import Path
 from data_pipeline.schema import run_main, split_flags
 from lm.check import read_config
 from lm.config import Config, ConfigError, UserError, changed_keys, to_json
+from lm.peers import FLAGS, Peers
 
 USAGE = """
 usage: python launch.py --config=FILE [--workdir=DIR] [--plan [--topology=v5e:4x4]] [--config.KEY=VALUE ...]
+                        [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 Trains what the config file describes and leaves everything in the workdir (default: runs/<name of the config file>).
-The same command resumes a run that was stopped; several processes (Slurm, TPU pod, JAX_COORDINATOR_ADDRESS) join up.
+The same command resumes a run that was stopped. Several processes join up: on TPU pods, under Slurm and Open MPI by
+themselves, elsewhere by the flags above (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID).
 --plan trains nothing: it compiles the step, times three, and says what the run needs in memory, time and disk (plan.json).
 --topology compiles it for a TPU slice that is not here. FILE:WORD picks one of the configs that a file holds.
 A config file is Python and runs with your rights: use only files that you have read.
@@ -27,7 +30,9 @@ example: python launch.py --config=configs/finetune.py --workdir=runs/ft2 --conf
 
 
 def main(argv: list[str]) -> None:
-    flags, overrides = split_flags(argv, {"config": "", "workdir": "", "plan": "false", "topology": ""}, USAGE)
+    flags, overrides = split_flags(
+        argv, {"config": "", "workdir": "", "plan": "false", "topology": "", **FLAGS}, USAGE
+    )
     if not flags["config"]:
         raise ConfigError("name a config file: python launch.py --config=configs/pretrain.py; see --help")
     file, _, word = flags["config"].partition(".py:")
@@ -40,25 +45,31 @@ def main(argv: list[str]) -> None:
             raise ConfigError("--topology: only --plan reads it; training needs the devices themselves")
         aot.check_topology(topology)
 
+    config = read_config(flags["config"], overrides, needs_data=not planning)
+
     import jax
 
     from lm import hosts
+    from lm.summary import versions
 
-    launch = hosts.read_launch(os.environ)
-    hosts.join(launch)
+    facts = {"config": to_json(config), "code": hosts.code_sums(), "versions": versions()}
+    again = f"Run the same command on all processes to go on: python {shlex.join(sys.argv)}"
+    peers = hosts.join(hosts.read_launch(os.environ, flags), facts, again)
     try:
         devices = len(aot.topology_devices(topology)) if topology else jax.device_count()
-        config = read_config(flags["config"], overrides, devices, needs_data=not planning)
-        hosts.check_same("the configuration", json.dumps(to_json(config)))
-        code = plan(config, workdir, topology, flags["config"]) if planning else run(config, workdir)
+        config = read_config(flags["config"], overrides, devices, needs_data=not planning)  # the mesh fits the devices
+        code = plan(config, workdir, topology, flags["config"]) if planning else run(config, workdir, peers)
+        if peers:
+            peers.leave()
     except BaseException as error:
-        if jax.process_count() > 1:  # the others would wait for this process: end it at once, its reason last
-            if isinstance(error, UserError) and not os.environ.get("LM_TRACEBACK"):
-                print(f"error: process {jax.process_index()}: {error}", file=sys.stderr, flush=True)
-            else:
-                traceback.print_exc()
-            os._exit(error.exit_code if isinstance(error, UserError) else 1)
-        raise
+        if peers is None:
+            raise
+        known = isinstance(error, UserError)
+        if not known:
+            peers.wait_for_news()  # a lost process makes the collectives of the others fail: that is said instead
+        plain = known and not os.environ.get("LM_TRACEBACK")
+        show = f"error: process {peers.process}: {error}" if plain else traceback.format_exc().rstrip()
+        peers.fail(f"{type(error).__name__}: {error}", error.exit_code if known else 1, show)
     raise SystemExit(code)
 
 
@@ -103,7 +114,7 @@ def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
     return 0
 
 
-def run(config: Config, workdir: Path) -> int:
+def run(config: Config, workdir: Path, peers: Peers | None) -> int:
     """Prepares, trains and reports; returns the exit code."""
     import jax
 
@@ -123,7 +134,10 @@ def run(config: Config, workdir: Path) -> int:
 
     check_workdir_config(workdir, config)
     lease = Lease(workdir) if hosts.is_main() else None
+    if peers and lease:
+        peers.on_loss = lease.close
     hosts.from_main(0)
+    hosts.check_shared(workdir / "lease.json")
     try:
         done = finished(workdir, config)
         if done:

@@ -1,0 +1,298 @@
+"""Several processes on this machine as on several hosts: do they train as one, and end as one when one of them fails?"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = """
+import sys
+from configs import base
+
+def get_config():
+    c = base.get_config()
+    c.data.path = {corpus!r}
+    c.data.cache_dir = {cache!r}
+    c.data.tokenizer.kind = "bytes"
+    c.data.split.validation = 0.1
+    c.data.seq_len = 32
+    c.data.batch_size = 8
+    c.data.augment.token_dropout = 0.05
+    c.model.layers = 2
+    c.model.dim = 16
+    c.model.heads = 2
+    c.model.dropout = 0.1
+    c.mesh.fsdp = 2
+    c.optim.peak_lr = 3e-3
+    c.train.steps = 20
+    c.train.log_every = 1
+    c.train.eval_every = 10
+    c.train.save_every = 5
+    c.train.eval_batch_size = 16
+    c.train.sample_prompts = ()
+    return c
+"""
+# A config is Python: this one makes the step fail on process 1, as a bug or a broken host would.
+BROKEN = """
+from lm import train
+step = train._Loop._step
+
+def broken(self, batches):
+    if self.run.progress.step == 8 and "--process_id=1" in sys.argv:
+        raise {error}
+    step(self, batches)
+
+train._Loop._step = broken
+"""
+ENDLESS = "--config.train.steps=1000000"
+TIMES = ("tokens_per_sec", "mfu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a corpus and a config."""
+    folder = tmp_path_factory.mktemp("multihost")
+    words = random.Random(0)
+    english = ["the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "tree", "and", "then", "left", "home"]
+    with open(folder / "corpus.jsonl", "w") as file:
+        for i in range(200):
+            file.write(json.dumps({"text": f"{i}: {' '.join(words.choices(english, k=20))}"}) + "\n")
+    config = CONFIG.format(corpus=str(folder / "corpus.jsonl"), cache=str(folder / "cache"))
+    (folder / "config.py").write_text(config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(place):
+    """A finished run of two processes."""
+    run = Group(place, "base")
+    assert run.wait() == [0, 0], run.errors()
+    return place / "base"
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Group:
+    """Processes of one run. `each` and `roots` give single ones other arguments or other code; `only` leaves some out."""
+
+    def __init__(self, place, workdir, *extra, n=2, config="config.py", each=None, roots=None, only=None, **env):
+        self.place, self.name, port = place, workdir, free_port()
+        self.processes = {}
+        for i in range(n) if only is None else only:
+            root = (roots or {}).get(i, ROOT)
+            words = [f"--config={place / config}", f"--workdir={place / workdir}", f"--coordinator=127.0.0.1:{port}"]
+            words += [f"--num_processes={n}", f"--process_id={i}", *extra, *(each or {}).get(i, [])]
+            with open(self.path(i, "out"), "w") as out, open(self.path(i, "err"), "w") as err:
+                self.processes[i] = subprocess.Popen(
+                    [sys.executable, str(root / "launch.py"), *words],
+                    env=environment(place, root=root, **env), cwd=place, stdout=out, stderr=err,
+                )  # fmt: skip
+
+    def path(self, i, what):
+        return self.place / f"{self.name}.{i}.{what}"
+
+    def wait(self, timeout=180):
+        """Exit codes; none of the processes outlives this."""
+        until = time.monotonic() + timeout
+        try:
+            return [process.wait(until - time.monotonic()) for process in self.processes.values()]
+        finally:
+            for process in self.processes.values():
+                process.kill()
+
+    def until(self, text, i=0, timeout=120):
+        """Waits until process i has printed `text`."""
+        end = time.monotonic() + timeout
+        while text not in self.path(i, "out").read_text():
+            alive = self.processes[i].poll() is None
+            if time.monotonic() > end or not alive:
+                self.wait(0.1 if alive else 5)
+                raise AssertionError((text, self.errors()))
+            time.sleep(0.02)
+
+    def out(self, i):
+        return self.path(i, "out").read_text()
+
+    def errors(self):
+        return {i: self.path(i, "err").read_text()[-3000:] for i in self.processes}
+
+
+def environment(place, devices=1, root=ROOT, **more):
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    return env | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": str(root),
+        **more,
+    }
+
+
+def alone(place, workdir, *extra, devices=1):
+    """One process with as many virtual devices."""
+    words = [f"--config={place / 'config.py'}", f"--workdir={place / workdir}", *extra]
+    command = [sys.executable, str(ROOT / "launch.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(place, devices), cwd=place)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def metrics(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def assert_bit_equal(one, other):
+    assert metrics(one) == metrics(other)
+    assert read(one / "summary.json")["params_sha256"] == read(other / "summary.json")["params_sha256"]
+
+
+def one_line(text, *words):
+    assert text.startswith("error: "), text
+    assert text.count("\n") == 1, text
+    for word in words:
+        assert word in text, (word, text)
+
+
+def test_two_processes_are_bit_equal_to_two_devices(place, base):
+    """Dropout and token dropout on, fsdp=2; process 0 alone speaks and writes."""
+    alone(place, "two_devices", devices=2)
+    assert_bit_equal(base, place / "two_devices")
+    assert read(base / "summary.json")["processes"] == 2
+    assert "step 20/20" in (place / "base.0.out").read_text()
+    assert "step" not in (place / "base.1.out").read_text()
+    assert (place / "base.1.err").read_text() == ""
+
+
+def test_four_processes_are_as_four_devices_and_go_on_as_two(place):
+    """data=2 x fsdp=2. Four gloo ranks add up in another order than four devices of one process: 1e-6, not bits."""
+    run = Group(place, "four", n=4)
+    assert run.wait() == [0] * 4, run.errors()
+    alone(place, "four_devices", devices=4)
+    for ours, theirs in zip(metrics(place / "four"), metrics(place / "four_devices")):
+        assert ours == pytest.approx(theirs, abs=1e-6, rel=2e-6)
+    more = ("--config.train.steps=30",)
+    two = Group(place, "four", *more)
+    assert two.wait() == [0, 0], two.errors()
+    assert "at step 20" in two.out(0)
+    alone(place, "four_devices", *more, devices=1, *("--config.mesh.fsdp=1",))
+    last, other = metrics(place / "four")[-1], metrics(place / "four_devices")[-1]
+    assert last["step"] == 30
+    assert last["eval/loss"] == pytest.approx(other["eval/loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_kill_9_of_one_process_ends_the_other_and_the_same_command_goes_on(place, base, victim):
+    name = f"killed{victim}"
+    run = Group(place, name, ENDLESS)
+    run.until("step 7/")
+    run.processes[victim].kill()
+    began = time.monotonic()
+    codes = run.wait(60)
+    assert time.monotonic() - began < 15
+    other = 1 - victim
+    assert codes[other] == 1, run.errors()
+    lines = run.errors()[other].splitlines()
+    said = [line for line in lines if line.startswith(f"error: process {other} stops: process {victim} ")]
+    assert len(said) == 1, lines
+    assert "died" in said[0]
+    assert "Run the same command on all processes to go on: python" in said[0]
+    if victim == 1:  # when the coordinator dies, JAX may add lines of its own
+        assert lines == said
+    again = Group(place, name)
+    assert again.wait() == [0, 0], again.errors()
+    assert "resumed" in again.out(0)
+    assert_bit_equal(base, place / name)
+
+
+@pytest.mark.parametrize("error", ["OSError('the disk of this host is gone')", "SystemExit(0)"])
+def test_an_error_on_one_process_ends_all_with_its_reason(place, error):
+    config = (place / "config.py").read_text() + BROKEN.format(error=error)
+    (place / "broken.py").write_text(config)
+    run = Group(place, f"broken{len(error)}", config="broken.py")
+    run.until("step 7/")
+    began = time.monotonic()
+    assert run.wait(60) == [1, 1], run.errors()
+    assert time.monotonic() - began < 15
+    errors = run.errors()
+    assert "Traceback" in errors[1]
+    assert error.split("(")[0] in errors[1].splitlines()[-1]
+    one_line(errors[0], "process 0 stops: process 1 on host", "failed", error.split("(")[0], "Run the same command")
+
+
+def test_a_frozen_process_ends_the_other_and_itself_when_it_wakes(place):
+    run = Group(place, "frozen", ENDLESS, LM_PEER_TIMEOUT="3")
+    run.until("step 7/")
+    run.processes[1].send_signal(signal.SIGSTOP)
+    try:
+        assert run.processes[0].wait(20) == 1
+    finally:
+        run.processes[1].send_signal(signal.SIGCONT)
+    assert run.wait(20) == [1, 1]
+    one_line(run.errors()[0], "process 1", "has not been heard of for 3 s", "Run the same command")
+    assert "process 1 stops: process 1" in run.errors()[1]
+
+
+def test_sigterm_to_one_process_saves_and_the_same_command_goes_on(place, base):
+    run = Group(place, "stopped", ENDLESS)
+    run.until("step 7/")
+    run.processes[1].send_signal(signal.SIGTERM)
+    assert run.wait(60) == [75, 75], run.errors()
+    again = Group(place, "stopped")
+    assert again.wait() == [0, 0], again.errors()
+    assert_bit_equal(base, place / "stopped")
+
+
+def refused(run, *words):
+    assert run.wait(60) == [2] * len(run.processes), run.errors()
+    for error in run.errors().values():
+        one_line(error, *words)
+
+
+def test_another_config_on_one_process_is_refused(place):
+    run = Group(place, "config", each={1: ["--config.optim.peak_lr=0.01"]})
+    refused(run, "process 1 differs from process 0 in config.optim.peak_lr: 0.01, there 0.003")
+
+
+def test_other_code_on_one_process_is_refused(place):
+    copy = place / "copy"
+    for name in ("lm", "data_pipeline", "configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "launch.py", copy)
+    with open(copy / "lm" / "step.py", "a") as file:
+        file.write("# a later version\n")
+    refused(Group(place, "code", roots={1: copy}), "process 1 differs from process 0 in code.lm/step.py")
+
+
+def test_another_workdir_on_one_process_is_refused(place):
+    """As with a disk of its own on each host."""
+    refused(Group(place, "disk", each={1: [f"--workdir={place / 'elsewhere'}"]}), "elsewhere", "on process 1", "share")
+
+
+def test_a_coordinator_that_cannot_be_reached(place):
+    refused(Group(place, "lonely", only=[1], LM_INIT_TIMEOUT="3"), "process 1", "127.0.0.1", "within 3 s", "refused")
+
+
+def test_missing_processes_are_counted_and_named(place):
+    run = Group(place, "missing", n=4, only=[0, 2], LM_INIT_TIMEOUT="10")
+    refused(run, "waited 10 s for 4 processes, 2 came", "missing: process 1, 3")
+
+
