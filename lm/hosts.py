@@ -164,7 +164,7 @@ def code_sums() -> dict[str, str]:
 def check_shared(path: Path) -> None:
     """Raises ConfigError unless every process reads in `path` what process 0 reads: the folder lies on a shared disk."""
     differing: list[str] = []
-    for _ in range(10):  # a network disk may show a new file some seconds late
+    for _ in range(5):  # a network disk may show a new file some seconds late
         parts = gather_bytes(path.read_bytes() if path.is_file() else b"")
         differing = [str(i) for i, part in enumerate(parts) if part != parts[0]]
         if not differing:
@@ -222,9 +222,13 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.requested = False
+        self._asked: jax.Array | None = None  # the all-reduce of the last call, of several processes
         self._old = {}
         for number in (signal.SIGTERM, signal.SIGINT):
             self._old[number] = signal.signal(number, self._note)
+        mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
+        self._rows, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P("all"), jax.P()))
+        self._any = jax.jit(lambda flags: flags.max(), out_shardings=whole)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -233,9 +237,16 @@ class StopFlag:
         self.requested = True
 
     def agreed(self) -> bool:
+        """Says whether any process was asked to stop; of several processes, before the last call of this.
+
+        Waiting for the answer to this call's question would stall the devices at every step.
+        """
         if jax.process_count() == 1:
             return self.requested
-        return any(part == b"1" for part in gather_bytes(b"1" if self.requested else b"0"))
+        before = self._asked
+        local = np.full(jax.local_device_count(), self.requested, np.int32)
+        self._asked = self._any(jax.make_array_from_process_local_data(self._rows, local, (jax.device_count(),)))
+        return before is not None and bool(before.addressable_data(0))
 
     def close(self) -> None:
         for number, handler in self._old.items():

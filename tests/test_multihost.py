@@ -33,7 +33,8 @@ def get_config():
     c.model.dropout = 0.1
     c.mesh.fsdp = 2
     c.optim.peak_lr = 3e-3
-    c.train.steps = 20
+    c.optim.schedule = "constant"  # so that the length of a run changes no step
+    c.train.steps = 60
     c.train.log_every = 1
     c.train.eval_every = 10
     c.train.save_every = 5
@@ -177,26 +178,27 @@ def test_two_processes_are_bit_equal_to_two_devices(place, base):
     alone(place, "two_devices", devices=2)
     assert_bit_equal(base, place / "two_devices")
     assert read(base / "summary.json")["processes"] == 2
-    assert "step 20/20" in (place / "base.0.out").read_text()
+    assert "step 60/60" in (place / "base.0.out").read_text()
     assert "step" not in (place / "base.1.out").read_text()
     assert (place / "base.1.err").read_text() == ""
 
 
-def test_four_processes_are_as_four_devices_and_go_on_as_two(place):
-    """data=2 x fsdp=2. Four gloo ranks add up in another order than four devices of one process: 1e-6, not bits."""
-    run = Group(place, "four", n=4)
+def test_four_processes_are_as_four_devices_and_go_on_as_two(place, base):
+    """data=2 x fsdp=2. Four gloo ranks may add up in another order than four devices of one process: 1e-6, not bits."""
+    short = "--config.train.steps=20"
+    run = Group(place, "four", short, n=4)
     assert run.wait() == [0] * 4, run.errors()
-    alone(place, "four_devices", devices=4)
-    for ours, theirs in zip(metrics(place / "four"), metrics(place / "four_devices")):
-        assert ours == pytest.approx(theirs, abs=1e-6, rel=2e-6)
-    more = ("--config.train.steps=30",)
-    two = Group(place, "four", *more)
+    alone(place, "four_devices", short, devices=4)
+    ours, theirs = metrics(place / "four"), metrics(place / "four_devices")
+    assert len(ours) == len(theirs) == 22
+    for one, other in zip(ours, theirs):
+        assert one == pytest.approx(other, abs=1e-6, rel=1e-7)
+    two = Group(place, "four")
     assert two.wait() == [0, 0], two.errors()
     assert "at step 20" in two.out(0)
-    alone(place, "four_devices", *more, devices=1, *("--config.mesh.fsdp=1",))
-    last, other = metrics(place / "four")[-1], metrics(place / "four_devices")[-1]
-    assert last["step"] == 30
-    assert last["eval/loss"] == pytest.approx(other["eval/loss"], abs=1e-5)
+    assert len(metrics(place / "four")) == len(metrics(base))
+    for one, other in zip(metrics(place / "four"), metrics(base)):
+        assert one == pytest.approx(other, abs=1e-5)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -204,6 +206,9 @@ def test_kill_9_of_one_process_ends_the_other_and_the_same_command_goes_on(place
     name = f"killed{victim}"
     run = Group(place, name, ENDLESS)
     run.until("step 7/")
+    while not (place / name / "checkpoints/5/manifest.json").exists():
+        assert run.processes[0].poll() is None, run.errors()
+        time.sleep(0.01)
     run.processes[victim].kill()
     began = time.monotonic()
     codes = run.wait(60)
@@ -223,7 +228,9 @@ def test_kill_9_of_one_process_ends_the_other_and_the_same_command_goes_on(place
     assert_bit_equal(base, place / name)
 
 
-@pytest.mark.parametrize("error", ["OSError('the disk of this host is gone')", "SystemExit(0)"])
+@pytest.mark.parametrize(
+    "error", ["OSError('the disk of this host is gone')", pytest.param("SystemExit(0)", marks=pytest.mark.slow)]
+)
 def test_an_error_on_one_process_ends_all_with_its_reason(place, error):
     config = (place / "config.py").read_text() + BROKEN.format(error=error)
     (place / "broken.py").write_text(config)
@@ -284,7 +291,9 @@ def test_other_code_on_one_process_is_refused(place):
 
 def test_another_workdir_on_one_process_is_refused(place):
     """As with a disk of its own on each host."""
-    refused(Group(place, "disk", each={1: [f"--workdir={place / 'elsewhere'}"]}), "elsewhere", "on process 1", "share")
+    refused(
+        Group(place, "disk", each={1: [f"--workdir={place / 'elsewhere'}"]}), "on process 1 is not the folder", "share"
+    )
 
 
 def test_a_coordinator_that_cannot_be_reached(place):
@@ -292,7 +301,5 @@ def test_a_coordinator_that_cannot_be_reached(place):
 
 
 def test_missing_processes_are_counted_and_named(place):
-    run = Group(place, "missing", n=4, only=[0, 2], LM_INIT_TIMEOUT="10")
-    refused(run, "waited 10 s for 4 processes, 2 came", "missing: process 1, 3")
-
-
+    run = Group(place, "missing", n=4, only=[0, 2], LM_INIT_TIMEOUT="6")
+    refused(run, "waited 6 s for 4 processes, 2 came", "missing: process 1, 3")

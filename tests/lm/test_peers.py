@@ -115,7 +115,9 @@ def test_an_address_that_is_none(address):
 
 def test_a_host_that_is_not_there(address):
     began = time.monotonic()
-    with pytest.raises(ConfigError, match=r"process 1 on host .* could not reach process 0 at .* within 1 s: .*refused"):
+    with pytest.raises(
+        ConfigError, match=r"process 1 on host .* could not reach process 0 at .* within 1 s: .*refused"
+    ):
         check_in(address, 2, 1, {}, wait=1, silence=1, advice="")
     assert time.monotonic() - began < 5
 
