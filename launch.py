@@ -30,9 +30,7 @@ example: python launch.py --config=configs/finetune.py --workdir=runs/ft2 --conf
 
 
 def main(argv: list[str]) -> None:
-    flags, overrides = split_flags(
-        argv, {"config": "", "workdir": "", "plan": "false", "topology": "", **FLAGS}, USAGE
-    )
+    flags, overrides = split_flags(argv, {"config": "", "workdir": "", "plan": "false", "topology": "", **FLAGS}, USAGE)
     if not flags["config"]:
         raise ConfigError("name a config file: python launch.py --config=configs/pretrain.py; see --help")
     file, _, word = flags["config"].partition(".py:")

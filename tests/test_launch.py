@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -292,41 +291,6 @@ def test_resume_with_another_config_is_refused(place):
 def test_a_workdir_that_is_a_file(place):
     (place / "file").write_text("")
     one_line(launch(place, "file"), 2, "is a file")
-
-
-def test_two_processes_train_as_one(place):
-    """Two processes on this machine, one device each: the same loss as one process, files written once."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for number in range(2):
-        joined = {
-            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(number),
-        }
-        processes.append(
-            subprocess.Popen(
-                command(place, "two", "--config.train.steps=20", "--config.mesh.fsdp=2", "--config.model.dropout=0"),
-                env=environment(place) | joined,
-                cwd=place,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    out = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], out
-    one = launch(place, "one_of_two", "--config.train.steps=20", "--config.model.dropout=0")
-    assert one.returncode == 0, one.stderr
-    two, single = read(place / "two/summary.json"), read(place / "one_of_two/summary.json")
-    assert two["processes"] == 2
-    assert two["eval/loss"] == pytest.approx(single["eval/loss"], abs=1e-5)
-    assert "eval loss" not in out[1][0]
-    resumed = launch(place, "two", "--config.train.steps=30", "--config.mesh.fsdp=1", "--config.model.dropout=0")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "at step 20" in resumed.stdout
 
 
 def test_a_plan_trains_nothing(place):

@@ -202,7 +202,8 @@ TWO = """
 import os, signal, sys
 import jax
 from lm import hosts
-from lm.config import ConfigError
+from lm.config import ConfigError, MeshConfig
+from lm.sharding import local_rows, make_mesh
 peers = hosts.join(hosts.read_launch(os.environ), {})
 me = int(sys.argv[2])
 out = open(sys.argv[1], "w")
@@ -222,6 +223,7 @@ if me == 1:
 print(not flag.agreed(), file=out)  # asked
 print(flag.agreed(), file=out)  # and answered
 print(len(jax.local_devices()) == 1, file=out)
+print(local_rows(make_mesh(MeshConfig(data=1, fsdp=2)), 8) == (4 * me, 4 * me + 4), file=out)  # not the global batch
 out.close()
 peers.leave()
 """
@@ -266,7 +268,7 @@ def test_two_processes_join_agree_and_stop_together(tmp_path, environment):
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], errors
     for process in range(2):
-        assert (tmp_path / str(process)).read_text().split() == ["True"] * 8
+        assert (tmp_path / str(process)).read_text().split() == ["True"] * 9
 
 
 def test_the_code_of_a_run_is_summed_file_by_file():

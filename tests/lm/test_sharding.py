@@ -1,5 +1,7 @@
 """Does every array lie where the table says, and mean the same there?"""
 
+from dataclasses import dataclass
+
 import jax
 import numpy as np
 import pytest
@@ -89,3 +91,56 @@ def test_rows_lie_over_data_and_fsdp():
     assert {s.data.shape for s in placed.addressable_shards} == {(2, 3)}
     with pytest.raises(UserError, match="4 rows of tokens, its devices need 8"):
         put_batch({"tokens": batch["tokens"][:4]}, mesh, 8)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What JAX's order of a TPU's devices looks at."""
+
+    id: int
+    process_index: int
+    coords: tuple[int, int, int]
+    slice_index: int = 0
+    device_kind: str = "TPU v5 lite"
+    platform: str = "tpu"
+    core_on_chip: int = 0
+
+
+def pod(slices=1):
+    """4 x 4 chips a slice, 2 x 2 of them a host, listed host by host as jax.devices() does."""
+    chips = []
+    for host in range(4 * slices):
+        for i in range(4):
+            place = (2 * (host % 2) + i % 2, 2 * (host % 4 // 2) + i // 2, 0)
+            chips.append(Chip(len(chips), host, place, host // 4))
+    return chips
+
+
+@pytest.mark.parametrize(
+    ("axes", "slices"),
+    [
+        ({"data": 16}, 1),  # JAX's ring comes back to host 0 at its end
+        ({"data": 1, "fsdp": 16}, 1),
+        ({"data": 2, "fsdp": 8}, 1),
+        ({"data": 1, "fsdp": 4, "tensor": 4}, 1),
+        ({"data": 2, "fsdp": 16}, 2),  # JAX's own mesh refuses several slices
+    ],
+)
+def test_each_host_of_a_pod_reads_one_range_of_rows(axes, slices):
+    mesh = make_mesh(MeshConfig(**axes), pod(slices))
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "context": 1, "tensor": 1, **axes}
+    assert sorted(chip.id for chip in mesh.devices.flat) == list(range(16 * slices))
+    rows = mesh.devices.reshape(axes.get("data", 1) * axes.get("fsdp", 1), -1)
+    for host in range(4 * slices):
+        mine = [i for i, row in enumerate(rows) if any(chip.process_index == host for chip in row)]
+        assert mine == list(range(mine[0], mine[-1] + 1))
+        if "tensor" not in axes:
+            assert len(mine) == 4  # and no row is another host's
+
+
+def test_jax_order_of_the_chips_is_kept_where_it_can_be():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=8), pod())
+    ordered = jax.make_mesh((2, 8, 1, 1), tuple(mesh.shape), devices=pod())
+    assert (mesh.devices == ordered.devices).all()
+    ring = jax.make_mesh((16, 1, 1, 1), tuple(mesh.shape), devices=pod()).devices.flatten()
+    assert ring[0].process_index == ring[-1].process_index == 0  # so there host 0 would read the whole batch
