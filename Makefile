@@ -38,6 +38,7 @@ format: setup
 
 bench: setup
 	$(PY) benchmarks/step_time.py
+	$(PY) benchmarks/input.py
 
 clean:
 	rm -rf $(VENV) runs data_cache build *.egg-info .pytest_cache .ruff_cache

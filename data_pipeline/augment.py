@@ -34,8 +34,15 @@ def augment_batch(batch: dict[str, Any], config: AugmentConfig, bos_id: int, mas
         # A span starts at each place with a chance that makes the expected share span_mask. Starts before the first
         # token count too (the place wraps around), so a document's head is masked as often as the rest.
         start = 1.0 - (1.0 - config.span_mask) ** (1.0 / config.span_length)
-        for back in range(config.span_length):
-            masked |= _draw(batch["keys"], places - tf.constant(back, tf.uint64), SPAN, start)
+        drawn = _draw(batch["keys"], places, SPAN, start)
+        masked |= drawn
+        # Most starts within reach were drawn for the tokens to the left, and only those before the segment are drawn anew.
+        for back in range(1, config.span_length):
+            masked |= tf.pad(drawn, [[0, 0], [back, 0]])[:, :-back] & (batch["positions"] >= back)
+        near = tf.where((batch["positions"] < config.span_length - 1) & (batch["segments"] > 0))
+        before = tf.gather_nd(places, near)[:, None] - tf.constant(list(range(1, config.span_length)), tf.uint64)
+        reached = tf.reduce_any(_draw(tf.gather_nd(batch["keys"], near)[:, None], before, SPAN, start), axis=1)
+        masked = tf.tensor_scatter_nd_update(masked, near, tf.gather_nd(masked, near) | reached)
     masked &= batch["segments"] > 0
     if bos_id >= 0:
         masked &= batch["tokens"] != bos_id

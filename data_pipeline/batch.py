@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from data_pipeline.mix import Mixture, epoch_key, make_key, permute
 from data_pipeline.prepare import prepare
 from data_pipeline.quiet_tf import import_tf
 from data_pipeline.records import Source
-from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader, empty_batch
+from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader, read_rows
 from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.store import Prepared
 from data_pipeline.stream import DocumentReader, StreamedBatches, Streams
@@ -30,6 +31,7 @@ from data_pipeline.tokenizer import Tokenizer
 VERSION = 1  # raise it when the same prepared data gives other batches
 EVAL_ORDER = 0xE7A1  # key of the one shuffled order of evaluation rows, so that the first rows are a fair sample
 PREFETCH = 4  # batches read ahead
+LOCATED = 4096  # rows whose places are computed at once: one batch alone takes as long, nearly all of it calls of numpy
 
 
 class Data:
@@ -68,13 +70,19 @@ class Data:
         mixture = Mixture([self.sources[n].name for n in numbers], [len(r) for r in readers],
                           [self._weight(n) for n in numbers], self.config.seed)  # fmt: skip
 
+        local = np.arange(*rows)
+        steps = max(LOCATED // max(len(local), 1), 1)
+
+        @lru_cache(maxsize=2)
+        def locate(block: int) -> list[np.ndarray]:
+            step = np.arange(block * steps, (block + 1) * steps)
+            places = step[:, None] * self.config.batch_size + local
+            return [array.reshape(places.shape) for array in mixture.locate(places.reshape(-1))]
+
         def read(step: np.ndarray) -> list[np.ndarray]:
-            places = int(step) * self.config.batch_size + np.arange(*rows)
-            source, epoch, row = mixture.locate(places)
-            batch = empty_batch(len(places), self.config.seq_len, self.pad_id, origins)
-            for number in np.unique(source):
-                here = np.flatnonzero(source == number)
-                readers[number].read(row[here], here, batch, epoch_key(self.config.seed, epoch[here]))
+            block, nth = divmod(int(step), steps)
+            source, epoch, row = (array[nth] for array in locate(block))
+            batch = read_rows(readers, source, row, epoch_key(self.config.seed, epoch) if origins else None)
             return [batch[name] for name in dtypes]
 
         def to_batch(step: Any) -> dict[str, Any]:
@@ -89,18 +97,17 @@ class Data:
     def eval_batches(self, split: str, batch_size: int, rows: tuple[int, int]) -> Iterator[Batch]:
         """Yields every row of a split once, in one fixed order; the last batch is filled with rows of weight 0."""
         readers = [reader for _, reader in self.readers[split]]
-        ends = np.cumsum([len(reader) for reader in readers])
+        sizes = np.array([len(reader) for reader in readers], np.int64)
+        ends = np.cumsum(sizes)
         total = int(ends[-1]) if len(ends) else 0
         for start in range(0, total, batch_size):
             places = np.arange(start + rows[0], min(start + rows[1], total))
-            row = permute(places, total, make_key(EVAL_ORDER)) if len(places) else places
-            source = np.searchsorted(ends, row, side="right")
-            batch = empty_batch(rows[1] - rows[0], self.config.seq_len, self.pad_id, origins=False)
-            for number in np.unique(source):
-                here = np.flatnonzero(source == number)
-                inside = row[here] - (ends[number] - len(readers[number]))
-                readers[number].read(inside, here, batch, np.zeros(len(here), np.uint64))
-            yield batch
+            row, source = np.full(rows[1] - rows[0], -1), np.zeros(rows[1] - rows[0], np.int64)
+            if len(places):
+                shuffled = permute(places, total, make_key(EVAL_ORDER))
+                source[: len(places)] = np.searchsorted(ends, shuffled, side="right")
+                row[: len(places)] = shuffled - (ends - sizes)[source[: len(places)]]
+            yield read_rows(readers, source, row)
 
     def summary(self) -> dict[str, Any]:
         """Returns JSON values: what each source gives to each split, and what was dropped and changed."""
@@ -150,7 +157,8 @@ class Data:
                 chunks = cut_chunks(
                     shard.offsets, shard.loss_start, config.seq_len, config.add_bos, config.loss_on_prompt
                 )
-                reader = RowReader(shard, chunks, config.seq_len, config.packing, self.tokenizer.special.bos)
+                bos_id = self.tokenizer.special.bos
+                reader = RowReader(shard, chunks, config.seq_len, config.packing, bos_id, self.pad_id)
                 if len(reader):
                     readers.append((number, reader))
         return readers

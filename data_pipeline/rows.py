@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from data_pipeline.mix import hash64
@@ -20,21 +23,13 @@ BATCH_DTYPES = {
 ORIGIN_DTYPES = {"keys": np.uint64, "places": np.int64}
 
 
-def empty_batch(n_rows: int, seq_len: int, pad_id: int, origins: bool) -> dict[str, np.ndarray]:
-    """Returns a batch of padding rows, with the arrays that augmentation needs if `origins`."""
-    dtypes = BATCH_DTYPES | (ORIGIN_DTYPES if origins else {})
-    batch = {name: np.zeros((n_rows, seq_len), dtype) for name, dtype in dtypes.items()}
-    batch["tokens"][:] = pad_id
-    batch["targets"][:] = pad_id
-    return batch
-
-
 class RowReader:
     """Rows of one source and split: an index in memory, ids on disk."""
 
-    def __init__(self, shard: Shard, chunks: Chunks, seq_len: int, packing: str, bos_id: int):
-        self.shard, self.chunks, self.seq_len, self.bos_id = shard, chunks, seq_len, bos_id
+    def __init__(self, shard: Shard, chunks: Chunks, seq_len: int, packing: str, bos_id: int, pad_id: int):
+        self.shard, self.chunks, self.seq_len, self.bos_id, self.pad_id = shard, chunks, seq_len, bos_id, pad_id
         self.rows: Rows = pack(chunks.length, seq_len, packing)
+        self.padding = np.full(seq_len, pad_id, shard.ids.dtype)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -43,55 +38,68 @@ class RowReader:
         """Returns the share of places in all rows that hold a token."""
         return float(self.chunks.length.sum()) / max(len(self) * self.seq_len, 1)
 
-    def read(self, rows: np.ndarray, into: np.ndarray, batch: dict[str, np.ndarray], epoch_keys: np.ndarray) -> None:
-        """Writes row `rows[i]` to row `into[i]` of `batch`; `epoch_keys[i]` is uint64, for augmentation."""
-        first = self.rows.first
-        counts = first[rows + 1] - first[rows]
-        full = (counts == 1) & (self.chunks.length[self.rows.order[first[rows]]] == self.seq_len)
-        if full.any():
-            self._read_full(self.rows.order[first[rows[full]]], into[full], batch, epoch_keys[full])
-            rows, into, epoch_keys, counts = rows[~full], into[~full], epoch_keys[~full], counts[~full]
-            if not len(rows):
-                return
-        row = np.repeat(np.arange(len(rows)), counts)
-        nth = _count_within(counts)
-        chunk = self.rows.order[first[rows][row] + nth]
-        length = self.chunks.length[chunk].astype(np.int64)
-        # where each chunk begins in its row: the lengths before it, less those of the rows before
-        before = np.cumsum(length) - length
-        row_start = before[np.cumsum(counts) - counts]
-        begin = into[row] * self.seq_len + before - row_start[row]
+    def read(self, rows: np.ndarray, epoch_keys: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Returns arrays [len(rows), seq_len] of the rows with these numbers; -1 stands for a row of padding.
 
-        position = _count_within(length)
-        source = np.repeat(self.chunks.start[chunk], length) + position
-        goal = np.repeat(begin, length) + position
-        flat = {name: array.reshape(-1) for name, array in batch.items()}
-        flat["tokens"][goal] = self.shard.ids[source]
-        flat["targets"][goal] = self.shard.ids[source + 1]
-        flat["segments"][goal] = np.repeat(nth + 1, length)
-        flat["positions"][goal] = position
-        flat["weights"][goal] = position >= np.repeat(self.chunks.learn_from[chunk], length)
-        put = self.chunks.put_bos[chunk]
-        flat["tokens"][begin[put]] = self.bos_id
-        if "keys" in flat:
-            document = self.chunks.document[chunk]
-            flat["keys"][goal] = np.repeat(hash64(self.shard.keys[document] ^ epoch_keys[row]), length)
-            flat["places"][goal] = source - np.repeat(self.shard.offsets[document], length)
+        `epoch_keys` (uint64, one a row) asks for the arrays that augmentation needs, too.
 
-    def _read_full(
-        self, chunk: np.ndarray, into: np.ndarray, batch: dict[str, np.ndarray], epoch_keys: np.ndarray
-    ) -> None:
-        """The same for rows that one chunk fills: plain copies, five times as fast."""
-        start, position = self.chunks.start[chunk], np.arange(self.seq_len)
-        ids = np.stack([self.shard.ids[at : at + self.seq_len + 1] for at in start.tolist()])
-        batch["tokens"][into], batch["targets"][into] = ids[:, :-1], ids[:, 1:]
-        batch["segments"][into], batch["positions"][into] = 1, position
-        batch["weights"][into] = position >= self.chunks.learn_from[chunk][:, None]
-        batch["tokens"][into[self.chunks.put_bos[chunk]], 0] = self.bos_id
-        if "keys" in batch:
-            document = self.chunks.document[chunk]
-            batch["keys"][into] = hash64(self.shard.keys[document] ^ epoch_keys)[:, None]
-            batch["places"][into] = (start - self.shard.offsets[document])[:, None] + position
+        The rows are laid end to end as pieces: the chunks of a row, then its padding, often of no length. Each array is a value a
+        piece, repeated, or stretches of ids, joined; no index of every token is made, which took most of the time.
+        """
+        chunks, ids = self.chunks, self.shard.ids
+        first = np.where(rows < 0, 0, self.rows.first[rows])
+        counts = np.where(rows < 0, 0, self.rows.first[rows + 1] - first)
+        row, nth = np.repeat(np.arange(len(rows)), counts + 1), _count_within(counts + 1)
+        padding = np.cumsum(counts + 1) - 1  # the last piece of each row
+        real = np.ones(len(row), bool)
+        real[padding] = False
+        chunk = self.rows.order[np.where(real, first[row] + nth, 0)]
+        start, length = chunks.start[chunk], np.where(real, chunks.length[chunk], 0)
+        length[padding] = self.seq_len - np.diff(np.cumsum(length)[padding], prepend=0)
+        begin = np.cumsum(length) - length
+        padding, some = padding[length[padding] > 0], length > 0
+
+        def spread(values: np.ndarray, dtype: Any) -> np.ndarray:
+            return np.repeat(values.astype(dtype), length)
+
+        stretches = [ids[at : at + n] for at, n in zip((start + 1).tolist(), length.tolist())]
+        for piece in padding.tolist():
+            stretches[piece] = self.padding[: length[piece]]
+        targets = np.concatenate(stretches, dtype=np.int32, casting="same_kind")
+        tokens = np.empty_like(targets)
+        tokens[1:] = targets[:-1]  # an input is the target before it, but where a piece begins
+        heads = np.where(real, np.where(chunks.put_bos[chunk], self.bos_id, ids[start]), self.pad_id)
+        tokens[begin[some]] = heads[some]
+        segments = spread(np.where(real, nth + 1, 0), np.int32)
+        positions = np.arange(len(targets), dtype=np.int32)
+        positions -= spread(begin, np.int32)
+        if len(padding):
+            positions[segments == 0] = 0
+        learn_from = np.where(real, chunks.learn_from[chunk], self.seq_len)
+        weights = (positions >= spread(learn_from, np.int32)).astype(np.float32)
+        batch = dict(zip(BATCH_DTYPES, (tokens, targets, segments, positions, weights)))
+        if epoch_keys is not None:
+            document = chunks.document[chunk]
+            batch["keys"] = spread(np.where(real, hash64(self.shard.keys[document] ^ epoch_keys[row]), 0), np.uint64)
+            batch["places"] = spread(np.where(real, start - self.shard.offsets[document], 0), np.int64)
+            batch["places"] += positions
+        return {name: array.reshape(-1, self.seq_len) for name, array in batch.items()}
+
+
+def read_rows(
+    readers: Sequence[RowReader], source: np.ndarray, row: np.ndarray, epoch_keys: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Returns row `row[i]` of `readers[source[i]]` for each i, as `RowReader.read` does."""
+    batch: dict[str, np.ndarray] = {}
+    numbers = np.unique(source).tolist()
+    for number in numbers:
+        here = np.flatnonzero(source == number)
+        part = readers[number].read(row[here], None if epoch_keys is None else epoch_keys[here])
+        if len(numbers) == 1:
+            return part
+        for name, array in part.items():
+            batch.setdefault(name, np.empty((len(row), array.shape[1]), array.dtype))[here] = array
+    return batch
 
 
 def _count_within(counts: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from data_pipeline.feed import Batch, Calls, TrainBatches
 from data_pipeline.mix import Mixture, epoch_key
 from data_pipeline.quiet_tf import import_tf
 from data_pipeline.records import Place, Record, Source
-from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader, empty_batch
+from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader
 from data_pipeline.scan import part_for
 from data_pipeline.schema import UserError
 from data_pipeline.store import Shard
@@ -216,8 +216,7 @@ class Streams:
         start = np.arange(n, dtype=np.int64) * width
         shard = Shard(ids.reshape(-1), start - place, np.zeros(n, np.int32), keys)
         chunks = Chunks(np.arange(n), start, length, learn_from, put_bos, 0, 0, 0)
-        reader = RowReader(shard, chunks, self.config.seq_len, self.config.packing, self.tokenizer.special.bos)
-        batch = empty_batch(len(reader), self.config.seq_len, self.pad_id, self.origins)
-        every = np.arange(len(reader))
-        reader.read(every, every, batch, np.zeros(len(reader), np.uint64))
-        return list(batch.values())
+        special = self.tokenizer.special
+        reader = RowReader(shard, chunks, self.config.seq_len, self.config.packing, special.bos, self.pad_id)
+        no_epoch = np.zeros(len(reader), np.uint64)  # it is in the keys
+        return list(reader.read(np.arange(len(reader)), no_epoch if self.origins else None).values())

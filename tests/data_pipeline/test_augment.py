@@ -59,6 +59,24 @@ def test_spans_have_their_length():
     assert (inner < 5).mean() < 0.01  # only at the edges of a document
 
 
+@pytest.mark.parametrize("packing", ["best_fit", "none"])
+@pytest.mark.parametrize("length", [1, 2, 5, 70])
+def test_spans_are_what_the_draws_say_one_place_at_a_time(opened, corpus, packing, length):
+    """A token is masked if a span starts at it or at one of the length - 1 places of its document before it."""
+    tf = import_tf()
+    reader = opened(corpus, packing=packing).readers["train"][0][1]
+    batch = reader.read(np.arange(len(reader)), hash64(np.arange(len(reader), dtype=np.uint64)))
+    out = augment_batch({k: tf.constant(v) for k, v in batch.items()}, AugmentConfig(0.0, 0.2, length), -1, 4)
+    limit = np.uint64((1.0 - 0.8 ** (1.0 / length)) * 2**64)
+    expected = np.zeros(batch["tokens"].shape, bool)
+    for back in range(length):
+        place = batch["places"].astype(np.uint64) - np.uint64(back)
+        expected |= hash64(batch["keys"] ^ hash64(place ^ hash64(np.full(1, 2, np.uint64)))) < limit
+    expected &= batch["segments"] > 0
+    assert expected.any()
+    assert np.array_equal(out["tokens"].numpy(), np.where(expected, 4, batch["tokens"]))
+
+
 def masked_places(batches, data):
     """Counts (targets, which inputs are masked) of every segment."""
     seen = Counter()
