@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
     from lm import hosts
     from lm.summary import versions
 
+    hosts.keep_memory()
     facts = {"config": to_json(config), "code": hosts.code_sums(), "versions": versions()}
     again = f"Run the same command on all processes to go on: python {shlex.join(sys.argv)}"
     peers = hosts.join(hosts.read_launch(os.environ, flags), facts, again)

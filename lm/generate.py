@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import ConfigError, UserError
-from lm.model.kernels import NEVER
+from lm.model.formula import NEVER
 from lm.model.transformer import Model
 from lm.params import Params
 

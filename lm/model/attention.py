@@ -12,8 +12,10 @@ import flax.linen as nn
 import jax
 
 from lm.config import ModelConfig
-from lm.model.kernels import Kernel, attend
+from lm.model.formula import attend
+from lm.model.kernels import Kernel
 from lm.model.layers import init_matrix, init_out, normalise, rotate
+from lm.model.products import matmul
 
 Cache = dict[str, jax.Array]  # k, v: [L, B, S, K, H]; segments, positions: [B, S]; index: next free slot
 
@@ -41,7 +43,7 @@ class Attention(nn.Module):
         N, K, H = config.heads, config.n_kv_heads, config.q_head_dim
 
         def heads(name: str, count: int) -> jax.Array:
-            y = x_BTD @ self.param(name, init_matrix(config), (D, count * H)).astype(dtype)
+            y = matmul(x_BTD, self.param(name, init_matrix(config), (D, count * H)).astype(dtype))
             if config.attn_bias:
                 y += self.param(f"{name}_bias", nn.initializers.zeros, (count * H,)).astype(dtype)[None, None]
             return y.reshape(B, T, count, H)
@@ -66,7 +68,7 @@ class Attention(nn.Module):
             q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
             y_BTNH = attend(q_BTKGH, k_BSKH, v_BSKH, visible.mask_BTS, config.attn_softcap, dropout)
         y_BTD = y_BTNH.reshape(B, T, N * H)
-        y_BTD = y_BTD @ self.param("out", init_out(config), (N * H, D)).astype(dtype)
+        y_BTD = matmul(y_BTD, self.param("out", init_out(config), (N * H, D)).astype(dtype))
         if config.attn_out_bias:
             y_BTD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)[None, None]
         return y_BTD, cache

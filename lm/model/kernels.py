@@ -1,7 +1,7 @@
 """Which program computes attention here, and does it agree with the formula?
 
-Five ways to the same numbers: `xla` (the plain formula, the reference), `chunked` (the formula a piece of the queries at
-a time), `cudnn` (flash attention on NVIDIA GPUs), `splash` (Pallas on TPUs; interpreted elsewhere, for tests), and `auto`,
+Five ways to the same numbers: `xla` (the plain formula, the reference), `chunked` (a piece at a time, lm/model/pieces.py),
+`cudnn` (flash attention on NVIDIA GPUs), `splash` (Pallas on TPUs; interpreted elsewhere, for tests), and `auto`,
 which picks one. Each honours documents, causality, sliding window, soft-cap and grouped heads, or says what it cannot do.
 With a `context` axis in the mesh every device holds a slice of the queries and gathers all keys.
 """
@@ -14,110 +14,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.config import ModelConfig
+from lm.model.formula import attend, slot_mask
+from lm.model.pieces import attend_in_pieces, piece_size
 from lm.sharding import ROWS, row_shards
 
 # (q [B, T, N, H], k [B, T, K, H], v [B, T, K, H], segments [B, T]) -> [B, T, N, H]
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-NEVER = -1e30  # score of a masked pair; finite, so that a row of padding gives no NaN
-PIECE = 512  # queries at a time in `chunked`
-LONG = 2048  # from this row length on, `auto` never forms all scores at once
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def einsum_f32(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """einsum of two arrays with a float32 result, whose backward multiplies in the dtype of `a` and `b`.
-
-    Without it the float32 cotangent would drag both backward products, and copies of the operands, to float32.
-    """
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
-
-
-def _einsum_forward(equation: str, a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return einsum_f32(equation, a, b), (a, b)
-
-
-def _einsum_backward(equation: str, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    (a, b), (first, second, out) = kept, equation.replace("->", ",").split(",")
-    g = g.astype(a.dtype)
-    return jnp.einsum(f"{out},{second}->{first}", g, b), jnp.einsum(f"{out},{first}->{second}", g, a)
-
-
-einsum_f32.defvjp(_einsum_forward, _einsum_backward)
-
-
-def attention_mask(
-    q_segments_BT: jax.Array, k_segments_BS: jax.Array, q_positions_BT: jax.Array, k_positions_BS: jax.Array,
-    first_slot: jax.Array | int, window: int,
-) -> jax.Array:  # fmt: skip
-    """Returns mask_BTS: True where query t may see key s.
-
-    Same segment, key slot not after the query's (query t is in slot `first_slot` + t), and, with a window, fewer than
-    `window` positions back. Padding is segment 0 and sees only padding.
-    """
-    T, S = q_segments_BT.shape[1], k_segments_BS.shape[1]
-    causal_TS = jnp.arange(S)[None, :] <= first_slot + jnp.arange(T)[:, None]
-    mask_BTS = causal_TS[None] & (q_segments_BT[:, :, None] == k_segments_BS[:, None, :])
-    if window:
-        mask_BTS &= q_positions_BT[:, :, None] - k_positions_BS[:, None, :] < window
-    return mask_BTS
-
-
-def slot_mask(q_segments_BT: jax.Array, k_segments_BS: jax.Array, first_slot: Any, window: int) -> jax.Array:
-    """`attention_mask` where a document's tokens lie side by side, so that slots count as positions do."""
-    T, S = q_segments_BT.shape[1], k_segments_BS.shape[1]
-    slots = first_slot + jnp.arange(T)[None], jnp.arange(S)[None]
-    return attention_mask(q_segments_BT, k_segments_BS, *slots, first_slot, window)
-
-
-def softcap(x: jax.Array, cap: float) -> jax.Array:
-    return cap * jnp.tanh(x / cap) if cap else x
-
-
-def attend(
-    q_BTKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, cap: float = 0.0,
-    dropout: nn.Dropout | None = None,
-) -> jax.Array:  # fmt: skip
-    """Plain XLA attention, softmax(QK^T / sqrt(d_k)) V. Returns [B, T, K, G, H] in the dtype of `v`."""
-    q_BTKGH = q_BTKGH / math.sqrt(q_BTKGH.shape[-1])
-    scores_BKGTS: Any = einsum_f32("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH)
-    scores_BKGTS = jnp.where(mask_BTS[:, None, None], softcap(scores_BKGTS, cap), NEVER)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    if dropout is not None:
-        weights_BKGTS = dropout(weights_BKGTS)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
-
-
-def attend_in_pieces(
-    q_BTKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, q_segments_BT: jax.Array, k_segments_BS: jax.Array,
-    first_slot: Any, window: int, cap: float,
-) -> jax.Array:  # fmt: skip
-    """`attend` for PIECE queries at a time, scores recomputed in the backward: memory grows with T, not with T^2.
-
-    Keys that causality or the window hides from a whole piece are cut off where `first_slot` is a plain number.
-    """
-
-    @jax.checkpoint
-    def piece(q: jax.Array, k: jax.Array, v: jax.Array, q_segments: jax.Array, k_segments: jax.Array, slot: Any) -> Any:
-        return attend(q, k, v, slot_mask(q_segments, k_segments, slot, window), cap)
-
-    T, S, parts = q_BTKGH.shape[1], k_BSKH.shape[1], []
-    for start in range(0, T, PIECE):
-        stop = min(start + PIECE, T)
-        first, last = 0, S
-        if isinstance(first_slot, int):
-            last = min(S, first_slot + stop)
-            first = max(0, first_slot + start - window + 1) if window else 0
-        rows, keys = np.s_[:, start:stop], np.s_[:, first:last]
-        slot = first_slot + start - first
-        parts.append(piece(q_BTKGH[rows], k_BSKH[keys], v_BSKH[keys], q_segments_BT[rows], k_segments_BS[keys], slot))
-    return jnp.concatenate(parts, axis=1)
+LONG = {"cpu": 64}  # from this row length on, `auto` never forms all scores at once; elsewhere 2048
 
 
 def attend_cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, window: int) -> Any:
@@ -185,10 +94,11 @@ def choose(config: ModelConfig, mesh: Mesh | None, seq_len: int) -> str:
     """Resolves `model.attention`: "auto" takes the fastest kernel that can do what the config asks."""
     if config.attention != "auto":
         return config.attention
-    fast = {"tpu": "splash", "gpu": "cudnn"}.get(platform_of(mesh))
+    platform = platform_of(mesh)
+    fast = {"tpu": "splash", "gpu": "cudnn"}.get(platform)
     if fast and not refusal(fast, config, mesh, seq_len):
         return fast
-    long = seq_len >= LONG or (mesh is not None and mesh.shape["context"] > 1)
+    long = seq_len >= LONG.get(platform, 2048) or (mesh is not None and mesh.shape["context"] > 1)
     return "chunked" if long and not refusal("chunked", config, mesh, seq_len) else "xla"
 
 
@@ -198,7 +108,7 @@ def make_kernel(name: str, config: ModelConfig, mesh: Mesh | None, seq_len: int)
     tensor = 1 if mesh is None else mesh.shape["tensor"]
     if name == "xla" and context == 1:
         return None
-    window, cap, splash = config.window, config.attn_softcap, None
+    window, cap, splash, size = config.window, config.attn_softcap, None, piece_size(seq_len, platform_of(mesh))
     if name == "splash":
         splash = _make_splash(config.heads // tensor, seq_len, context, window, cap, platform_of(mesh) != "tpu")
 
@@ -210,7 +120,7 @@ def make_kernel(name: str, config: ModelConfig, mesh: Mesh | None, seq_len: int)
         (B, T, N, H), K = q.shape, k.shape[2]
         grouped = q.reshape(B, T, K, N // K, H)
         if name == "chunked":
-            y = attend_in_pieces(grouped, k, v, q_segments, k_segments, first_slot, window, cap)
+            y = attend_in_pieces(grouped, k, v, q_segments, k_segments, first_slot, window, cap, size)
         else:
             y = attend(grouped, k, v, slot_mask(q_segments, k_segments, first_slot, window), cap)
         return y.reshape(q.shape)

@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 
 from lm.config import ModelConfig
 from lm.model.attention import Attention, Cache, Visible
-from lm.model.kernels import Kernel, attention_mask, einsum_f32, softcap
+from lm.model.formula import attention_mask, softcap
+from lm.model.kernels import Kernel
 from lm.model.layers import MLP, Norm, init_matrix, rope_angles
+from lm.model.products import einsum_f32
 from lm.params import Params, Runs, block_name, run_name
 from lm.sharding import constrain_rows
 

@@ -9,8 +9,10 @@ import pytest
 
 from lm import build
 from lm.config import ConfigError, MeshConfig
-from lm.model import kernels
-from lm.model.kernels import choose, compare, einsum_f32, refusal
+from lm.model import formula, kernels
+from lm.model.kernels import choose, compare, refusal
+from lm.model.pieces import attend_in_pieces
+from lm.model.products import einsum_f32, matmul
 from lm.parts import make_parts
 from lm.sharding import make_mesh
 
@@ -35,11 +37,36 @@ def mesh_of(**axes):
 )  # fmt: skip
 def test_a_kernel_is_the_formula(make_model_config, monkeypatch, name, axes, changes):
     """Output and gradients, on packed rows with padding; several pieces, so that keys are cut off."""
-    monkeypatch.setattr(kernels, "PIECE", 64)
+    monkeypatch.setattr(kernels, "piece_size", lambda *a: 64)
     config = make_model_config(**SIZES, **changes)
     found = compare(name, config, mesh_of(**axes), SEGMENTS)
     assert set(found) == {"output", "gradient of q", "gradient of k", "gradient of v"}
     assert max(found.values()) < (1e-5 if config.dtype == "float32" else 2e-2), found
+
+
+@pytest.mark.parametrize(
+    ("queries", "size", "window", "cap"), [(100, 32, 0, 0.0), (100, 32, 45, 2.0), (64, 64, 5, 0.0), (7, 3, 2, 0.0)]
+)
+def test_pieces_that_do_not_divide_the_row(queries, size, window, cap):
+    """Output and gradients against the formula, also for queries that start in the middle of the keys."""
+    keys, first = queries + 20, 20
+    draw = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)  # noqa: E731
+    operands = draw(2, queries, 2, 3, 8), draw(2, keys, 2, 8), draw(2, keys, 2, 8)
+    ids = jnp.asarray(np.sort(RNG.integers(0, 4, (2, keys))), jnp.int32)
+    mask = formula.slot_mask(ids[:, first:], ids, first, window)
+    cotangent = draw(*operands[0].shape)
+
+    def outputs(function):
+        y, pull = jax.vjp(function, *operands)
+        return [y, *pull(cotangent)]
+
+    expected = outputs(lambda q, k, v: formula.attend(q, k, v, mask, cap))
+    for slot in (first, jnp.asarray(first)):
+        found = outputs(
+            lambda q, k, v, slot=slot: attend_in_pieces(q, k, v, ids[:, first:], ids, slot, window, cap, size)
+        )
+        for a, b in zip(found, expected):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["chunked", "splash"])
@@ -100,9 +127,9 @@ def test_a_kernel_that_cannot_says_why(make_config, name, changes, axes, words):
 
 
 def test_auto_takes_what_fits(make_model_config, monkeypatch):
-    short, long = 1024, 4096
+    tiny, short, long = 32, 1024, 4096
     config = make_model_config()
-    assert [choose(config, None, n) for n in (short, long)] == ["xla", "chunked"]
+    assert [choose(config, None, n) for n in (tiny, short, long)] == ["xla", "chunked", "chunked"]
     assert choose(replace(config, dropout=0.1), None, long) == "xla"
     assert choose(config, mesh_of(data=4, context=2), short) == "chunked"
     assert choose(replace(config, attention="xla"), None, long) == "xla"
@@ -111,12 +138,13 @@ def test_auto_takes_what_fits(make_model_config, monkeypatch):
     monkeypatch.setattr(kernels, "platform_of", lambda mesh: "gpu")
     half = replace(config, dtype="bfloat16", head_dim=8)
     assert [choose(c, None, short) for c in (half, config)] == ["cudnn", "xla"]
+    assert [choose(config, None, n) for n in (short, long)] == ["xla", "chunked"]
     assert refusal("splash", config, None, short) == "it needs a TPU"
 
 
 def test_chunked_attention_never_holds_all_scores(make_model_config, monkeypatch):
     """2,048 places, 2 heads: all scores are 32 MiB in float32; a piece's are 1."""
-    monkeypatch.setattr(kernels, "PIECE", 64)
+    monkeypatch.setattr(kernels, "piece_size", lambda *a: 64)
     config = make_model_config(dim=16, heads=2, kv_heads=1, head_dim=8)
     rows = jax.ShapeDtypeStruct((1, 2048, 2, 8), jnp.float32)
     keys = jax.ShapeDtypeStruct((1, 2048, 1, 8), jnp.float32)
@@ -130,7 +158,7 @@ def test_chunked_attention_never_holds_all_scores(make_model_config, monkeypatch
         return jax.jit(jax.grad(loss, (0, 1, 2))).lower(rows, keys, keys).compile().memory_analysis().temp_size_in_bytes
 
     def plain(q, k, v, s):
-        return kernels.attend(q[:, :, None], k, v, kernels.slot_mask(s, s, 0, 0))
+        return formula.attend(q[:, :, None], k, v, formula.slot_mask(s, s, 0, 0))
 
     assert memory("xla") > 32 * 2**20
     assert memory("chunked") < memory("xla") / 2
@@ -157,3 +185,13 @@ def test_einsum_f32_has_the_gradient_of_einsum():
     found = jax.grad(lambda a, b: loss(einsum_f32, a, b), (0, 1))(a, b)
     for x, y in zip(found, expected):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_matmul_has_the_gradient_of_the_product(dtype):
+    x, w, g = (jnp.asarray(RNG.normal(size=s), dtype) for s in ((2, 5, 8), (8, 3), (2, 5, 3)))
+    y, pull = jax.vjp(matmul, x, w)
+    plain, plain_pull = jax.vjp(lambda x, w: x @ w, x, w)
+    for a, b in zip((y, *pull(g)), (plain, *plain_pull(g))):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=1e-5 if dtype == "float32" else 2e-2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lm.losses import sum_losses, token_losses
-from lm.model.kernels import attend, attention_mask
+from lm.model.formula import attend, attention_mask
 from lm.model.layers import rope_angles, rotate
 from lm.model.transformer import Model
 from lm.params import join_stacks, split_stacks
