@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -30,6 +31,7 @@ example: python launch.py --config=configs/finetune.py --workdir=runs/ft2 --conf
 
 
 def main(argv: list[str]) -> None:
+    began = time.perf_counter()
     flags, overrides = split_flags(argv, {"config": "", "workdir": "", "plan": "false", "topology": "", **FLAGS}, USAGE)
     if not flags["config"]:
         raise ConfigError("name a config file: python launch.py --config=configs/pretrain.py; see --help")
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> None:
     try:
         devices = len(aot.topology_devices(topology)) if topology else jax.device_count()
         config = read_config(flags["config"], overrides, devices, needs_data=not planning)  # the mesh fits the devices
-        code = plan(config, workdir, topology, flags["config"]) if planning else run(config, workdir, peers)
+        code = plan(config, workdir, topology, flags["config"]) if planning else run(config, workdir, peers, began)
         if peers:
             peers.leave()
     except BaseException as error:
@@ -113,18 +115,19 @@ def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
     return 0
 
 
-def run(config: Config, workdir: Path, peers: Peers | None) -> int:
-    """Prepares, trains and reports; returns the exit code."""
+def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int:
+    """Prepares, trains and reports; returns the exit code. `began`: time.perf_counter() when the process did."""
     import jax
 
     from data_pipeline.batch import open_data
     from lm import hosts
     from lm.build import make_run
+    from lm.clock import Clock
     from lm.lease import Lease
-    from lm.logger import write_json
+    from lm.logger import describe_time, write_json
     from lm.plan import describe_shortage, is_out_of_memory
     from lm.receipt import format_receipt
-    from lm.summary import check_workdir_config, finish, finished, next_commands
+    from lm.summary import EVENTS, check_workdir_config, finish, finished, next_commands
     from lm.train import UNFINISHED, train
 
     def say(text: str) -> None:
@@ -137,8 +140,9 @@ def run(config: Config, workdir: Path, peers: Peers | None) -> int:
         peers.on_loss = lease.close
     hosts.from_main(0)
     hosts.check_shared(workdir / "lease.json")
+    clock = Clock(began)
     try:
-        done = finished(workdir, config)
+        done = finished(workdir, config, say)
         if done:
             say(done)
             return 0
@@ -150,7 +154,9 @@ def run(config: Config, workdir: Path, peers: Peers | None) -> int:
         if hosts.is_main():
             hosts.from_main(0)
         hosts.check_same("the data", data.fingerprint)
-        job, receipt, parts = make_run(config, data, workdir, lease, say)
+        if hosts.is_main():
+            clock.open(workdir / EVENTS)
+        job, receipt, parts = make_run(config, data, workdir, lease, say, clock)
         if hosts.is_main():
             data.tokenizer.save(workdir / "tokenizer")
             write_json(workdir / "config.json", to_json(config))
@@ -164,9 +170,14 @@ def run(config: Config, workdir: Path, peers: Peers | None) -> int:
             raise UserError(f"out of memory: {describe_shortage(error, parts)}") from None
         summary = finish(job, outcome, receipt, parts.treatment)
         job.logger.close()
+    except BaseException as error:
+        clock.note("exit", status=f"failed: {type(error).__name__}")
+        raise
     finally:
         if lease:
             lease.close()
+    if hosts.is_main():
+        say(f"time: {describe_time(summary)}")
     if outcome.status == "interrupted":
         say(f"stopped at step {summary['steps']}, saved in {workdir}; run the same command again to go on")
         return UNFINISHED

@@ -1,9 +1,11 @@
-"""What is in a batch, and is every id in it one that the model has?"""
+"""What is in a batch, who makes them, and is every id in it one that the model has?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from lm.config import UserError
 
@@ -17,6 +19,23 @@ BATCH_KEYS = {
 }
 
 Batch = Mapping[str, Any]
+
+
+class Batches(Protocol):
+    """What a training stream must do; `state()` is None when the step alone is the position."""
+
+    def __next__(self) -> Mapping[str, np.ndarray]: ...
+    def state(self) -> bytes | None: ...
+    def close(self) -> None: ...
+
+
+class Data(Protocol):
+    """What training needs of the data; `data_pipeline.batch.Data` is one."""
+
+    def has_split(self, split: str) -> bool: ...
+    def train_batches(self, start_step: int, rows: tuple[int, int], state: bytes | None = None) -> Batches: ...
+    def eval_batches(self, split: str, batch_size: int, rows: tuple[int, int]) -> Any: ...
+    def summary(self) -> dict[str, Any]: ...
 
 
 def check_batch(batch: Batch, vocab_size: int, where: str) -> None:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from lm import checkpoint
 from lm.checkpoint import Checkpoints, load, read_meta
+from lm.clock import Clock
 from lm.config import Config, ConfigError, MeshConfig, UserError, check_resume, from_mapping, to_json
 from lm.evaluate import make_eval_step
 from lm.generate import Sampling, generate
@@ -140,7 +141,9 @@ def check_kernel(parts: Parts, data: Any, log: Log) -> None:
     log(f"{text} ({time.perf_counter() - began:.1f} s)")
 
 
-def make_run(config: Config, data: Any, workdir: Path, lease: Lease | None, log: Log) -> tuple[Run, Receipt, Parts]:
+def make_run(
+    config: Config, data: Any, workdir: Path, lease: Lease | None, log: Log, clock: Clock
+) -> tuple[Run, Receipt, Parts]:
     """Builds a run that `train` can run. Start rule: resume this run > init from a checkpoint > scratch."""
     tokenizer = data.tokenizer
     if config.train.eval_every and not data.has_split("validation"):
@@ -206,7 +209,7 @@ def make_run(config: Config, data: Any, workdir: Path, lease: Lease | None, log:
         data_state=data_state, vocab_size=parts.model.config.vocab_size, flops_per_token=sum(per_token.values()),
         peak_flops=peak * parts.mesh.size, peak_source=peak_source,
         checkpoints=Checkpoints(workdir, config.train.keep_last, log), meta=run_meta, progress=progress,
-        logger=Logger(workdir, is_main(), progress.history, step), lease=lease,
+        logger=Logger(workdir, is_main(), progress.history, step), lease=lease, clock=clock,
     )  # fmt: skip
     return run, receipt, parts
 

@@ -108,7 +108,17 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
             False,
             f"{watches[0]} needs validation data: set data.split.validation=0.05 or a source's split='validation'",
         )
+    problems += _check_profile(config)
     return problems + _check_mesh(config, devices)
+
+
+def _check_profile(config: Config) -> list[str]:
+    steps, last = config.debug.profile_steps, config.train.steps
+    if not steps or (len(steps) == 2 and 1 <= steps[0] <= steps[1] <= last):
+        return []
+    shown = ",".join(map(str, steps))
+    wanted = f"first,last with 1 <= first <= last <= train.steps={last}"
+    return [f"config.debug.profile_steps: must be {wanted} (such as --config.debug.profile_steps=10,15), got {shown}"]
 
 
 def _validation_users(config: Config) -> list[tuple[str, bool]]:

@@ -138,6 +138,13 @@ class InitConfig:
 
 
 @dataclass(frozen=True)
+class DebugConfig:
+    """Looks into a run without changing what it computes; a resumed run may set it anew."""
+
+    profile_steps: tuple[int, ...] = ()  # (first, last) step to trace into WORKDIR/profile, as the log counts; (): none
+
+
+@dataclass(frozen=True)
 class Config:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -145,6 +152,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     init: InitConfig = InitConfig()
+    debug: DebugConfig = DebugConfig()
 
 
 def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:
@@ -179,7 +187,7 @@ def last_layers(count: int, layers: int, also: str = "norm_out/.*") -> Table:
 RESUME_REFUSED = re.compile(
     r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype)|train\.seed|init\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
 )
-RESUME_IGNORED = re.compile(r"data\.(cache_dir|on_bad|max_bad_fraction)")
+RESUME_IGNORED = re.compile(r"data\.(cache_dir|on_bad|max_bad_fraction)|debug\..*")
 
 
 def check_resume(saved: Mapping[str, Any], config: Config, where: str) -> list[str]:

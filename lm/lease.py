@@ -6,6 +6,7 @@ Where the lock does not reach (another host on a shared disk without locks), the
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -34,20 +35,36 @@ class Lease:
         try:
             if workdir.exists() and not workdir.is_dir():
                 raise ConfigError(f"--workdir={workdir} is a file; name a folder")
+            self._made = not workdir.exists()
             workdir.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(workdir / "lease.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = self._take(workdir / "lease.lock")
         except OSError as error:
             raise ConfigError(f"{workdir} is not writable: {error.strerror}. Choose another --workdir") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise WorkdirInUse(self._who(workdir)) from None
+        if lock is None:
+            raise WorkdirInUse(self._who(workdir))
+        self._lock = lock
         other = self._read()
         if other and other["host"] != socket.gethostname() and time.time() - other["time"] < STALE_SECONDS:
             os.close(self._lock)
             raise WorkdirInUse(self._who(workdir))
         self.beat()
+
+    @staticmethod
+    def _take(path: Path) -> int | None:
+        """Returns the locked file, or None when another holds it."""
+        while True:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(lock)
+                return None
+            try:
+                if os.path.samestat(os.fstat(lock), path.stat()):
+                    return lock
+            except FileNotFoundError:
+                pass
+            os.close(lock)  # its holder let go, and took it away, between our two calls: this is no longer the lock
 
     def _read(self) -> dict[str, Any] | None:
         try:
@@ -81,5 +98,10 @@ class Lease:
                 ) from None
 
     def close(self) -> None:
+        """Gives the workdir back; one that it made, and where nothing came to lie, goes too."""
         self.path.unlink(missing_ok=True)
+        self.path.with_suffix(".lock").unlink(missing_ok=True)
+        if self._made:
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
         os.close(self._lock)

@@ -198,6 +198,19 @@ def plot_losses(path: Path, history: Sequence[Record]) -> None:
     plt.close(figure)
 
 
+def describe_time(summary: Mapping[str, Any]) -> str:
+    """Where the time of a run went, over all its starts, in one line."""
+    time = summary["time"]
+    words = {
+        "startup": "start-up", "eval": "evaluation", "save": "saving", "profile": "profiling", "lost": "lost and done again",
+        "log": "logging", "other": "the rest",
+    }  # fmt: skip
+    shares = [f"{word} {time['parts'][part] / max(time['seconds'], 1e-9):.1%}" for part, word in words.items()]
+    starts = "one start" if time["starts"] == 1 else f"{time['starts']} starts"
+    steps = f"steps that count {summary['goodput'] or 0:.1%} (goodput)"
+    return f"{duration(time['seconds'])} in {starts}: {', '.join([steps, *shares])}"
+
+
 def run_card(summary: Mapping[str, Any], receipt: Mapping[str, Any], commands: Mapping[str, str]) -> str:
     """The README.md of a workdir: what was trained, from what, how well, and what to run next."""
     data, versions = summary["data"], summary["versions"]
@@ -229,6 +242,8 @@ after {duration(summary["wall_seconds"])}; {summary["tokens_seen"]:,} target tok
 
 Last training loss {number("train/loss")}; {summary["tokens_per_sec"]:,.0f} target tokens a second on \
 {summary["devices"]}; mfu {number("mfu", ".3f")} (peak: {summary["peak"]}).
+
+Time: {describe_time(summary)}.
 
 ## Model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,11 +46,30 @@ def peak_flops(stated_tflops: float, device: Any = None, measure: bool = True) -
     return 2 * size**3 / best, f"{kind}, best of five {size}^3 float32 matmuls"
 
 
-def depth_of(path: str, layers: int) -> int:
-    """Order in which a leaf acts: embeddings 0, block i at i + 1, norm_out and head after all blocks."""
-    if path.startswith("block_"):
-        return int(path.split("/")[0].removeprefix("block_")) + 1
-    return 0 if path in ("embed", "positions") else layers + 1
+# Where in a block a parameter acts; what stands at one place acts side by side.
+IN_BLOCK = (
+    r"norm_attn/.*", r"attn/[qkv](_bias)?", r"attn/[qk]_scale", r"attn/out(_bias)?", r"norm_mlp/.*",
+    r"mlp/(up|gate)(_bias)?", r"mlp/down(_bias)?",
+)  # fmt: skip
+
+
+def stage_of(path: str, layers: int) -> int:
+    """When a parameter acts in the forward: embeddings 0, then block by block, norm_out and the head last."""
+    block, _, rest = path.partition("/")
+    if block.startswith("block_"):
+        place = next(i for i, pattern in enumerate(IN_BLOCK, 1) if re.fullmatch(pattern, rest))
+        return int(block.removeprefix("block_")) * len(IN_BLOCK) + place
+    return {"embed": 0, "positions": 0, "norm_out": layers * len(IN_BLOCK) + 1}.get(block, layers * len(IN_BLOCK) + 2)
+
+
+def mean_keys(seq_len: int, window: int) -> float:
+    """How many keys a query sees on average in a row that is one document: (T + 1) / 2 without a window.
+
+    >>> mean_keys(4, 0), mean_keys(4, 2)
+    (2.5, 1.75)
+    """
+    window = min(window or seq_len, seq_len)
+    return window - window * (window - 1) / (2 * seq_len)
 
 
 def token_flops(
@@ -58,22 +78,27 @@ def token_flops(
     """FLOPs per token of one training step, by per-layer path, plus `block_xx/attn/scores`.
 
     A matrix of n numbers costs 2n forward, 2n for its own gradient if it is trained, and 2n to pass the gradient down
-    if anything at its depth or below is trained: 6n when all is (arXiv:2001.08361 section 2.1). Scores: 4 N H per key,
-    over half the row (causal) or the window. Norms, softmax and the embedding look-up are left out.
+    if anything that acts before it is trained: 6n when all is (arXiv:2001.08361 section 2.1). Scores are two products
+    forward and up to four backward, 2 N H each per key (`mean_keys`). Norms, softmax and the embedding look-up are left
+    out, and so is what `remat` computes twice: this is what the model needs, not what the program does.
     """
-    lowest = min((depth_of(p, config.layers) for p, on in trained.items() if on), default=config.layers + 2)
+    trained_stages = [stage_of(path, config.layers) for path, on in trained.items() if on]
+    lowest = min(trained_stages, default=math.inf)
     flops: dict[str, float] = {}
     for path, shape in shapes.items():
         tied = path == "embed" and config.tie_embeddings
         if len(shape) < 2 or path == "positions" or (path == "embed" and not tied):
             flops[path] = 0.0
             continue
-        depth = config.layers + 1 if tied else depth_of(path, config.layers)
-        flops[path] = math.prod(shape) * (2.0 + 2.0 * trained[path] + 2.0 * (lowest <= depth))
-    keys = min(config.window, seq_len / 2) if config.window else seq_len / 2
-    forward = 4 * config.heads * config.q_head_dim * keys
+        stage = stage_of("head" if tied else path, config.layers)
+        flops[path] = math.prod(shape) * (2.0 + 2.0 * trained[path] + 2.0 * (lowest < stage))
+    product = 2 * config.heads * config.q_head_dim * mean_keys(seq_len, config.window)
     for layer in range(config.layers):
-        flops[f"{block_name(layer)}/attn/scores"] = forward * (3 if lowest <= layer + 1 else 1)
+        attn = f"{block_name(layer)}/attn"
+        below = lowest < stage_of(f"{attn}/q", config.layers)
+        ends = ("", "_bias", "_scale")
+        q, k, v = (below or any(trained.get(f"{attn}/{x}{end}", False) for end in ends) for x in "qkv")
+        flops[f"{attn}/scores"] = product * (2 + v + (q or k) + q + k)  # P = QK, PV; dV, dP, dQ, dK
     return flops
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -11,8 +12,10 @@ from typing import Any
 
 import jax
 
+from lm.checkpoint import find_step, list_steps
+from lm.clock import account
 from lm.config import Config, ConfigError, changed_keys, check_resume
-from lm.hosts import is_main
+from lm.hosts import from_main, is_main
 from lm.logger import run_card, write_json
 from lm.metrics import finite_or_none
 from lm.optim import Treatment
@@ -20,9 +23,14 @@ from lm.params import params_sha256
 from lm.receipt import Receipt, check_frozen
 from lm.train import Outcome, Run
 
+EVENTS = "events.jsonl"  # in a workdir: when it started, saved, ended
 
-def finished(workdir: Path, config: Config) -> str | None:
-    """Returns what to tell someone who starts a finished run again with the same config, else None."""
+
+def finished(workdir: Path, config: Config, log: Callable[[str], None]) -> str | None:
+    """Returns what to tell someone who starts a finished run again with the same config, else None.
+
+    One whose last checkpoint is damaged goes on from an older one; raises UserError when all are damaged.
+    """
     try:
         summary = json.loads((workdir / "summary.json").read_text())
         saved = json.loads((workdir / "config.json").read_text())
@@ -30,6 +38,10 @@ def finished(workdir: Path, config: Config) -> str | None:
         return None
     if summary["status"] not in ("finished", "stopped early") or check_resume(saved, config, str(workdir)):
         return None
+    if list_steps(workdir / "checkpoints"):  # there may be none: a finished run's may have been moved away
+        usable = from_main(find_step(workdir, "last", log) if is_main() else 0)
+        if usable != summary["steps"]:
+            return None
     loss = summary.get("eval/loss")
     last = (
         ""
@@ -67,6 +79,7 @@ def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment) -
     best = next((record for record in evals if record["step"] == progress.best_step), {})
     trains = [record for record in progress.history if "train/loss" in record]
     rate = outcome.train_tokens / outcome.train_seconds if outcome.train_seconds else 0.0
+    run.clock.note("exit", step=progress.step, status=outcome.status)
     summary = {
         "workdir": str(run.workdir),
         "status": outcome.status,
@@ -84,6 +97,7 @@ def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment) -
         "tokens_seen": int(progress.targets),
         "tokens_processed": progress.tokens,
         "wall_seconds": progress.wall_seconds,
+        **(account(run.workdir / EVENTS) if is_main() else {}),  # process 0 keeps it
         "peak_lr": run.meta["peak_lr"],
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),

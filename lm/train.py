@@ -12,41 +12,25 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from lm.batch import check_batch
+from lm.batch import Batches, Data, check_batch
 from lm.checkpoint import Checkpoints
+from lm.clock import Clock
 from lm.config import Config, UserError
 from lm.evaluate import EvalStep, evaluate
-from lm.hosts import StopFlag, gather_bytes
+from lm.hosts import StopFlag, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger, duration
 from lm.params import to_host
+from lm.profile import Profiler
 from lm.sharding import local_rows, put_batch, row_shards
 from lm.step import TrainState
 
 UNFINISHED = 75  # exit code: saved, run the same command again
-
-
-class Batches(Protocol):
-    """What a training stream must do; `state()` is None when the step alone is the position."""
-
-    def __next__(self) -> Mapping[str, np.ndarray]: ...
-    def state(self) -> bytes | None: ...
-    def close(self) -> None: ...
-
-
-class Data(Protocol):
-    """What training needs of the data; `data_pipeline.batch.Data` is one."""
-
-    def has_split(self, split: str) -> bool: ...
-    def train_batches(self, start_step: int, rows: tuple[int, int], state: bytes | None = None) -> Batches: ...
-    def eval_batches(self, split: str, batch_size: int, rows: tuple[int, int]) -> Any: ...
-    def summary(self) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -92,6 +76,7 @@ class Run:
     progress: Progress
     logger: Logger
     lease: Lease | None
+    clock: Clock
 
 
 @dataclass
@@ -113,14 +98,13 @@ class _Loop:
         self.batch_size = run.config.data.batch_size
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.save_due = False
-        self.train_seconds, self.train_tokens = 0.0, 0
-        self.mark: float | None = None  # start of the running stretch of steps; None: do not count
-        self.mark_tokens = 0
-        self.window_start = (time.perf_counter(), 0)
+        steps = run.config.debug.profile_steps if is_main() else ()
+        self.profiler = Profiler(steps, run.workdir, run.progress.step, run.clock, run.logger.say)
 
     def run_to_end(self) -> Outcome:
-        run, config, progress = self.run, self.run.config.train, self.run.progress
+        run, config, progress, clock = self.run, self.run.config.train, self.run.progress, self.run.clock
         started, before = time.perf_counter(), progress.wall_seconds
+        clock.note("ready", step=progress.step)
         stop = StopFlag()
         rows = local_rows(run.mesh, self.batch_size)
         batches = run.data.train_batches(progress.step, rows, run.data_state)
@@ -128,10 +112,14 @@ class _Loop:
         try:
             while True:
                 progress.wall_seconds = before + time.perf_counter() - started
-                stopping = stop.agreed()
+                with clock.part("step"):  # of several processes: waits for what the devices were asked before
+                    stopping = stop.agreed()
+                self.profiler.stop_after(progress.step, self._flush)
                 if not stopping and self._eval_due():
                     self._flush()
-                    stopping = not self._evaluate(stop.agreed)
+                    with clock.part("eval"):
+                        stopping = not self._evaluate(stop.agreed)
+                    clock.note("eval", step=progress.step)
                 if not stopping and self._out_of_patience():
                     status = "stopped early"
                 last = progress.step >= config.steps or status == "stopped early"
@@ -139,50 +127,55 @@ class _Loop:
                 if last or stopping:
                     status = "interrupted" if stopping and not last else status
                     break
-                self._step(batches)
-            run.checkpoints.close()
+                self.profiler.start_before(progress.step + 1, self._flush)
+                with jax.profiler.StepTraceAnnotation("train", step_num=progress.step + 1):
+                    self._step(batches)
+            with clock.part("save"):
+                run.checkpoints.close()
         finally:
+            self.profiler.close(progress.step)
             batches.close()
             stop.close()
-        return Outcome(self.state, status, self.train_seconds, self.train_tokens)
+        steps = clock.whole()
+        return Outcome(self.state, status, steps.total, steps.tokens)
 
     def _step(self, batches: Batches) -> None:
-        run, progress = self.run, self.run.progress
-        batch = next(batches)
-        check_batch(batch, run.vocab_size, f"batch of step {progress.step}")
-        first = self.mark is None and self.train_seconds == 0
-        arrays = put_batch(batch, run.mesh, self.batch_size)
+        run, progress, clock = self.run, self.run.progress, self.run.clock
+        with clock.part("input"):
+            batch = next(batches)
+            check_batch(batch, run.vocab_size, f"batch of step {progress.step}")
+        with clock.part("put"):
+            arrays = put_batch(batch, run.mesh, self.batch_size)
         began = time.perf_counter()
-        self.state, metrics = run.train_step(self.state, arrays, run.key)
-        if self.pending is not None:
-            self._consume(*self.pending)
+        with clock.part("step"):
+            self.state, metrics = run.train_step(self.state, arrays, run.key)
+            if self.pending is not None:
+                self._consume(*self.pending)
         self.pending = (progress.step, metrics)
         progress.step += 1
-        if first:  # the first step compiles: it is waited for and not counted
+        if not clock.warm:  # the first step compiles: it is waited for and not counted
             self._flush()
             run.logger.say(f"first step, with compiling: {time.perf_counter() - began:.1f} s")
-        if self.mark is None:
-            self.mark, self.mark_tokens = time.perf_counter(), progress.tokens
-            self.window_start = (self.mark, progress.tokens)
+            clock.start_counting()
+            clock.note("first_step", step=progress.step)
         run.checkpoints.poll()
         if run.lease:
             run.lease.beat()
+        clock.beat(progress.step)
 
     def _flush(self) -> None:
-        """Waits for the running step and closes the stretch of counted time."""
+        """Waits for the running step, so that what follows is not counted as its time, nor its time as theirs."""
         if self.pending is not None:
-            self._consume(*self.pending)
+            with self.run.clock.part("step"):
+                self._consume(*self.pending)
             self.pending = None
-        if self.mark is not None:
-            self.train_seconds += time.perf_counter() - self.mark
-            self.train_tokens += self.run.progress.tokens - self.mark_tokens
-            self.mark = None
 
     def _consume(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Takes in the numbers of a step that has finished, while the next one runs."""
         progress, config = self.run.progress, self.run.config.train
         values = {key: float(to_host(value)) for key, value in metrics.items()}
         progress.tokens += int(values["tokens"])
+        self.run.clock.count(int(values["tokens"]))
         if values["skipped"]:
             progress.bad_in_a_row += 1
             self._note_bad(step, values)
@@ -193,14 +186,13 @@ class _Loop:
             progress.window_targets += values["targets"]
         progress.window_steps += 1
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-            self._log(step + 1, values)
+            with self.run.clock.part("log"):
+                self._log(step + 1, values)
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         run, progress = self.run, self.run.progress
-        now = time.perf_counter()
-        seconds, tokens = now - self.window_start[0], progress.tokens - self.window_start[1]
-        self.window_start = (now, progress.tokens)
-        rate = tokens / seconds if seconds > 0 and self.mark is not None else None
+        lap = run.clock.lap()
+        rate = lap.tokens / lap.total if lap and lap.steps else None
         loss = progress.window_loss / progress.window_targets if progress.window_targets else math.nan
         record = {
             "step": step,
@@ -210,6 +202,7 @@ class _Loop:
             "tokens": progress.tokens,
             "tokens_per_sec": rate,
             "mfu": None if rate is None else rate * run.flops_per_token / run.peak_flops,
+            **(lap.record() if lap else {}),
         }
         if progress.window_steps and values["skipped"]:
             record["skipped"] = 1
@@ -217,11 +210,11 @@ class _Loop:
         progress.window_steps = 0
         self._record(record)
         total = run.config.train.steps
-        eta = "" if not rate else f"  eta {duration((total - step) * seconds / run.config.train.log_every)}"
-        speed = "" if not rate else f"  {rate:,.0f} tok/s"
-        run.logger.progress(
-            f"step {step}/{total} ({step / total:.1%})  loss {loss:.4f}  lr {values['lr']:.2e}{speed}{eta}"
-        )
+        speed = ""
+        if lap and lap.steps:
+            left = (total - step) * lap.total / lap.steps
+            speed = f"  {rate:,.0f} tok/s  eta {duration(left)}"
+        run.logger.progress(f"step {step}/{total} ({step / total:.1%})  loss {loss:.4f}  lr {values['lr']:.2e}{speed}")
 
     def _record(self, record: dict[str, Any]) -> None:
         self.run.progress.history.append(record)
@@ -301,11 +294,14 @@ class _Loop:
         self._flush()
         if progress.bad_in_a_row and not force:  # not inside a bad stretch: keep what is on disk
             return
-        state = batches.state()
-        states = None if state is None else [base64.b64encode(s).decode() for s in gather_bytes(state)]
-        run.meta["saved_step"] = progress.step
-        snapshot = asdict(replace(progress))
-        run.checkpoints.save(progress.step, self.state, {
-            **run.meta, "progress": snapshot, "best_step": progress.best_step, "data_state": states,
-        })  # fmt: skip
+        run.clock.note("save", step=progress.step)
+        with run.clock.part("save"):
+            state = batches.state()
+            states = None if state is None else [base64.b64encode(s).decode() for s in gather_bytes(state)]
+            run.meta["saved_step"] = progress.step
+            snapshot = asdict(replace(progress))
+            run.checkpoints.save(progress.step, self.state, {
+                **run.meta, "progress": snapshot, "best_step": progress.best_step, "data_state": states,
+            })  # fmt: skip
+        run.clock.note("saved", step=progress.step)
         self.save_due = False

@@ -1,5 +1,6 @@
 """The commands as a user runs them: whole runs, kills, resumes, and wrong input."""
 
+import itertools
 import json
 import os
 import random
@@ -10,6 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from data_pipeline.batch import open_data
+from lm.config import Config, from_mapping
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -40,7 +44,19 @@ def get_config():
     c.train.sample_tokens = 8
     return c
 """
-TIMES = ("tokens_per_sec", "mfu")
+# A config is Python: this one makes every batch late, so that there is time to kill, and something to see in the times.
+SLOW = """
+import time
+from lm import train
+check = train.check_batch
+
+def late(*words):
+    time.sleep(0.1)
+    check(*words)
+
+train.check_batch = late
+"""
+TIMES = ("tokens_per_sec", "mfu", "time/")  # how these keys begin
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +109,7 @@ def read(path):
 
 def metrics(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+    return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows]
 
 
 def assert_same_run(one, other):
@@ -123,6 +139,54 @@ def test_a_run_leaves_what_it_promises(place):
         assert (workdir / name).exists(), name
     kept = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
     assert kept == sorted({55, 60, summary["best_step"]})
+
+
+def events(workdir):
+    return [json.loads(line) for line in (workdir / "events.jsonl").read_text().splitlines()]
+
+
+def test_the_times_of_a_window_add_up_and_its_rate_is_theirs(place):
+    """Milliseconds a step x steps = tokens / (tokens a second) = the wall time of the steps of the window."""
+    rows = [json.loads(line) for line in (place / "base/metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "train/loss" in row]
+    for before, row in itertools.pairwise(rows):
+        times = {key: value for key, value in row.items() if key.startswith("time/")}
+        assert set(times) == {f"time/{part}_ms" for part in ("input", "put", "step", "log", "other")}
+        seconds = sum(times.values()) * (row["step"] - before["step"]) / 1e3
+        assert row["tokens_per_sec"] == pytest.approx((row["tokens"] - before["tokens"]) / seconds, rel=1e-9)
+    summary = read(place / "base/summary.json")
+    found = summary["time"]
+    assert found["starts"] == 1
+    assert found["seconds"] == pytest.approx(sum(found["parts"].values()), abs=0.02)
+    steps = sum(found["parts"][part] for part in ("input", "put", "step"))
+    assert summary["goodput"] == pytest.approx(steps / found["seconds"], abs=1e-3)
+    assert found["parts"]["lost"] == 0
+    assert min(found["parts"][part] for part in ("startup", "step", "eval", "save")) > 0
+    first, *_, last = events(place / "base")
+    clock = sum(last["seconds"].values()) - sum(first["seconds"].values())
+    assert clock == pytest.approx(last["time"] - first["time"], abs=0.1)  # nothing is counted twice, nothing forgotten
+    assert "(goodput)" in (place / "base/README.md").read_text()
+
+
+def test_throughput_leaves_padding_out(place):
+    extra = [
+        "--config.data.packing=none",
+        "--config.train.steps=6",
+        "--config.train.log_every=2",
+    ]
+    done = launch(place, "padded", *extra)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (place / "padded/metrics.jsonl").read_text().splitlines()]
+    data = open_data(from_mapping(Config, read(place / "padded/config.json")).data, log=lambda text: None)
+    batches = data.train_batches(0, (0, 8))
+    real = [int((next(batches)["segments"] > 0).sum()) for _ in range(6)]
+    batches.close()
+    assert sum(real) < 0.9 * 6 * 8 * 32  # there is padding
+    assert [row["tokens"] for row in rows if "tokens" in row] == [sum(real[:n]) for n in (2, 4, 6)]
+    assert read(place / "padded/summary.json")["tokens_processed"] == sum(real)
+    last = [row for row in rows if "tokens" in row][-1]
+    seconds = 2 * sum(value for key, value in last.items() if key.startswith("time/")) / 1e3
+    assert last["tokens_per_sec"] == pytest.approx((real[4] + real[5]) / seconds, rel=1e-9)
 
 
 def test_a_finished_run_says_so(place):
@@ -197,6 +261,58 @@ def test_kill_9_at_any_moment_changes_nothing(place):
         done = launch(place, "killed")
         assert done.returncode == 0, done.stderr
     assert_same_run(place / "base", place / "killed")
+    starts = [event for event in events(place / "killed") if event["event"] == "start"]
+    found = read(place / "killed/summary.json")["time"]
+    assert found["starts"] == len(starts) > 1
+    assert found["seconds"] == pytest.approx(sum(found["parts"].values()), abs=0.02)
+    ended = events(place / "killed")[-1]["time"]
+    began = starts[0]["time"] - starts[0]["seconds"]["startup"]
+    assert found["seconds"] + found["down"] == pytest.approx(ended - began, abs=0.2)
+
+
+def until(process, start):
+    """Reads what a run prints up to the line that begins with `start`."""
+    assert any(line.startswith(start) for line in process.stdout), process.stderr.read()
+
+
+def test_a_profile_and_the_goodput_of_a_run_that_is_killed_and_stopped_within_it(place):
+    """kill -9 at step 20 with a checkpoint at 10, SIGTERM at step 15, then to the end; steps 12 to 22 are to be traced."""
+    (place / "slow.py").write_text(SLOW + (place / "config.py").read_text())
+    workdir, traces = place / "slow", lambda: sorted((place / "slow/profile").glob("plugins/profile/*/*.xplane.pb"))
+    extra = ["--config.train.steps=30", "--config.train.log_every=1", "--config.train.save_every=10"]
+    extra += ["--config.train.eval_every=0", "--config.optim.schedule=constant"]
+    words = command(place, "slow", *extra, "--config.debug.profile_steps=12,22", config="slow.py")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": place}
+    first = subprocess.Popen(words, env=environment(place), **pipes)
+    until(first, "step 20/")
+    first.kill()
+    first.communicate()
+    assert traces() == []  # nothing can be left of it
+    second = subprocess.Popen(words, env=environment(place), **pipes)
+    until(second, "step 15/")
+    second.terminate()
+    out, err = second.communicate()
+    assert (second.returncode, err) == (75, ""), err
+    stopped = events(workdir)[-1]["step"]
+    assert f"profile of steps 12 to {stopped}" in out
+    assert len(traces()) == 1
+    third = launch(place, "slow", *extra, "--config.debug.profile_steps=12,22", config="slow.py")
+    assert third.returncode == 0, third.stderr
+    assert f"steps 12 to {stopped} are past; the profile starts with step {stopped + 1}" in third.stdout
+    assert f"profile of steps {stopped + 1} to 22" in third.stdout
+    assert len(traces()) == 2
+    assert (workdir / "profile/summary.txt").read_text().count("ms a step in operations") == 2
+    summary = read(workdir / "summary.json")
+    parts = summary["time"]["parts"]
+    assert summary["time"]["starts"] == 3
+    assert 0.8 <= parts["lost"] < 5  # ten steps of 0.1 s; the last of them, killed within a second, left no word
+    assert 0.1 * 27 <= parts["input"] < 0.1 * 27 + 3  # each step that counts once, but the first of each start
+    assert "time: " in third.stdout
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert min(row["time/input_ms"] for row in rows if row.get("time/input_ms")) >= 100
+    assert (
+        "nothing to do" in launch(place, "slow", *extra, "--config.debug.profile_steps=28,30", config="slow.py").stdout
+    )
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
@@ -251,14 +367,29 @@ def test_damaged_checkpoints_never_restart_a_run(place):
     workdir = place / "damaged"
     done = launch(place, "damaged", "--config.train.steps=20")
     assert done.returncode == 0, done.stderr
-    (workdir / "summary.json").unlink()
+    damage(workdir / "checkpoints/20")
+    again = launch(place, "damaged", "--config.train.steps=20")  # finished, but its result is no longer there
+    assert again.returncode == 0, again.stderr
+    assert "Using step 15 instead" in again.stdout
+    assert "finished at step 20" in again.stdout
     for step in (workdir / "checkpoints").iterdir():
         if step.name.isdigit():
-            victim = max((p for p in (step / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-            data = bytearray(victim.read_bytes())
-            data[len(data) // 2] ^= 1
-            victim.write_bytes(data)
+            damage(step)
     one_line(launch(place, "damaged", "--config.train.steps=20"), 1, "no usable checkpoint", "has changed since")
+    (workdir / "summary.json").unlink()
+    one_line(launch(place, "damaged", "--config.train.steps=20"), 1, "no usable checkpoint", "has changed since")
+
+
+def damage(step):
+    victim = max((p for p in (step / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+
+
+def test_a_start_that_fails_on_its_data_leaves_no_workdir(place):
+    one_line(launch(place, "no_data", "--config.data.path=nowhere.txt"), 1, "nowhere.txt")
+    assert not (place / "no_data").exists()
 
 
 def test_a_non_finite_loss_ends_the_run_and_keeps_the_checkpoint(place):
@@ -278,6 +409,8 @@ def test_a_non_finite_loss_ends_the_run_and_keeps_the_checkpoint(place):
         (["--config.data.batch_size=7", "--config.train.micro_batches=2"], 2, ["7 is not divisible", "micro_batches=2"]),
         (["--config.optim.train=(('block_09/.*',True),('.*',False))"], 1, ["block_09", "block_00 .. block_03"]),
         (["--config.mesh.fsdp=3"], 2, ["mesh", "devices"]),
+        (["--config.debug.profile_steps=50,70"], 2, ["profile_steps", "train.steps=60", "50,70"]),
+        (["--config.debug.profile_steps=10:15"], 2, ["profile_steps", "10:15"]),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line(place, extra, code, words):

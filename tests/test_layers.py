@@ -15,7 +15,9 @@ PACKAGES = ("lm", "data_pipeline", "configs")
 LAYERS = {
     "lm.config": 0, "lm.check": 0, "lm.batch": 0, "lm.peers": 0, "data_pipeline.config": 0, "data_pipeline.schema": 0,
     "lm.params": 1, "lm.aot": 1, "lm.collectives": 1, "lm.sharding": 1, "lm.metrics": 1, "lm.hosts": 1, "lm.lease": 1,
-    "lm.model": 2, "lm.model.layers": 2, "lm.model.products": 2, "lm.model.formula": 2, "lm.model.pieces": 2, "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
+    "lm.clock": 1, "lm.profile": 1,
+    "lm.model": 2, "lm.model.products": 2, "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
+    "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
     "lm.losses": 3, "lm.optim": 3, "lm.step": 3,
     "lm.checkpoint": 4,
     "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,

@@ -158,6 +158,13 @@ def test_what_must_be_positive_is_not_zero(key):
         ({"data__seq_len": 1}, "data.seq_len: must be >= 2, got 1"),
         ({"data__batch_size": 0}, "data.batch_size: must be >= 1, got 0"),
         ({"train__steps": 0}, "train.steps: must be >= 1, got 0"),
+        *(
+            (
+                {"debug__profile_steps": steps},
+                "debug.profile_steps: must be first,last with 1 <= first <= last <= train.steps=1000",
+            )
+            for steps in ((3,), (1, 2, 3), (0, 3), (5, 4), (-2, -1), (998, 1001))
+        ),
     ],
 )
 def test_an_impossible_combination_is_named(changes, words):
@@ -177,6 +184,8 @@ def test_an_impossible_combination_is_named(changes, words):
         {"data__split__validation": 0.0, "train__eval_every": 0},
         {"data__split__validation": 0.0, "data__sources": {"v": SourceConfig(path="v", split="validation")}},
         {"optim__schedule": "wsd", "optim__warmup_steps": 10, "optim__decay_steps": 990},
+        {"debug__profile_steps": (1, 1)},
+        {"debug__profile_steps": (990, 1000)},
     ],
 )
 def test_what_is_possible_is_not_refused(changes):
@@ -336,7 +345,9 @@ def test_what_changes_the_meaning_of_the_run_is_refused(changes):
     assert "train.steps 1000 -> 5000 (allowed)" in text
 
 
-@pytest.mark.parametrize("changes", [{"data__cache_dir": "/elsewhere"}, {"data__on_bad": "skip"}])
+@pytest.mark.parametrize(
+    "changes", [{"data__cache_dir": "/elsewhere"}, {"data__on_bad": "skip"}, {"debug__profile_steps": (3, 5)}]
+)
 def test_what_cannot_matter_is_not_mentioned(changes):
     assert check_resume(saved(), edit(GOOD, **changes), "runs/a") == []
 

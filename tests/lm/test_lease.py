@@ -1,6 +1,7 @@
 """Does exactly one run hold a workdir, and does the next one get it when that run is dead?"""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -145,7 +146,32 @@ def test_the_heartbeat_is_renewed_but_not_at_every_step(tmp_path):
 
 def test_closing_leaves_no_claim_behind(tmp_path):
     Lease(tmp_path).close()
-    assert not (tmp_path / "lease.json").exists()
+    assert list(tmp_path.iterdir()) == []
+    Lease(tmp_path / "made").close()
+    assert not (tmp_path / "made").exists()
+    lease = Lease(tmp_path / "used")
+    (tmp_path / "used" / "summary.json").write_text("{}")
+    lease.close()
+    assert [path.name for path in (tmp_path / "used").iterdir()] == ["summary.json"]
+
+
+def test_a_lock_whose_file_was_taken_away_meanwhile_is_none(tmp_path, monkeypatch):
+    """The holder closes, and so removes the file, between another's open and lock: that one must lock the file anew."""
+    first = Lease(tmp_path)
+    lock, flocks = fcntl.flock, []
+
+    def close_first(handle, how):
+        flocks.append(handle)
+        if len(flocks) == 1:
+            first.close()
+        return lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", close_first)
+    second = Lease(tmp_path)
+    assert len(flocks) == 2
+    with pytest.raises(WorkdirInUse):
+        Lease(tmp_path)
+    second.close()
 
 
 @pytest.mark.parametrize("below", ["", "inside"])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from tensorboardX.proto.event_pb2 import Event
 
+from lm.clock import PARTS
 from lm.logger import Logger, duration, plot_losses, run_card, write_json
 
 
@@ -226,7 +227,11 @@ def card(**changes):
         "eval/bits_per_byte": 1.3131, "best/eval/bits_per_byte": 1.2121, "eval/accuracy": 0.4747,
         "best/eval/accuracy": 0.4848, "tokens_per_sec": 98765.0, "mfu": 0.321, "peak": "measured", "devices": "8 x cpu",
         "params_sha256": "ab" * 32, "data_sha256": "cd" * 32, "versions": {"python": "3.11.9", "jax": "0.10.2"},
-        "config_changes": {"optim.peak_lr": 0.002},
+        "config_changes": {"optim.peak_lr": 0.002}, "goodput": 0.625,
+        "time": {
+            "starts": 3, "seconds": 160.0, "down": 5.0,
+            "parts": dict.fromkeys(PARTS, 0.0) | {"input": 10.0, "step": 90.0, "startup": 40.0, "lost": 20.0},
+        },
         "data": {"sources": {"novels": {"splits": {"train": {"documents": 4321, "tokens": 876_543, "rows": 2109}}}}},
     }  # fmt: skip
     receipt = {
@@ -242,7 +247,8 @@ def test_the_run_card_holds_the_numbers():
         "1,234", "2,000", "1m15s", "7,654,321", "1100", "1.1111", "2.2222", "2.0101", "9.228", "7.465", "1.3131",
         "1.2121", "0.4747", "0.4848", "98,765", "0.321", "8 x cpu", "ab" * 32, "cd" * 32, "python 3.11.9", "jax 0.10.2",
         "optim.peak_lr = 0.002", "novels", "4,321", "876,543", "2,109", "1,000,001", "2,000,002", "3,000,003", "4e+09", "0.50",
-        "python -m lm.generate --workdir=runs/x", "write text", "loss.png",
+        "python -m lm.generate --workdir=runs/x", "write text", "loss.png", "2m40s in 3 starts", "count 62.5% (goodput)",
+        "start-up 25.0%", "done again 12.5%", "evaluation 0.0%",
     ):  # fmt: skip
         assert number in text, number
 

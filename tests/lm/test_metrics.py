@@ -2,11 +2,13 @@
 
 import math
 
+import jax
+import numpy as np
 import pytest
 
-from lm.metrics import bits, depth_of, finite_or_none, peak_flops, perplexity, token_flops
+from lm.metrics import bits, finite_or_none, mean_keys, peak_flops, perplexity, stage_of, token_flops
 from lm.model.transformer import Model
-from lm.parts import param_shapes
+from lm.parts import abstract_batch, make_parts, param_shapes
 
 T = 64
 
@@ -25,7 +27,7 @@ def test_all_trained_is_six_per_number_and_scores(make_model_config):
     config = make_model_config()
     flops, shapes = flops_of(config)
     blocks, head = matrices(shapes, "block"), matrices(shapes, "head")
-    scores = config.layers * 3 * 4 * config.dim * T / 2  # forward: 2 products x 2 x dim, half the row
+    scores = config.layers * 3 * 4 * config.dim * (T + 1) / 2  # forward: 2 products x 2 x dim
     assert sum(flops.values()) == pytest.approx(6 * (blocks + head) + scores)
     assert flops["embed"] == flops["norm_out/scale"] == 0
 
@@ -39,7 +41,56 @@ def test_a_tied_embedding_counts_as_head_and_positions_not_at_all(make_model_con
 def test_a_window_bounds_the_scores(make_model_config):
     wide, _ = flops_of(make_model_config(window=10_000))
     narrow, _ = flops_of(make_model_config(window=8))
-    assert wide["block_00/attn/scores"] == 4 * narrow["block_00/attn/scores"]
+    full, _ = flops_of(make_model_config())
+    assert wide["block_00/attn/scores"] == full["block_00/attn/scores"]
+    share = narrow["block_00/attn/scores"] / wide["block_00/attn/scores"]
+    assert share == pytest.approx((8 - 8 * 7 / (2 * T)) / ((T + 1) / 2))
+
+
+@pytest.mark.parametrize(("length", "window"), [(1, 0), (1, 5), (7, 0), (7, 1), (7, 3), (7, 7), (7, 20), (64, 10)])
+def test_mean_keys_counts_the_mask(length, window):
+    q, k = np.mgrid[:length, :length]
+    mask = (k <= q) & (k > q - (window or length))
+    assert mean_keys(length, window) == pytest.approx(mask.sum() / length)
+
+
+def count_products(jaxpr):
+    """2 x the multiplications in all matrix products of a program, as written (no product inside a loop)."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            length = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * length
+        values = [v for value in equation.params.values() for v in (value if isinstance(value, tuple) else (value,))]
+        inner = sum(count_products(j) for j in (getattr(v, "jaxpr", v) for v in values) if hasattr(j, "eqns"))
+        assert not inner or equation.primitive.name not in ("scan", "while", "cond")
+        total += inner
+    return total
+
+
+@pytest.mark.parametrize("style", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "trained",
+    [".*", "block_02/.*", "block_0[12]/.*|norm_out/.*", "block_01/mlp/.*", "block_02/attn/.*", "norm_out/.*", "embed",
+     "block_00/norm_attn/.*", ".*/attn/q", ".*/attn/v|norm_out/.*"],
+)  # fmt: skip
+def test_the_formula_counts_every_product_of_the_step(make_config, style, trained):
+    """Exactly, whatever is frozen; only that the plain attention multiplies by all T keys of a row."""
+    from jax._src.interpreters.partial_eval import dce_jaxpr
+
+    model = {"layers": 3, "attention": "xla", "mlp_dim": 48}
+    config = make_config(
+        style, model=model, optim={"train": ((trained, True), (".*", False)), "name": "sgd"}, data={"seq_len": T}
+    )
+    parts = make_parts(config, 32, 1e-2)
+    step, state = parts.make_step(parts.model, parts.treatment)
+    closed = jax.make_jaxpr(step)(state, abstract_batch(config), jax.eval_shape(lambda: jax.random.key(0)))
+    live, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)  # as XLA drops dead code
+    shapes = {p: leaf.shape for p, leaf in param_shapes(Model(parts.model.config)).items()}
+    flops = token_flops(parts.model.config, shapes, parts.treatment.trained, T)
+    whole = sum(value * (T / mean_keys(T, 0) if path.endswith("/scores") else 1) for path, value in flops.items())
+    assert count_products(live) == pytest.approx(whole * config.data.batch_size * T, rel=1e-9)
 
 
 def test_frozen_bottom_saves_two_thirds_of_itself(make_model_config):
@@ -60,12 +111,16 @@ def test_a_frozen_top_still_passes_the_gradient_down(make_model_config):
     assert flops["block_00/mlp/up"] == 6 * math.prod(shapes["block_00/mlp/up"])
 
 
-def test_depth_follows_the_forward_pass():
-    order = ["embed", "block_00/attn/q", "block_01/mlp/up", "block_11/norm_mlp/scale", "norm_out/scale"]
-    depths = [depth_of(p, 12) for p in order]
-    assert depths == sorted(set(depths))
-    assert depth_of("positions", 12) == 0
-    assert depth_of("head", 12) == 13
+def test_stages_follow_the_forward_pass():
+    order = [
+        "embed", "block_00/norm_attn/scale", "block_00/attn/q", "block_00/attn/k_scale", "block_00/attn/out",
+        "block_00/norm_mlp/bias", "block_00/mlp/gate_bias", "block_00/mlp/down", "block_01/norm_attn/scale",
+        "block_11/attn/v", "norm_out/scale", "head",
+    ]  # fmt: skip
+    stages = [stage_of(path, 12) for path in order]
+    assert stages == sorted(set(stages))
+    assert stage_of("positions", 12) == 0
+    assert stage_of("block_03/attn/q", 12) == stage_of("block_03/attn/v_bias", 12)
 
 
 def test_units():
