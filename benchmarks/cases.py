@@ -19,9 +19,9 @@ CHARACTERS = 65  # of tiny Shakespeare
 
 def make_config(
     case: str, dtype: str = "float32", train: Sequence[Sequence[Any]] = ((".*", True),), scan: bool = False,
-    changes: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None, mesh: Mapping[str, int] | None = None,
 ) -> Config:  # fmt: skip
-    """Returns the config of a case, with AdamW and a clip at 1.0. `changes` are of the model, by key.
+    """Returns the config of a case, with AdamW and a clip at 1.0. `changes` are of the model, `mesh` of the mesh, by key.
 
     >>> config = make_config("6x384/256x16")
     >>> config.model.layers, config.model.heads, config.model.vocab_size, config.data.seq_len, config.data.batch_size
@@ -41,6 +41,7 @@ def make_config(
         models.MODELS[found[1]](c.model)
     c.model.dtype, c.model.scan = dtype, scan or c.model.scan
     c.model.update(dict(changes or {}))
+    c.mesh.update(dict(mesh or {}))
     c.data.path, c.data.seq_len, c.data.batch_size = "-", int(found[2]), int(found[3])
     c.optim.train = tuple((pattern, on) for pattern, on in train)
     c.optim.schedule, c.optim.peak_lr = "constant", 1e-4

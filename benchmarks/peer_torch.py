@@ -104,8 +104,18 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=rate, betas=(optim.b1, optim.b2), eps=optim.eps, fused=True)
 
 
+def freeze_below(model: nn.Module, layers: int, top: int) -> None:
+    """Lets only the top layers and the last norm train, as users of transformers do it."""
+    kept = tuple(f".h.{layer}." for layer in range(layers - top, layers)) + (".ln_f.",)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in name for part in kept))
+
+
 class Steps:
-    """The step of a spec {case, dtype, model, peer, compiled, warm}; run once, so compiled, unless `warm` is False."""
+    """The step of a spec {case, dtype, model, peer, compiled, train_top, warm}; run once, so compiled, unless not `warm`.
+
+    With `train_top` only that many layers at the top train, and the norm after them.
+    """
 
     def __init__(self, spec: Mapping[str, Any]):
         self.config = config = make_config(spec["case"], spec.get("dtype", "float32"), changes=spec.get("model"))
@@ -114,6 +124,8 @@ class Steps:
             torch.set_float32_matmul_precision("high")  # as nanoGPT; only what autocast leaves in float32
         torch.manual_seed(0)
         self.model = MODELS[spec["peer"]](config.model, config.data.seq_len).to(self.where)
+        if spec.get("train_top"):
+            freeze_below(self.model, config.model.layers, spec["train_top"])
         self.forward = torch.compile(self.model) if spec.get("compiled") else self.model
         self.optimizer = make_optimizer(config, self.model)
         rng, shape = np.random.default_rng(0), (config.data.batch_size, config.data.seq_len)
@@ -142,4 +154,10 @@ class Steps:
             torch.cuda.synchronize()
 
     def facts(self) -> dict[str, Any]:
-        return {"threads": torch.get_num_threads(), "params": sum(p.numel() for p in self.model.parameters())}
+        parameters = list(self.model.parameters())
+        return {
+            "threads": torch.get_num_threads(),
+            "params": sum(p.numel() for p in parameters),
+            "trained": sum(p.numel() for p in parameters if p.requires_grad),
+            "device_bytes": torch.cuda.max_memory_allocated() if self.where == "cuda" else None,
+        }

@@ -3,7 +3,7 @@
 Ours is the step that a run takes (configs/models.py: use_gpt2_blocks). Beside it: the same decoder in compact PyTorch, as
 nanoGPT writes it, eager and compiled, and Hugging Face's GPT-2 or Llama; all with AdamW and the gradient clipped at 1.0,
 from child processes that take turns. First a check that the peers do the same work: the same losses from the same weights.
-`ms` is the median over rounds; `x ours` above 1 means that ours is faster; `MFU` counts 6N FLOPs a token, N the numbers in
+`ms` is the median over rounds, `cores of others` what other programs took meanwhile (above 0.1 the rows mislead); `x ours` above 1 means that ours is faster; `MFU` counts 6N FLOPs a token, N the numbers in
 matrices; `start` is from the start of the process to the end of its first step. Needs no TensorFlow; without torch (and
 transformers) the peers are left out. A case is LAYERSxWIDTH/SEQ_LENxROWS, or NAME/SEQ_LENxROWS of configs/models.py.
 
@@ -24,7 +24,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cases import make_config
-from benchmarks.turns import Row, Side, SideFailed, Table, alternate, describe_machine, measure_once, median_row, say
+from benchmarks.turns import (
+    Row,
+    Side,
+    SideFailed,
+    Table,
+    alternate,
+    describe_machine,
+    measure_once,
+    median_row,
+    say,
+    warn_of_others,
+)
 from data_pipeline.schema import ConfigError, UserError, run_main, split_flags
 
 CASES = {
@@ -139,9 +150,12 @@ def main(argv: list[str]) -> None:
     print(f"{place}, {dtype}, {rounds} rounds of {seconds:g} s, load {machine['load']:.1f}\n")
     columns = ["case", "side", "ms a step", "spread", "tokens/s", "x ours", "MFU", "start, s", "cores of others"]
     table = Table("step_time", columns, flags["out"])
+    rows = []
     for case in cases:
         for row in measure(case, sides, dtype, flags["scan"] == "true", rounds, seconds):
             table.add({**row, **where}, cells(row))
+            rows.append(row)
+    warn_of_others(rows)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,14 @@ def _machine_cpu_seconds() -> float:
     return 0.0
 
 
+def _peak_rss() -> int | None:
+    """The most memory that this process has held so far, bytes; None where there is no /proc."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return None
+
+
 def median_row(side: Side) -> Row:
     """What the turns of a side say. `others_cores`: cores that were busy with none of the sides during its turns."""
     seconds = [turn["seconds"] for turn in side.turns]
@@ -141,7 +149,7 @@ def median_row(side: Side) -> Row:
     return {
         "side": side.name, "seconds": statistics.median(seconds), "spread": max(seconds) / min(seconds) - 1,
         "least_seconds": min(seconds), "cpu_seconds": statistics.median(turn["cpu_seconds"] for turn in side.turns),
-        "waiting_cores": max(turn["waiting_cores"] for turn in side.turns), "others_cores": max(0.0, max(others)),
+        "waiting_cores": max(turn["waiting_cores"] for turn in side.turns), "others_cores": max(0.0, statistics.median(others)),
         "start_seconds": side.start_seconds, "steps": side.turns[0]["steps"], "rounds": len(side.turns), **side.facts,
     }  # fmt: skip
 
@@ -163,6 +171,13 @@ def describe_machine() -> Row:
 def say(text: str) -> None:
     """Progress, beside the table on stdout."""
     print(text, file=sys.stderr, flush=True)
+
+
+def warn_of_others(rows: Sequence[Row]) -> None:
+    """PyTorch's threads wait for each other in a loop: beside other work a step can take ten times as long."""
+    worst = max(row["others_cores"] for row in rows)
+    if worst > 0.15:
+        print(f"\nDisturbed: {worst:.1f} cores were busy with other work. Measure again on a quiet machine.")
 
 
 class Table:
@@ -203,9 +218,9 @@ def _child(target: str, spec: Mapping[str, Any]) -> None:
     answer({})
     if isinstance(work, dict):
         return answer(work)
-    facts = work.facts()
     work.run(1)
-    answer({"step_seconds": timed(work, 1)["seconds"], **facts})
+    ready = {"step_seconds": timed(work, 1)["seconds"], "rss_bytes": _peak_rss()}
+    answer({**ready, **work.facts()})
     for line in _lines():
         work.run(1)
         answer(timed(work, int(line)))
