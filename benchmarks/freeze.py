@@ -100,14 +100,14 @@ def main(argv: list[str]) -> None:
     sides = flags["sides"].split(",")
     if not set(sides) <= {"ours", "transformers"}:
         raise ConfigError(f"--sides: ours, transformers or both, got {flags['sides']}")
+    if flags["case"] and make_config(flags["case"]).model.position != "learned" and "transformers" in sides:
+        raise ConfigError(f"{flags['case']}: transformers' side is a GPT-2; add --sides=ours")
     if "transformers" in sides and not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
         say("left out: transformers; it or torch is not installed")
         sides.remove("transformers")
     where = measure_once("jax", "ours:device", {})
     on_gpu = where["backend"] == "gpu"
     case = flags["case"] or CASES["gpu" if on_gpu else "cpu"]
-    if make_config(case).model.position != "learned" and "transformers" in sides:
-        raise ConfigError(f"{case}: transformers' side is a GPT-2; add --sides=ours")
     dtype = flags["dtype"] or ("bfloat16" if on_gpu else "float32")
     rows = measure(sides, case, dtype, flags["unrolled"] == "false", rounds, seconds)
     machine = describe_machine()

@@ -106,7 +106,7 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 def freeze_below(model: nn.Module, layers: int, top: int) -> None:
     """Lets only the top layers and the last norm train, as users of transformers do it."""
-    kept = tuple(f".h.{layer}." for layer in range(layers - top, layers)) + (".ln_f.",)
+    kept = (*(f".h.{layer}." for layer in range(layers - top, layers)), ".ln_f.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in kept))
 

@@ -2,9 +2,9 @@
 
 Weak scaling, so the work a device does stays the same, on 1 to 8 virtual CPU devices: rows grow with the devices, or for
 `context` the places of a row. `MiB sent` is what the collectives of the compiled step send from one device (lm/collectives.py);
-`theory` is what a ring must send: for `data` every gradient twice, for `fsdp` every weight twice and its gradient once, for
-`tensor` four activations a layer twice, for `context` keys and values twice, their gradients once, and all gradients twice,
-each times (n - 1) / n. Then TPU slices that are not here, one row a chip, weights sharded over all chips: needs libtpu
+`theory` is what a ring must send, times (n - 1) / n: for `data` every gradient twice, for `fsdp` weights and gradients three times in
+all, for `tensor` four activations a layer twice, for `context` keys, values and their gradients once and all gradients twice.
+Then TPU slices that are not here, one row a chip, weights sharded over all chips: needs libtpu
 (pip install -e ".[tpu-plan]"), else left out. Virtual devices share the cores, so no time is measured. Needs no TensorFlow.
 
     python benchmarks/scaling.py [--out=FILE.jsonl] [--quick] [--devices=1,2,4,8] [--case=8x512/128x4]
@@ -48,7 +48,7 @@ def theory(case: str, axis: str, devices: int, params: int) -> float:
         "data": 2 * params,
         "fsdp": 3 * params,
         "tensor": 2 * 4 * places * config.model.dim,
-        "context": 2 * params + 3 * 2 * places * config.model.n_kv_heads * config.model.q_head_dim,
+        "context": 2 * params + 2 * 2 * places * config.model.n_kv_heads * config.model.q_head_dim,
     }[axis]
     return 4 * arrays * (devices - 1) / devices
 

@@ -137,12 +137,12 @@ def main(argv: list[str]) -> None:
     rounds, seconds = int(flags["rounds"]), float(flags["seconds"])
     if flags["quick"] == "true":
         rounds, seconds, flags["cases"] = 1, 0.2, flags["cases"] or "2x64/32x4"
+    for case in filter(None, flags["cases"].split(",")):
+        make_config(case)
     sides = available(flags["sides"].split(","))
     where: dict[str, Any] = measure_once("jax", "ours:device", {})
     on_gpu = where["backend"] == "gpu"
     cases = (flags["cases"] or CASES["gpu" if on_gpu else "cpu"]).split(",")
-    for case in cases:
-        make_config(case)
     dtype = flags["dtype"] or ("bfloat16" if on_gpu else "float32")
     check_same_work(sides)
     machine = describe_machine()

@@ -60,7 +60,7 @@ class Side:
         began = time.perf_counter()
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path, **(environment or {})},
+            env={"CUDA_VISIBLE_DEVICES": "0", **os.environ, **ENVIRONMENT, "PYTHONPATH": path, **(environment or {})},
         )  # fmt: skip
         try:
             self.listen()
