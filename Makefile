@@ -36,9 +36,14 @@ format: setup
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# Minutes each; rows are added to OUT, tables are printed. Peers (torch, transformers, grain) take part where they are installed.
+OUT ?= bench.jsonl
 bench: setup
-	$(PY) benchmarks/step_time.py
-	$(PY) benchmarks/input.py
+	$(PY) benchmarks/step_time.py --out=$(OUT)
+	$(PY) benchmarks/freeze.py --out=$(OUT)
+	$(PY) benchmarks/compile_time.py --out=$(OUT)
+	$(PY) benchmarks/scaling.py --out=$(OUT)
+	$(PY) benchmarks/input.py --out=$(OUT)
 
 clean:
 	rm -rf $(VENV) runs data_cache build *.egg-info .pytest_cache .ruff_cache

@@ -7,17 +7,16 @@ part of it is the memory map of the shards, so `own` is the growth of memory tha
 also goes to FILE as a JSON line. Needs Linux and TensorFlow; grain is left out where it is not installed.
 
     python benchmarks/input.py [--out=FILE.jsonl] [--quick] [--rounds=3] [--batches=10000] [--tokens=20000000]
+
+example: python benchmarks/input.py --rounds=5 --out=input.jsonl
 """
 
 from __future__ import annotations
 
-import datetime
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from benchmarks.turns import Table, describe_machine
 from data_pipeline.batch import Data, open_data
 from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig, SplitConfig, TokenizerConfig
 from data_pipeline.schema import UserError, run_main, split_flags
@@ -169,19 +169,6 @@ def spawn_child(folder: Path, case: str, reader: str, batches: int) -> dict[str,
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def describe_machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    names = ("numpy", "tensorflow-cpu", "tensorflow", "grain")
-    installed = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
-    return {
-        "versions": {"python": platform.python_version(), **{n: installed[n] for n in names if n in installed}},
-        "machine": f"{cpu}, {os.cpu_count()} cores, pinned to one",
-        "load": os.getloadavg()[0],
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
 def main(argv: list[str]) -> None:
     defaults = {"out": "", "quick": "false", "rounds": "3", "batches": "10000", "tokens": "20000000",
                 "child": "", "case": "", "reader": ""}  # fmt: skip
@@ -217,28 +204,26 @@ def main(argv: list[str]) -> None:
             for run in runs:
                 results[run].append(spawn_child(folder, *run, batches))
     machine = describe_machine()
-    print(
-        f"{batches:,} batches of {ROWS} x {SEQ_LEN}, {rounds} rounds, {machine['machine']}, load {machine['load']:.1f}\n"
-    )
-    print(
-        "| rows | reader | million tokens/s | a CPU second | spread | full | MB after 20, a tenth, all batches | own MB, growth |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"{batches:,} batches of {ROWS} x {SEQ_LEN}, {rounds} rounds, {machine['machine']}, pinned to one, "
+          f"load {machine['load']:.1f}\n")  # fmt: skip
+    columns = ["rows", "reader", "million tokens/s", "a CPU second", "spread", "full",
+               "MB after 20, a tenth, all batches", "own MB, growth"]  # fmt: skip
+    table = Table("input", columns, flags["out"])
     for (case, reader), measured in results.items():
         speeds, cpu_speeds = ([one[f"tokens_per_{unit}"] for one in measured] for unit in ("sec", "cpu_sec"))
         worst = max(measured, key=lambda one: one["memory"][-1]["own"] - one["memory"][1]["own"])["memory"]
         row = {
             "case": case, "reader": reader, "tokens_per_sec": statistics.median(speeds),
-            "tokens_per_cpu_sec": statistics.median(cpu_speeds), "spread": max(cpu_speeds) / min(cpu_speeds) - 1, "fill": measured[0]["fill"], "rss_mb": [m["rss"] for m in worst],
+            "tokens_per_cpu_sec": statistics.median(cpu_speeds), "spread": max(cpu_speeds) / min(cpu_speeds) - 1,
+            "fill": measured[0]["fill"], "rss_mb": [m["rss"] for m in worst],
             "own_growth_mb": worst[-1]["own"] - worst[1]["own"], "rows": ROWS, "seq_len": SEQ_LEN, "batches": batches,
-            "rounds": rounds, **machine,
+            "rounds": rounds, "cores": 1,
         }  # fmt: skip
-        if flags["out"]:
-            with open(flags["out"], "a") as file:
-                file.write(json.dumps(row) + "\n")
         rss = " / ".join(f"{mb:,.0f}" for mb in row["rss_mb"])
-        print(f"| {case} | {reader} | {row['tokens_per_sec'] / 1e6:.1f} | {row['tokens_per_cpu_sec'] / 1e6:.1f} | {row['spread']:.0%} | {row['fill']:.1%} | {rss} | "
-              f"{row['own_growth_mb']:+.1f} |")  # fmt: skip
+        table.add(row, [
+            case, reader, f"{row['tokens_per_sec'] / 1e6:.1f}", f"{row['tokens_per_cpu_sec'] / 1e6:.1f}",
+            f"{row['spread']:.0%}", f"{row['fill']:.1%}", rss, f"{row['own_growth_mb']:+.1f}",
+        ])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _NAME = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _OP = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+# TPU programs spread one collective over fusions (a start, steps beside other arithmetic, a done) and repeat it in each.
+_CONTINUES = re.compile(r"(?:ROOT )?%?(?:async-collective-done[\w.\-]* = |.*calls=%?async_collective_fusion)")
 
 
 def _bytes(shape: str) -> list[int]:
@@ -100,7 +102,7 @@ def count_collectives(hlo: str) -> dict[str, dict[str, float]]:
     def walk(name: str, times: float) -> None:
         for text in bodies.get(name, ()):
             op = _OP.match(text)
-            if not op:
+            if not op or _CONTINUES.match(text):
                 continue
             result, opcode = op[1], op[2]
             kind = opcode.removesuffix("-start")

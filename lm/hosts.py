@@ -182,7 +182,8 @@ def keep_memory() -> None:
     """Lets glibc keep what a step on the CPU frees: else each step asks the kernel for its temporaries again.
 
     A GPT-2 step of 6 x 384 took 300,000 page faults and a sixth of its time for that (docs/LOG.md). Must come before JAX
-    starts its threads, so it looks for accelerators in /dev; with one, and without glibc, nothing happens.
+    starts its threads, so it looks for accelerators in /dev; with one, and without glibc, nothing happens. What lies in
+    between piles up, so call `release_memory` now and then.
     """
     devices = [path for name in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*") for path in Path("/dev").glob(name)]
     elsewhere = os.environ.get("JAX_PLATFORMS", "cpu") not in ("", "cpu") or (devices and "JAX_PLATFORMS" not in os.environ)
@@ -192,6 +193,12 @@ def keep_memory() -> None:
     mallopt(arena_max, 1)  # the others, one a thread, are too small for a step's temporaries
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)
+
+
+def release_memory() -> None:
+    """Gives the freed memory of this moment back: compiling and evaluating leave holes that no step fits in."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_main() -> bool:

@@ -22,7 +22,7 @@ from lm.checkpoint import Checkpoints
 from lm.clock import Clock
 from lm.config import Config, UserError
 from lm.evaluate import EvalStep, evaluate
-from lm.hosts import StopFlag, gather_bytes, is_main
+from lm.hosts import StopFlag, gather_bytes, is_main, release_memory
 from lm.lease import Lease
 from lm.logger import Logger, duration
 from lm.params import to_host
@@ -119,6 +119,7 @@ class _Loop:
                     self._flush()
                     with clock.part("eval"):
                         stopping = not self._evaluate(stop.agreed)
+                        release_memory()
                     clock.note("eval", step=progress.step)
                 if not stopping and self._out_of_patience():
                     status = "stopped early"
@@ -156,6 +157,7 @@ class _Loop:
         if not clock.warm:  # the first step compiles: it is waited for and not counted
             self._flush()
             run.logger.say(f"first step, with compiling: {time.perf_counter() - began:.1f} s")
+            release_memory()
             clock.start_counting()
             clock.note("first_step", step=progress.step)
         run.checkpoints.poll()

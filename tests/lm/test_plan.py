@@ -182,6 +182,37 @@ def test_collectives_of_a_tpu_program():
     assert found["all-gather"] == {"count": 1, "bytes": 1024 * 128 * 2 * 15 / 16}
 
 
+# One gather as the TPU compiler spreads it beside other arithmetic: the same operation stands in each of three fusions.
+SPREAD = """
+%fused_computation.1 (p: bf16[64,128]) -> (bf16[64,128], bf16[1024,128]) {
+  %all-gather.1 = bf16[1024,128]{1,0} all-gather(%p), channel_id=1, replica_groups=[1,16]<=[16], dimensions={0}
+}
+
+%async_collective_fusion.2 (p: bf16[64,128], x: bf16[1024,128]) -> (bf16[64,128], bf16[1024,128]) {
+  %all-gather.2 = bf16[1024,128]{1,0} all-gather(%p), channel_id=1, replica_groups=[1,16]<=[16], dimensions={0}
+}
+
+%fused_computation.3 (p: bf16[64,128], x: bf16[1024,128]) -> bf16[1024,128] {
+  ROOT %all-gather.3 = bf16[1024,128]{1,0} all-gather(%p), channel_id=1, replica_groups=[1,16]<=[16], dimensions={0}
+}
+
+ENTRY %main (p: bf16[64,128]) -> bf16[1024,128] {
+  %p.3 = bf16[64,128]{1,0} parameter(0)
+  %async-collective-start = (bf16[64,128]{1,0}, bf16[1024,128]{1,0}) fusion(%p.3), kind=kCustom, calls=%fused_computation.1
+  %a = bf16[64,128]{1,0} get-tuple-element(%async-collective-start), index=0
+  %x = bf16[1024,128]{1,0} get-tuple-element(%async-collective-start), index=1
+  %fusion.2 = (bf16[64,128]{1,0}, bf16[1024,128]{1,0}) fusion(%a, %x), kind=kOutput, calls=%async_collective_fusion.2
+  %b = bf16[64,128]{1,0} get-tuple-element(%fusion.2), index=0
+  %y = bf16[1024,128]{1,0} get-tuple-element(%fusion.2), index=1
+  ROOT %async-collective-done = bf16[1024,128]{1,0} fusion(%b, %y), kind=kCustom, calls=%fused_computation.3
+}
+"""
+
+
+def test_a_collective_spread_over_fusions_counts_once():
+    assert count_collectives(SPREAD) == {"all-gather": {"count": 1, "bytes": 1024 * 128 * 2 * 15 / 16}}
+
+
 @pytest.mark.parametrize("name", ["v5e", "v5e:4", "4x4", "v5e:4x4;rm"])
 def test_a_topology_that_is_none(name):
     with pytest.raises(ConfigError, match="write kind:AxB"):
