@@ -185,9 +185,9 @@ def keep_memory() -> None:
     starts its threads, so it looks for accelerators in /dev; with one, and without glibc, nothing happens. What lies in
     between piles up, so call `release_memory` now and then.
     """
-    devices = [path for name in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*") for path in Path("/dev").glob(name)]
-    elsewhere = os.environ.get("JAX_PLATFORMS", "cpu") not in ("", "cpu") or (devices and "JAX_PLATFORMS" not in os.environ)
-    if elsewhere or platform.libc_ver()[0] != "glibc":
+    found = any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*"))
+    platforms = os.environ.get("JAX_PLATFORMS") or ("accelerator" if found else "cpu")
+    if platforms != "cpu" or platform.libc_ver()[0] != "glibc":
         return
     mallopt, trim_threshold, mmap_max, arena_max = ctypes.CDLL(None).mallopt, -1, -4, -8
     mallopt(arena_max, 1)  # the others, one a thread, are too small for a step's temporaries

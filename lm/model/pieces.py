@@ -120,7 +120,7 @@ def _backward(cut: Cut, kept: tuple[Any, ...], g_BKGTH: jax.Array) -> tuple[Any,
             s_grad_BKGTS *= 1 - jnp.square(jnp.maximum(s_BKGTS, -cut.cap) / cut.cap)
         s_grad_BKGTS = s_grad_BKGTS.astype(v.dtype)
         k_parts.append(jnp.einsum("BKGTS,BKGTH->BKSH", s_grad_BKGTS, q[:, :, :, rows]))
-        q_grad_BKGTH = einsum_f32("BKGTS,BKSH->BKGTH", s_grad_BKGTS, k[:, :, keys])
+        q_grad_BKGTH: Any = einsum_f32("BKGTS,BKSH->BKGTH", s_grad_BKGTS, k[:, :, keys])
         for parts, (piece, _) in zip(q_parts, cut.by_queries()):
             first, last = max(piece.start, rows.start), min(piece.stop, rows.stop)
             if first < last:
@@ -129,7 +129,8 @@ def _backward(cut: Cut, kept: tuple[Any, ...], g_BKGTH: jax.Array) -> tuple[Any,
                 parts.append(part if pad == (0, 0) else jnp.pad(part, [(0, 0)] * 3 + [pad, (0, 0)]))
     q_grad_BKGTH = jnp.concatenate([sum(parts) for parts in q_parts], axis=3) / math.sqrt(q.shape[-1])
     k_grad_BKSH, v_grad_BKSH = jnp.concatenate(k_parts, axis=2), jnp.concatenate(v_parts, axis=2)
-    return (*settle((q_grad_BKGTH.astype(q.dtype), k_grad_BKSH, v_grad_BKSH)), None)
+    q_grad, k_grad, v_grad = settle((q_grad_BKGTH.astype(q.dtype), k_grad_BKSH, v_grad_BKSH))
+    return q_grad, k_grad, v_grad, None
 
 
 _attend.defvjp(_forward, _backward)
