@@ -74,8 +74,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(place):
-    """A finished run of two processes."""
-    run = Group(place, "base")
+    """A finished run of two processes, the first of which looked into two of its steps."""
+    run = Group(place, "base", "--config.debug.profile_steps=12,13")
     assert run.wait() == [0, 0], run.errors()
     return place / "base"
 
@@ -180,6 +180,9 @@ def test_two_processes_are_bit_equal_to_two_devices(place, base):
     assert read(base / "summary.json")["processes"] == 2
     assert "step 60/60" in (place / "base.0.out").read_text()
     assert "step" not in (place / "base.1.out").read_text()
+    assert "profile of steps 12 to 13" in (place / "base.0.out").read_text()
+    assert len(list((base / "profile").glob("plugins/profile/*/*.xplane.pb"))) == 1
+    assert read(base / "summary.json")["time"]["starts"] == 1
     assert (place / "base.1.err").read_text() == ""
 
 
