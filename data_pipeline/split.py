@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 
 from data_pipeline.config import SPLITS, SplitConfig
@@ -25,7 +26,8 @@ def text_key(record: Record) -> bytes:
     (True, False)
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part in record.parts():
+    chat = record.chat and json.dumps([record.chat.messages, record.chat.tools], ensure_ascii=False, sort_keys=True)
+    for part in (chat,) if chat else record.parts():
         compared = NOT_COMPARED.sub("", part.casefold()) or part  # a text of signs only is compared as it stands
         digest.update(compared.encode() + b"\0")
     return digest.digest()
