@@ -129,7 +129,8 @@ class Chat:
         begin, end = marked.begins.get(number), marked.ends[number]
         content, calls = message.get("content", ""), bool(message.get("tool_calls"))
         if way == "generation" and begin is not None:
-            start = begin + len(self.ask) * marked.text.startswith(self.ask, begin)
+            asked = marked.text.endswith(self.ask, before, begin)  # some blocks hold it too
+            start = begin + len(self.ask) * (not asked and marked.text.startswith(self.ask, begin))
             if re.search(f"(?:{self.tokenizer.name_pattern.pattern})\\s*$", marked.text[begin:end]):
                 return start, end, True
             return start, *self._end_of_turn(marked, end)

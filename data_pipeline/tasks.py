@@ -154,8 +154,8 @@ def _count_chats(
     """Returns (numbers of conversations of which a row of `seq_len` holds no answer, counts)."""
     if learned is None or not is_chat.any():
         return np.zeros(0, np.int64), Cut()
-    changes = np.diff(learned, prepend=0, append=0)  # uint8: 1 where an answer begins, 255 behind one
-    begins, ends = np.flatnonzero(changes == 1), np.flatnonzero(changes == 255)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], learned, [0]]).astype(np.int8)))
+    begins, ends = edges[::2], edges[1::2]
     document = np.searchsorted(offsets, begins, side="right") - 1
     begins = np.maximum(begins, offsets[document] + 1)  # a document's first id is no target
     row_ends = offsets[:-1] + np.minimum(np.diff(offsets), seq_len + 1)
