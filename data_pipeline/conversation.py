@@ -134,10 +134,12 @@ def _read_tools(tools: Any) -> tuple[Message, ...]:
 
 def _check_text(read: Conversation) -> None:
     whole = json.dumps([read.messages, read.tools], ensure_ascii=False)
-    if any("\ud800" <= char <= "\udfff" for char in whole):
-        raise BadConversation("lone surrogate", f"{read.form}: holds a lone surrogate, which is no character")
-    if found := set(OWN) & set(whole):
-        raise BadConversation("no character", f"{read.form}: holds U+{ord(found.pop()):04X}, which is no character")
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        raise BadConversation("lone surrogate", f"{read.form}: holds a lone surrogate, which is no character") from None
+    if found := OWN.search(whole):
+        raise BadConversation("no character", f"{read.form}: holds U+{ord(found[0]):04X}, which is no character")
 
 
 def _kind(value: Any) -> str:

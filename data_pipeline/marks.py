@@ -16,7 +16,7 @@ from data_pipeline.chat_template import BEGIN, END
 QUOTE, UNQUOTE = "\ufdd2", "\ufdd3"  # around what a person wrote that spells a special token
 NEXT = "\ufdd4"  # in front of a message that follows a tool call
 DIGITS = [chr(0xFDE0 + digit) for digit in range(10)]  # number the answers: some templates write a tool's name twice
-OWN = (BEGIN, END, QUOTE, UNQUOTE, NEXT, *DIGITS)
+OWN = re.compile(f"[{BEGIN}{END}{QUOTE}{UNQUOTE}{NEXT}{''.join(DIGITS)}]")
 MARK = re.compile(f"([{BEGIN}{END}{QUOTE}{UNQUOTE}{NEXT}])([{''.join(DIGITS)}]*)")
 Message = dict[str, Any]
 Stretch = tuple[int, int]  # of a text, in characters
