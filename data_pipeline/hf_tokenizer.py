@@ -139,6 +139,8 @@ class HfTokenizer(Tokenizer):
         engine.no_padding()
         engine.post_processor = None  # which would put special tokens around a text, and trim offsets
         engine.encode_special_tokens = True
+        if getattr(engine.model, "dropout", None):
+            engine.model.dropout = None  # which would give a text other ids each time
         return engine
 
     @staticmethod

@@ -1,6 +1,7 @@
 """Is what is learned of a conversation exactly what the assistant said, with any template and tokenizer, and nothing forged?"""
 
 import datetime
+import json
 import os
 import re
 from pathlib import Path
@@ -416,6 +417,39 @@ def test_real_chats_of_smollm2_are_those_of_transformers(tokenizers):
     rendered = chat.render(conversation(["Hi", "Hello", "So?", "好"]))
     assert [rendered.text[a:b] for a, b in rendered.learned] == ["Hello<|im_end|>", "好<|im_end|>"]
     assert rendered.text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+
+
+@pytest.mark.slow
+def test_real_dialogues_with_a_real_tokenizer_and_template(tmp_path):
+    """LM_ASSETS: tokenizers/qwen2/tokenizer.json, chat_templates/Qwen-*.jinja, sgd/dialogues.jsonl."""
+    root = Path(os.environ.get("LM_ASSETS") or "/none")
+    vocabulary, dialogues = root / "tokenizers" / "qwen2" / "tokenizer.json", root / "sgd" / "dialogues.jsonl"
+    if not (vocabulary.is_file() and dialogues.is_file() and real_templates()):
+        pytest.skip(
+            "LM_ASSETS names no folder with tokenizers/qwen2/tokenizer.json, sgd/dialogues.jsonl and chat_templates"
+        )
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    rows = [json.loads(line)["turns"] for line in dialogues.read_text("utf-8").splitlines()[:300]]
+    for name in ("Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B"):
+        (tmp_path / "tokenizer.json").write_bytes(vocabulary.read_bytes())
+        (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}')
+        (tmp_path / "chat_template.jinja").write_bytes((root / "chat_templates" / f"{name}.jinja").read_bytes())
+        tokenizer = load_tokenizer(tmp_path)
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+        chat = open_chat(tokenizer)
+        for turns in rows:
+            messages = [
+                {"role": "user" if t["speaker"] == "USER" else "assistant", "content": t["text"]} for t in turns
+            ]
+            ids, learned = encode_rendered(chat.render(read_conversation(messages)), tokenizer, add_bos=False)
+            assert ids == theirs.apply_chat_template(messages, return_dict=False)
+            prompt = chat.prompt(messages[:-1])
+            assert prompt == theirs.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+            answers = [m["content"] for m in messages if m["role"] == "assistant"]
+            said = [number for number, yes in zip(ids, learned) if yes]
+            empty = "<think>\n\n</think>\n\n" * ("Qwen3" in name)  # before the last answer
+            assert tokenizer.decode(said) == "".join([*answers[:-1], empty + answers[-1]])
+            assert said.count(tokenizer.special.eos) == len(answers)
 
 
 def test_bad_conversations_say_where():

@@ -290,6 +290,19 @@ def test_hostile_contents_are_one_line(tmp_path):
     assert load_tokenizer(tmp_path).special.bos == -1  # of the wrong type: none
 
 
+def test_ids_are_the_same_every_time(folders, tmp_path):
+    parts = json.loads((folders["byte_bpe"] / "tokenizer.json").read_text())
+    parts["model"]["dropout"] = 0.5
+    parts["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    parts["padding"] = {
+        "strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x",
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    tokenizer = load_tokenizer(tmp_path)
+    for text in TEXTS:
+        assert tokenizer.encode(text) == tokenizer.align(text)[0] == load_tokenizer(folders["byte_bpe"]).encode(text)
+
+
 def test_folders_without_a_tokenizer_say_what_to_do(tmp_path):
     assert "does not exist" in refused(tmp_path / "none")
     (tmp_path / "tokenizer_config.json").write_text("{}")
@@ -328,6 +341,13 @@ def test_ids_are_those_of_transformers(folders, tokenizers, name):
         assert tokenizer.align(text)[0] == theirs.encode(text, add_special_tokens=False)
         if not tokenizer.name_pattern.search(text):
             assert tokenizer.encode(text) == theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    @given(text=TORTURE)
+    @settings(max_examples=60, deadline=None)
+    def agree(text):
+        assert tokenizer.align(text)[0] == theirs.encode(text, add_special_tokens=False)
+
+    agree()
     for mine, their in (("bos", theirs.bos_token_id), ("eos", theirs.eos_token_id), ("pad", theirs.pad_token_id)):
         assert getattr(tokenizer.special, mine) == (-1 if their is None else their)
 
