@@ -11,6 +11,7 @@ reasoning, Phi's puts an end after the last turn), nor that it has `{% generatio
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
 from collections.abc import Callable
@@ -241,9 +242,10 @@ def encode_rendered(rendered: Rendered, tokenizer: Tokenizer, add_bos: bool) -> 
     edges = sorted({0, *inner, len(rendered.text)})
     ids: list[int] = []
     ends: list[int] = []
+    literal = rendered.literal
     for begin, end in itertools.pairwise(edges):
-        literal = [(a - begin, b - begin) for a, b in rendered.literal if begin <= a < end]
-        part, part_ends = tokenizer.align(rendered.text[begin:end], literal)
+        inside = literal[bisect.bisect_left(literal, (begin, 0)) : bisect.bisect_left(literal, (end, 0))]
+        part, part_ends = tokenizer.align(rendered.text[begin:end], [(a - begin, b - begin) for a, b in inside])
         ids += part
         ends += [begin + e for e in part_ends]
     at = np.searchsorted(spans[:, 1], ends)  # the first stretch that does not end before the token

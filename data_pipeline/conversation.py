@@ -10,6 +10,7 @@ from data_pipeline.marks import OWN
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the names that templates and data sets have for it
+MAX_DEPTH = 64  # levels of what a message or a tool holds
 Message = dict[str, Any]
 
 
@@ -132,7 +133,14 @@ def _read_tools(tools: Any) -> tuple[Message, ...]:
     return tuple(tools)
 
 
+def _is_deep(value: Any, levels: int = MAX_DEPTH) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return levels == 0 or any(_is_deep(part, levels - 1) for part in inner)
+
+
 def _check_text(read: Conversation) -> None:
+    if _is_deep(read.messages) or _is_deep(read.tools):
+        raise BadConversation("nested too deep", f"{read.form}: nested in more than {MAX_DEPTH} levels")
     whole = json.dumps([read.messages, read.tools], ensure_ascii=False)
     try:
         whole.encode()

@@ -98,11 +98,10 @@ def _read_template(folder: Path, config: dict[str, Any]) -> str:
     template = config.get("chat_template") or _read_object(folder / "chat_template.json").get("chat_template") or ""
     if isinstance(template, list):  # several by name
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        if "default" not in named:
-            raise UserError(
-                f"{folder / CONFIG}: its chat templates have the names {', '.join(map(str, named)) or '(none)'}, and none is "
-                f"'default'; write the one that is meant to a file and set config.data.chat.template to it"
-            )
+        if "default" not in named:  # said when one is needed: texts need none
+            names = ", ".join(map(str, named)) or "(none)"
+            message = f"the tokenizer has chat templates named {names}, and none is the default; set config.data.chat.template to a file"
+            return "{{ raise_exception(" + json.dumps(message) + ") }}"
         template = named["default"]
     if not isinstance(template, str):
         raise UserError(f"{folder / CONFIG}: chat_template is {type(template).__name__}, expected text")

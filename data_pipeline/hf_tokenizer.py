@@ -48,7 +48,8 @@ class HfTokenizer(Tokenizer):
             pieces[number] = b"" if number in hidden else piece
         super().__init__(pieces, special, files[TOKENIZER], texts, names)
         self.forbidden = hidden - {special.unk}  # unknown text may give the unknown id; no text any other special one
-        spaces = {t.content: (r"\s*" * t.lstrip, r"\s*" * t.rstrip) for t in added.values()}  # which a token swallows
+        # white space that a token swallows; a run of it is looked at once, from its beginning
+        spaces = {t.content: (r"(?:(?<!\s)\s++)?" * t.lstrip, r"\s*" * t.rstrip) for t in added.values()}
         patterns = [re.escape(name).join(spaces.get(name, ("", ""))) for name in sorted(names, key=len, reverse=True)]
         self.name_pattern = re.compile("|".join(patterns) or "(?!)")
         self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, *settings.ids.get("eos_token", ()))))

@@ -6,6 +6,7 @@ messages, the template carries them along, and they are taken out again.
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,17 @@ class Marked:
     nexts: tuple[int, ...]
 
     def is_literal(self, begin: int, end: int) -> bool:
-        return any(a < end and begin < b for a, b in self.literal)
+        return overlaps(self.literal, begin, end)
+
+
+def overlaps(stretches: Sequence[Stretch], begin: int, end: int) -> bool:
+    """Says whether any of the stretches, which are in order and apart, shares a character with begin..end.
+
+    >>> [overlaps([(2, 4), (6, 7)], *at) for at in ((0, 2), (3, 5), (4, 6), (0, 9))]
+    [False, True, False, True]
+    """
+    before = bisect.bisect_left(stretches, (end, 0)) - 1
+    return before >= 0 and stretches[before][1] > begin
 
 
 def strings_in(value: Any) -> Sequence[str]:

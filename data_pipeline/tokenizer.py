@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.marks import Stretch
+from data_pipeline.marks import Stretch, overlaps
 from data_pipeline.schema import UserError
 
 FORMAT = 1
@@ -93,7 +93,7 @@ class Tokenizer(abc.ABC):
             ends.extend(at + end for end in part_ends)
 
         for match in self.name_pattern.finditer(text):
-            if not any(begin <= match.start() < end for begin, end in literal):
+            if not overlaps(literal, *match.span()):
                 add(text[at : match.start()])
                 at = match.end()
                 ids.append(self.special_names[match[0].strip()])

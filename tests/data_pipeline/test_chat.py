@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,17 @@ def test_names_of_special_tokens_are_never_read_in_what_people_wrote(chats, toke
     tools = [{"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}]
     chat = Chat(tokenizer, "{% for m in messages %}{{ tools | tojson }}{{ m.content }}<|im_end|>{% endfor %}", "t")
     assert chat.prompt([{"role": "user", "content": "a"}], tools).count(tokenizer.special_names["<|im_end|>"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["bytes", "byte_bpe", "metaspace_first"])
+def test_a_message_full_of_names_takes_no_longer_than_its_length(chats, tokenizers, kind):
+    chat = chats["chatml", kind]
+    name = chat.tokenizer.special_texts["eos_token"]
+    began = time.monotonic()
+    for text in (name * 20_000, " " * 200_000 + "x", f"{name}   " * 10_000, "<" * 100_000):
+        chat.prompt([{"role": "user", "content": text}])
+        encode_rendered(chat.render(conversation(["a", text + "x"])), chat.tokenizer, False)
+    assert time.monotonic() - began < 60  # seconds on a busy machine; a square of the length would take hours
 
 
 def test_one_begin_token_whatever_template_and_configuration_say(tokenizers):
@@ -481,6 +493,8 @@ def test_bad_conversations_say_where():
         ([user, {**answer, "reasoning_content": 3}], "messages[1]: the reasoning is int"),
         ([user, {"role": "assistant", "content": "\ud800"}], "lone surrogate"),
         ([user, {"role": "assistant", "content": "a\ufdd0"}], "U+FDD0, which is no character"),
+        ([user, {**answer, "x": json.loads("[" * 90 + "]" * 90)}], "nested in more than 64 levels"),
+        ([user, {**answer, "x": json.loads("[" * 900 + "]" * 900)}], "nested in more than 64 levels"),
     ):
         with pytest.raises(BadConversation) as caught:
             read_conversation(messages)

@@ -1,14 +1,17 @@
 """Does a Hugging Face tokenizer give the ids it gives elsewhere, come back as text, keep its files, and is damage refused?"""
 
+import io
 import json
 import os
 import random
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.chat import open_chat
 from data_pipeline.config import SplitConfig, TokenizerConfig
 from data_pipeline.records import Record
 from data_pipeline.schema import ConfigError, UserError
@@ -127,8 +130,9 @@ def test_special_tokens_are_found_where_the_folder_names_them(tmp_path):
     assert template.template == "file"
     entry = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
     assert special(tokenizer_config__json={"chat_template": entry}).template == "b"
-    with pytest.raises(UserError, match="names tool_use, and none is 'default'"):
-        special(tokenizer_config__json={"chat_template": entry[:1]})
+    tokenizer = special(tokenizer_config__json={"chat_template": entry[:1], "eos_token": "<|im_end|>"})
+    with pytest.raises(UserError, match="chat templates named tool_use, and none is the default"):
+        open_chat(tokenizer).prompt([{"role": "user", "content": "a"}])
 
 
 def test_a_begin_token_that_the_recipe_puts_is_noticed(tmp_path, tokenizers, opened, corpus):
@@ -288,6 +292,30 @@ def test_hostile_contents_are_one_line(tmp_path):
     )
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [true, -1, "a", 99], "bos_token_id": {}}')
     assert load_tokenizer(tmp_path).special.bos == -1  # of the wrong type: none
+
+
+def test_a_folder_with_a_sentencepiece_model_only(tmp_path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS[1].split(". ")), model_writer=model, vocab_size=50, model_type="bpe", minloglevel=2
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    config = {
+        "add_bos_token": True,
+        "chat_template": "{{ bos_token }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**config, "added_tokens_decoder": {"1": {"content": "<s>"}}})
+    )
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    load_tokenizer(tmp_path).save(tmp_path / "saved")
+    for folder in (tmp_path, tmp_path / "saved"):
+        tokenizer = load_tokenizer(folder)
+        assert (tokenizer.kind, tokenizer.adds_bos, tokenizer.stop_ids) == ("sentencepiece", True, (2, 7))
+        prompt = open_chat(tokenizer).prompt([{"role": "user", "content": "fox </s>"}])
+        assert (prompt[0], prompt[-1], prompt.count(2)) == (1, 2, 1)
+    (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"50": {"content": "<|im_end|>"}}}')
+    assert "adds tokens that tokenizer.model does not have, so it needs a tokenizer.json" in refused(tmp_path)
 
 
 def test_ids_are_the_same_every_time(folders, tmp_path):
