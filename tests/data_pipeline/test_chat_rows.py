@@ -395,7 +395,7 @@ def test_the_command_shows_and_takes_no_colour_into_a_pipe(talks, tmp_path):
     )
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "data_pipeline.show", f"--config={config}", "--ids", "--rows=1"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert "of answer tokens" in done.stdout
