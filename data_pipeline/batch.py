@@ -25,7 +25,7 @@ from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader, read_rows
 from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.store import Prepared
 from data_pipeline.stream import DocumentReader, StreamedBatches, Streams
-from data_pipeline.tasks import check_tokenizer, cut_chunks
+from data_pipeline.tasks import Cut, check_tokenizer, cut_chunks
 from data_pipeline.tokenizer import Tokenizer
 
 VERSION = 1  # raise it when the same prepared data gives other batches
@@ -43,6 +43,7 @@ class Data:
         special = self.tokenizer.special
         self.pad_id = special.pad if special.pad >= 0 else max(special.eos, 0)
         check_tokenizer(self.tokenizer, config.add_bos, config.split.by == "hash", is_on(config.augment))
+        self.cuts: list[list[Cut]] = [[] for _ in sources]
         self.readers = {split: self._open(split) for split in SPLITS}
         self._check(log)
         self.fingerprint = self._fingerprint()
@@ -128,7 +129,9 @@ class Data:
         numbers = self._training_sources()
         groups = [[n] for n in numbers] if any(map(self._weight, numbers)) else [numbers]
         readers = [
-            DocumentReader(self.config, [(self.sources[n], *self.prepared.places(n, "train")) for n in group])
+            DocumentReader(
+                self.config, [(self.sources[n], *self.prepared.places(n, "train")) for n in group], self.tokenizer
+            )
             for group in groups
         ]
         mixture = Mixture([self.sources[n].name for n in numbers], [1] * len(numbers), [self._weight(n) for n in numbers],
@@ -155,10 +158,16 @@ class Data:
             if self.prepared.has_shard(number, split):
                 shard = self.prepared.shard(number, split)
                 chunks = cut_chunks(
-                    shard.offsets, shard.loss_start, config.seq_len, config.add_bos, config.loss_on_prompt
+                    shard.offsets,
+                    shard.loss_start,
+                    config.seq_len,
+                    config.add_bos,
+                    config.loss_on_prompt,
+                    shard.learned,
                 )
                 bos_id = self.tokenizer.special.bos
                 reader = RowReader(shard, chunks, config.seq_len, config.packing, bos_id, self.pad_id)
+                self.cuts[number].append(chunks.cut)
                 if len(reader):
                     readers.append((number, reader))
         return readers
@@ -166,6 +175,19 @@ class Data:
     def _check(self, log: Callable[[str], None]) -> None:
         """Raises UserError for data that cannot train; says what is allowed but unexpected."""
         config = self.config
+        for number, source in enumerate(self.sources):
+            cuts = self.cuts[number]
+            answers, cut, lost = (sum(getattr(c, k) for c in cuts) for k in ("answers", "cut_answers", "lost_chats"))
+            what = "answers" if any(c.chats for c in cuts) else "completions"
+            if cut > (1 - config.min_completion_kept) * answers:
+                raise UserError(
+                    f"source {source.name}: config.data.seq_len={config.seq_len} cuts the end of {cut} of {answers} {what}; "
+                    f"raise it, or lower config.data.min_completion_kept={config.min_completion_kept:g}"
+                )
+            if lost:
+                log(
+                    f"source {source.name}: {lost} conversations have no answer within {config.seq_len} tokens and are left out"
+                )
         rows = sum(len(reader) for _, reader in self.readers["train"])
         if not rows and not (config.streaming and self._training_sources()):
             raise UserError("the train split is empty: lower config.data.split.validation and test, or add documents")
@@ -175,14 +197,11 @@ class Data:
                 log(
                     f"warning: no document fell into the {split} split (share {share:g}); raise config.data.split.{split}"
                 )
-        for number, source in enumerate(self.sources):
-            chunks = [reader.chunks for split in SPLITS for n, reader in self.readers[split] if n == number]
-            pairs, cut = sum(c.pairs for c in chunks), sum(c.cut_completions for c in chunks)
-            if cut > (1 - config.min_completion_kept) * pairs:
-                raise UserError(
-                    f"source {source.name}: config.data.seq_len={config.seq_len} cuts the end of {cut} of {pairs} "
-                    f"completions; raise it, or lower config.data.min_completion_kept={config.min_completion_kept:g}"
-                )
+        if self.tokenizer.adds_bos and not config.add_bos and not all(cut.chats for cuts in self.cuts for cut in cuts):
+            log(
+                "warning: this tokenizer was made to put a begin token before each text; with config.data.add_bos=False there "
+                "is none (in conversations their template decides)"
+            )
 
     def _fingerprint(self) -> str:
         config = asdict(self.config)
@@ -190,7 +209,7 @@ class Data:
                     "allow_leak", "min_completion_kept"):  # fmt: skip
             del config[key]  # they decide what is prepared, and its content is in the hash below
         if not self.config.streaming:  # which cleans while it reads, so its text is not in what is prepared
-            del config["shuffle_documents"], config["clean"]
+            del config["shuffle_documents"], config["clean"], config["chat"]
         if not is_on(self.config.augment):
             del config["augment"]
         weights = [[source.name, source.config.weight] for source in self.sources]
@@ -202,9 +221,7 @@ class Data:
 
 def _describe(reader: RowReader) -> dict[str, Any]:
     out: dict[str, Any] = {"rows": len(reader), "fill": round(reader.fill(), 4)}
-    if reader.chunks.pairs:
-        out |= {"cut_prompts": reader.chunks.cut_prompts, "cut_completions": reader.chunks.cut_completions}
-    return out
+    return out | {name: count for name, count in asdict(reader.chunks.cut).items() if reader.chunks.cut.answers}
 
 
 def open_data(config: DataConfig, *, log: Callable[[str], None] = print) -> Data:

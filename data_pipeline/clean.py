@@ -15,9 +15,12 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.config import CleanConfig
+from data_pipeline.conversation import REASONING
 from data_pipeline.records import Record
 
 Edit = Callable[[str], str]
@@ -151,7 +154,15 @@ def edit(text: str, rules: tuple[str, ...], touched: set[str] | None = None) -> 
 def clean_record(record: Record, config: CleanConfig, changed: Counter[str] | None = None) -> Record | str:
     """Returns the cleaned record, or the reason to drop it; counts in `changed` which rules did something."""
     touched: set[str] = set()
-    if record.completion is None:
+    if record.chat is not None:
+        messages = tuple(_clean_message(message, config.rules, touched) for message in record.chat.messages)
+        if any(
+            not new.get("content", "x").strip() and old["content"].strip()
+            for new, old in zip(messages, record.chat.messages)
+        ):
+            return "too short"
+        cleaned = replace(record, chat=replace(record.chat, messages=messages))
+    elif record.completion is None:
         cleaned = Record(edit(record.text, config.rules, touched), None, record.group)
     else:
         # White space where prompt and completion meet is part of the format ("Answer: "), so it stays.
@@ -165,9 +176,14 @@ def clean_record(record: Record, config: CleanConfig, changed: Counter[str] | No
     if changed is not None:
         changed.update(touched)
     length = sum(map(len, cleaned.parts()))
-    if length < config.min_chars or not cleaned.parts()[-1].strip():
+    if length < config.min_chars or not (cleaned.chat or cleaned.parts()[-1].strip()):
         return "too short"
     return "too long" if config.max_chars and length > config.max_chars else cleaned
+
+
+def _clean_message(message: dict[str, Any], rules: tuple[str, ...], touched: set[str]) -> dict[str, Any]:
+    texts = {name: edit(message[name], rules, touched) for name in ("content", *REASONING) if name in message}
+    return {**message, **texts}
 
 
 USAGE = """

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import date
 
 SPLITS = ("train", "validation", "test")
 SOURCE_KINDS = ("auto", "text", "markdown", "jsonl", "csv", "package", "tfds")
 CLEAN_RULES = (
     "line_ends", "nfc", "control", "trailing_space", "blank_lines", "width", "html_entities", "mojibake",
 )  # fmt: skip
-TOKENIZER_KINDS = ("auto", "sentencepiece", "bytes", "char")
+TOKENIZER_KINDS = ("auto", "sentencepiece", "bytes", "char", "hf")
+FORMS = ("auto", "text", "prompt", "messages", "sharegpt", "alpaca")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class SourceConfig:
     split: str = ""  # "" | train | validation | test: puts the whole source into one split
     document: str = "file"  # text: one document is a "file", a "paragraph" (blank lines between) or a "line"
     records: str = "source"  # package: "source" (files) or "docstrings" (function -> docstring as prompt, completion)
+    form: str = (
+        "auto"  # jsonl, csv, tfds rows: text | prompt | messages | sharegpt | alpaca; auto tells by their fields
+    )
     text_field: str = "text"  # jsonl, csv, tfds: the field that holds the text
     prompt_field: str = "prompt"  # jsonl, csv: used when a row has this field and completion_field
     completion_field: str = "completion"
@@ -59,12 +64,20 @@ class SplitConfig:
 class TokenizerConfig:
     """Text to ids."""
 
-    kind: str = "sentencepiece"  # sentencepiece | bytes | char | auto (what `path` holds)
-    path: str = ""  # a tokenizer folder of an earlier run, or a sentencepiece .model; "": trained on the train split
+    kind: str = "sentencepiece"  # sentencepiece | bytes | char | hf (a tokenizer.json) | auto (what `path` holds)
+    path: str = ""  # a run's tokenizer folder, a Hugging Face folder or tokenizer.json, a .model; "": trained on the train split
     vocab_size: int = 4096  # pieces to train, special ones included
     model_type: str = "bpe"  # bpe | unigram
     character_coverage: float = 0.9995  # characters beyond it go through bytes; nothing is ever lost
     train_chars: int = 20_000_000  # sentencepiece: characters of the train split that training looks at
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """How conversations are written as text; other rows do not care."""
+
+    template: str = ""  # "": the tokenizer's own, or chatml where it has none; chatml | alpaca; or a .jinja file
+    date: str = "2026-01-01"  # what templates that print today's date print in training data, so that it never changes
 
 
 @dataclass(frozen=True)
@@ -85,13 +98,16 @@ class DataConfig:
     clean: CleanConfig = CleanConfig()
     split: SplitConfig = SplitConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    chat: ChatConfig = ChatConfig()
     augment: AugmentConfig = AugmentConfig()
     seq_len: int = 256  # tokens in a row
     batch_size: int = 32  # rows in a step, over all devices and micro-batches
     packing: str = "best_fit"  # "best_fit": several documents share a row and never see each other; "none": one a row
     add_bos: bool = False  # put the begin token before each document
-    loss_on_prompt: bool = False  # prompt/completion rows: learn the prompt too
-    min_completion_kept: float = 0.95  # refuse a source where seq_len leaves fewer of its completions whole
+    loss_on_prompt: bool = False  # prompt/completion rows: learn the prompt too; conversations: learn every turn
+    min_completion_kept: float = (
+        0.95  # share: refuse a source where seq_len leaves fewer of its completions or answers whole
+    )
     seed: int = 0  # order of rows, augmentation
     streaming: bool = False  # read, clean, tokenise and pack on the fly instead of preparing first
     shuffle_documents: int = 2048  # streaming: documents in the shuffle buffer
@@ -100,6 +116,13 @@ class DataConfig:
     max_bad_fraction: float = 0.01  # skip: more bad rows than this stop all the same
     max_line_bytes: int = 16_777_216  # longest line of a text, JSONL or CSV file
     allow_leak: bool = False  # go on although one text is in two splits (pinned splits can do that)
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return len(text) == 10 and bool(date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def check_data_config(data: DataConfig) -> list[str]:
@@ -122,6 +145,7 @@ def check_data_config(data: DataConfig) -> list[str]:
         must(bool(source.path), f"{key}.path: must name a file, folder, glob, package or TFDS data set")
         one_of(f"{key}.kind", source.kind, SOURCE_KINDS)
         one_of(f"{key}.split", source.split, ("", *SPLITS))
+        one_of(f"{key}.form", source.form, FORMS)
         one_of(f"{key}.document", source.document, ("file", "paragraph", "line"))
         one_of(f"{key}.records", source.records, ("source", "docstrings"))
         must(source.weight >= 0, f"{key}.weight: must be >= 0, got {source.weight}")
@@ -140,6 +164,11 @@ def check_data_config(data: DataConfig) -> list[str]:
         data.tokenizer.kind != "auto" or bool(data.tokenizer.path),
         "tokenizer.kind='auto' needs config.data.tokenizer.path",
     )
+    must(
+        data.tokenizer.kind != "hf" or bool(data.tokenizer.path),
+        "tokenizer.kind='hf' needs config.data.tokenizer.path, a Hugging Face folder or a tokenizer.json",
+    )
+    must(_is_date(data.chat.date), f"chat.date: must be a day as 2026-01-31, got {data.chat.date!r}")
     must(data.tokenizer.vocab_size >= 300, f"tokenizer.vocab_size: must be >= 300, got {data.tokenizer.vocab_size}")
     must(0 < data.tokenizer.character_coverage <= 1, "tokenizer.character_coverage: must be in (0, 1]")
     must(data.tokenizer.train_chars > 0, "tokenizer.train_chars: must be > 0")

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from data_pipeline.config import SourceConfig
+from data_pipeline.forms import record_from_fields
 from data_pipeline.lines import BOM, Line, read_lines
-from data_pipeline.records import Bad, Record, record_from_fields
+from data_pipeline.records import Bad, Record
 from data_pipeline.schema import UserError
 
 SUFFIXES = {

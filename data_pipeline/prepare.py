@@ -22,9 +22,10 @@ from typing import IO, Any
 import numpy as np
 
 from data_pipeline.augment import is_on
+from data_pipeline.chat import template_source
 from data_pipeline.config import SPLITS, DataConfig
 from data_pipeline.mix import hash64
-from data_pipeline.records import Record, Source
+from data_pipeline.records import Record, Source, pack_record, unpack_record
 from data_pipeline.report import format_report
 from data_pipeline.scan import PROGRESS_SECONDS, Document, Scan
 from data_pipeline.schema import ConfigError, UserError, split_flags
@@ -40,17 +41,18 @@ from data_pipeline.store import (
     write_text,
 )
 from data_pipeline.tasks import check_tokenizer, to_ids
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import STAND_IN, Tokenizer
 from data_pipeline.train_tokenizer import find_tokenizer, train_tokenizer
 
 Log = Callable[[str], None]
 # Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
 # whose content stays the same are not affected, since their fingerprint is of the content.
-CODE = ("clean", "lines", "mix", "package_source", "parse", "prepare", "records", "scan", "sources", "split", "store",
-        "tasks", "tfds_source", "tokenizer", "train_tokenizer")  # fmt: skip
+CODE = ("built_in_templates", "chat", "chat_template", "clean", "conversation", "forms", "hf_folder", "hf_tokenizer", "lines",
+        "marks", "mix", "package_source", "parse", "prepare", "records", "scan", "sentencepiece_tokenizer", "sources",
+        "split", "store", "tasks", "tfds_source", "tokenizer", "train_tokenizer")  # fmt: skip
 BATCH_CHARS = 1_000_000  # characters that are encoded at once
 STRETCH = 10_000  # characters that tokenizer training takes or leaves together
-HEAD = struct.Struct("<QQq")  # of a spooled document: key, bytes of its text, bytes of its completion or -1
+HEAD = struct.Struct("<QQ")  # of a spooled document: key, bytes
 
 
 def prepare(config: DataConfig, log: Log) -> tuple[Prepared, list[Source]]:
@@ -94,6 +96,7 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
         "code": code.hexdigest(), "sources": described, "clean": asdict(config.clean),
         "split": asdict(config.split), "add_bos": config.add_bos, "streaming": config.streaming,
         "bad_rows": [config.on_bad, config.max_bad_fraction, config.max_line_bytes, config.allow_leak],
+        "chat": [template_source(tokenizer or STAND_IN, config.chat)[0], config.chat.date],
         "tokenizer": tokenizer.sha256 if tokenizer else [trained, sentencepiece.__version__],
     }  # fmt: skip
 
@@ -110,7 +113,7 @@ def _build(
     def on_drop(source: str, where: str, reason: str) -> None:
         drops.append(json.dumps({"source": source, "where": where, "reason": reason}, ensure_ascii=False))
 
-    scan = Scan(sources, config, log, on_drop)
+    scan = Scan(sources, config, log, on_drop, tokenizer or STAND_IN)
     train_chars = _spool(scan, config, spool, folder)
     write_text(folder / "drops.jsonl", drops)
     if tokenizer is None:
@@ -121,6 +124,8 @@ def _build(
             f"training a {config.tokenizer.kind} tokenizer on {min(train_chars, limit):,} of {train_chars:,} characters"
         )
         tokenizer = train_tokenizer(config.tokenizer, _train_texts(spool, len(sources), train_chars, limit))
+    if scan.chat:
+        tokenizer.template = scan.chat.source  # whoever loads the tokenizer writes conversations the same way
     tokenizer.save(folder / "tokenizer")
     check_tokenizer(tokenizer, config.add_bos, add_eos, is_on(config.augment))
     entries = []
@@ -166,18 +171,16 @@ def _spool(scan: Scan, config: DataConfig, spool: Path, folder: Path) -> int:
 
 
 def _write_document(file: IO[bytes], document: Document) -> None:
-    text = document.record.text.encode()
-    completion = None if document.record.completion is None else document.record.completion.encode()
-    file.write(HEAD.pack(document.key, len(text), -1 if completion is None else len(completion)))
-    file.write(text + (completion or b""))
+    content = pack_record(document.record)
+    file.write(HEAD.pack(document.key, len(content)))
+    file.write(content)
 
 
 def _read_documents(path: Path) -> Iterator[tuple[int, Record]]:
     with open(path, "rb") as file:
         while head := file.read(HEAD.size):
-            key, text, completion = HEAD.unpack(head)
-            first = file.read(text).decode()
-            yield key, Record(first, None if completion < 0 else file.read(completion).decode())
+            key, size = HEAD.unpack(head)
+            yield key, unpack_record(file.read(size))
 
 
 def _train_texts(spool: Path, sources: int, total: int, limit: int) -> Iterator[str]:
@@ -186,6 +189,8 @@ def _train_texts(spool: Path, sources: int, total: int, limit: int) -> Iterator[
         path = spool / f"{number:02d}.train"
         for key, record in _read_documents(path) if path.exists() else ():
             text = "".join(record.parts())
+            if record.rendered:  # names of special tokens are no text
+                text = STAND_IN.name_pattern.sub("\n", text)
             if total <= limit:
                 yield text
                 continue
@@ -207,8 +212,8 @@ def _encode(
 
     def flush() -> None:
         records = [record for _, record in waiting]
-        for (key, _), ids, start in zip(waiting, *to_ids(records, tokenizer, config.add_bos, add_eos)):
-            writer.add(ids, start, key, f"source {source}, {split} document {len(writer.keys)}")
+        for (key, _), ids, start, learned in zip(waiting, *to_ids(records, tokenizer, config.add_bos, add_eos)):
+            writer.add(ids, start, key, f"source {source}, {split} document {len(writer.keys)}", learned)
         waiting.clear()
 
     for key, record in _read_documents(path):

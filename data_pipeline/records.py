@@ -1,24 +1,63 @@
-"""What is one document of a source before cleaning, and what is a row that could not be read?"""
+"""What is one document of a source, and what is a row that could not be read?"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from data_pipeline.config import SourceConfig
+from data_pipeline.conversation import Conversation
+from data_pipeline.marks import Stretch
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What a chat template wrote, and stretches of it."""
+
+    text: str
+    learned: tuple[Stretch, ...] = ()  # what the assistant says, with the end of its turn
+    literal: tuple[Stretch, ...] = ()  # what people wrote that spells a special token, and is none
+    left_out: int = 0  # answers that the template shows shortened (without their reasoning), which are not learned
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A text, or (when `completion` is there) a prompt and its completion."""
+    """A text; or (when `completion` is there) a prompt and its completion; or (when `chat` is) a conversation.
+
+    A conversation has no text before it is rendered.
+    """
 
     text: str
     completion: str | None = None
     group: str = ""  # records of one group always share a split
+    chat: Conversation | None = None
+    rendered: Rendered | None = None
 
     def parts(self) -> tuple[str, ...]:
-        return (self.text,) if self.completion is None else (self.text, self.completion)
+        if self.rendered or self.chat is None:
+            return (self.text,) if self.completion is None else (self.text, self.completion)
+        return self.chat.contents()
+
+    def is_whole(self) -> bool:
+        """Says whether the record makes sense only in one piece."""
+        return self.completion is not None or self.chat is not None
+
+
+def pack_record(record: Record) -> bytes:
+    """Writes what `tasks.to_ids` needs of a record."""
+    rendered = record.rendered
+    values = [record.text, record.completion, [rendered.learned, rendered.literal] if rendered else None]
+    return json.dumps(values, ensure_ascii=False).encode()
+
+
+def unpack_record(content: bytes) -> Record:
+    text, completion, stretches = json.loads(content)
+    if stretches is None:
+        return Record(text, completion)
+    learned, literal = (tuple((a, b) for a, b in part) for part in stretches)
+    return Record(text, rendered=Rendered(text, learned, literal))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,35 +96,6 @@ class Source(Protocol):
     def total_bytes(self) -> int: ...
     def read(self) -> Iterator[Found]: ...  # every record in a fixed order
     def load(self, place: Place) -> Record: ...  # one record that `read` found, again
-
-
-def record_from_fields(row: dict[str, Any], config: SourceConfig) -> Record | Bad:
-    """Picks prompt and completion, or the text, out of one row of named fields."""
-    pair = config.prompt_field in row and config.completion_field in row
-    names = (config.prompt_field, config.completion_field) if pair else (config.text_field,)
-    values = []
-    for name in names:
-        if name not in row:
-            wanted = f"'{config.text_field}' (or '{config.prompt_field}' and '{config.completion_field}')"
-            have = ", ".join(repr(key) for key in list(row)[:8]) or "none"
-            return Bad("missing field", f"no field {wanted}; the row has {have}")
-        value = row[name]
-        if not isinstance(value, str):
-            kind = {type(None): "null"}.get(type(value), type(value).__name__)
-            return Bad("wrong type", f"field {name!r} is {kind}, expected text")
-        if not value.strip() and not (pair and name == config.prompt_field):
-            return Bad("empty text", f"field {name!r} is empty")
-        if not is_encodable(value):
-            return Bad("lone surrogate", f"field {name!r} holds a lone surrogate, which is no character")
-        values.append(value)
-    group = ""
-    if config.group_field:
-        if config.group_field not in row:
-            return Bad("missing group", f"no field {config.group_field!r}, which group_field names")
-        group = str(row[config.group_field])
-        if not is_encodable(group):
-            return Bad("lone surrogate", f"field {config.group_field!r} holds a lone surrogate, which is no character")
-    return Record(values[0], values[1] if pair else None, group)
 
 
 def is_encodable(text: str) -> bool:

@@ -30,6 +30,7 @@ class RowReader:
         self.shard, self.chunks, self.seq_len, self.bos_id, self.pad_id = shard, chunks, seq_len, bos_id, pad_id
         self.rows: Rows = pack(chunks.length, seq_len, packing)
         self.padding = np.full(seq_len, pad_id, shard.ids.dtype)
+        self.ones = np.ones(seq_len, np.uint8)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,6 +78,13 @@ class RowReader:
             positions[segments == 0] = 0
         learn_from = np.where(real, chunks.learn_from[chunk], self.seq_len)
         weights = (positions >= spread(learn_from, np.int32)).astype(np.float32)
+        masked = real & chunks.masked[chunk]
+        if masked.any():
+            said = np.asarray(self.shard.learned)
+            weights *= np.concatenate([
+                said[at : at + n] if is_masked else self.ones[:n]
+                for at, n, is_masked in zip((start + 1).tolist(), length.tolist(), masked.tolist())
+            ])  # fmt: skip
         batch = dict(zip(BATCH_DTYPES, (tokens, targets, segments, positions, weights)))
         if epoch_keys is not None:
             document = chunks.document[chunk]

@@ -9,17 +9,21 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from data_pipeline.chat import Chat, open_chat
+from data_pipeline.chat_template import TemplateError
 from data_pipeline.clean import clean_record
 from data_pipeline.config import SPLITS, DataConfig
 from data_pipeline.records import Bad, Place, Record, Source
 from data_pipeline.schema import UserError
 from data_pipeline.split import cut_by_position, split_of, text_key
+from data_pipeline.tokenizer import STAND_IN, Tokenizer
 
 PROGRESS_SECONDS = 2.0  # between progress lines; shorter work prints none
 WHOLE_OR_CUT = (*SPLITS, "every split")  # a text cut by position is in each
+SHORTENED = "the chat template, which leaves out part of an answer, so that it is not learned"
 MAX_EXAMPLES = 3  # shown in a message about leaks
 
 
@@ -51,9 +55,20 @@ class Tally:
 
 def part_for(record: Record, split: str, pinned: str, config: DataConfig) -> Record:
     """Returns what of a cleaned record belongs to `split`: all of it, unless documents are cut by position."""
-    if config.split.by == "hash" or record.completion is not None or pinned:
+    if config.split.by == "hash" or record.is_whole() or pinned:
         return record
     return Record(cut_by_position(record.text, config.split)[split], None, record.group)
+
+
+def render_record(record: Record, chat: Chat) -> Record | Bad:
+    """Writes the text of a conversation; other records are returned as they are."""
+    if record.chat is None:
+        return record
+    try:
+        rendered = chat.render(record.chat)
+    except TemplateError as error:
+        return Bad("refused by the chat template", f"{chat.where} refuses the conversation: {error}")
+    return replace(record, text=rendered.text, rendered=rendered)
 
 
 def document_key(key: bytes, split: str) -> int:
@@ -68,8 +83,10 @@ class Scan:
     def __init__(
         self, sources: list[Source], config: DataConfig, log: Callable[[str], None],
         on_drop: Callable[[str, str, str], None] = lambda source, where, reason: None,
+        tokenizer: Tokenizer = STAND_IN,
     ):  # fmt: skip
-        self.sources, self.config, self.log, self.on_drop = sources, config, log, on_drop
+        self.sources, self.config, self.log, self.on_drop, self.tokenizer = sources, config, log, on_drop, tokenizer
+        self.chat: Chat | None = None  # opened when the first conversation comes
         self.tallies = [Tally() for _ in sources]
         self.seen: dict[bytes, int] = {}  # text key -> its first document: source, and place in WHOLE_OR_CUT
         self.leaks: Counter[tuple[str, str]] = Counter()
@@ -95,6 +112,11 @@ class Scan:
             passed = passed + place.length if place.item == 0 else passed
             if tally.read % 256 == 0:
                 self._progress(source.name, tally.read, done + passed, total)
+            if isinstance(record, Record):
+                record = self._clean(number, record)
+                if isinstance(record, str):
+                    self._drop(number, where, record)
+                    continue
             if isinstance(record, Bad):
                 if record.fatal and self.config.on_bad == "error":
                     hint = '; config.data.on_bad="skip" counts such rows and goes on'
@@ -116,19 +138,28 @@ class Scan:
                 f"source {source.name}: none of its {tally.read} documents is left ({reasons or 'no documents'})"
             )
 
-    def _keep(self, number: int, place: Place, where: str, record: Record) -> Iterator[Document]:
+    def _clean(self, number: int, record: Record) -> Record | Bad | str:
+        """Returns the record cleaned, and written as text where it is a conversation; or the reason to drop it."""
+        changed = self.tallies[number].changed
+        cleaned = clean_record(record, self.config.clean, changed)
+        if isinstance(cleaned, str) or cleaned.chat is None:
+            return cleaned
+        self.chat = self.chat or open_chat(self.tokenizer, self.config.chat)
+        rendered = render_record(cleaned, self.chat)
+        if isinstance(rendered, Record) and rendered.rendered and rendered.rendered.left_out:
+            changed[SHORTENED] += rendered.rendered.left_out
+        return rendered
+
+    def _keep(self, number: int, place: Place, where: str, cleaned: Record) -> Iterator[Document]:
         config, tally = self.config, self.tallies[number]
         pinned = self.sources[number].config.split
-        cleaned = clean_record(record, config.clean, tally.changed)
-        if isinstance(cleaned, str):
-            return self._drop(number, where, cleaned)
         key = text_key(cleaned)
-        if config.split.by == "position" and cleaned.completion is None and not pinned:
+        if config.split.by == "position" and not cleaned.is_whole() and not pinned:
             if self._is_repeat(number, where, key, WHOLE_OR_CUT[-1], pinned=False):
                 return self._drop(number, where, "duplicate")
             splits = [s for s in SPLITS if part_for(cleaned, s, pinned, config).text]
         else:
-            splits = [pinned or split_of(record.group, key, config.split)]
+            splits = [pinned or split_of(cleaned.group, key, config.split)]
             if self._is_repeat(number, where, key, splits[0], bool(pinned)):
                 return self._drop(number, where, "duplicate")
         for split in splits:

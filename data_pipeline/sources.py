@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.forms import form_of
 from data_pipeline.lines import SpanReader, hash_file
 from data_pipeline.package_source import PackageSource
 from data_pipeline.parse import SUFFIXES, CsvHead, find_rows, parse_row, read_header
@@ -66,11 +67,18 @@ class FileSource:
 
     def read(self) -> Iterator[Found]:
         for number, file in enumerate(self.files):
-            empty = True
+            empty, form = True, ""
             for row in find_rows(file.path, file.kind, self.config, self.max_line_bytes):
                 empty = False
                 content = row.content
                 record = content if isinstance(content, Bad) else self._parse(file, content)
+                if isinstance(record, Record):
+                    form = form or form_of(record)
+                    if form_of(record) != form:
+                        record = Bad(
+                            "mixed forms",
+                            f"a row of {form_of(record)} in a file whose first row is one of {form}; give each form a file, or set the source's form",
+                        )
                 yield Found(Place(number, row.offset, row.length, 0), f"{file.path}:{row.line}", record)
             if empty:
                 what = "file is empty" if file.size == 0 else "no rows in it, only blank lines"

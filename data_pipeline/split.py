@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Iterator
 
 from data_pipeline.config import SPLITS, SplitConfig
+from data_pipeline.conversation import Conversation
 from data_pipeline.records import Record
 
 # Spaces and punctuation, in ASCII, Latin-1, general, CJK and full-width forms. What is left are letters, digits, Han,
@@ -25,10 +28,17 @@ def text_key(record: Record) -> bytes:
     (True, False)
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part in record.parts():
+    for part in record.parts() if record.chat is None else _said(record.chat):
         compared = NOT_COMPARED.sub("", part.casefold()) or part  # a text of signs only is compared as it stands
         digest.update(compared.encode() + b"\0")
     return digest.digest()
+
+
+def _said(chat: Conversation) -> Iterator[str]:
+    for message in chat.messages:
+        rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+        yield f"{message['role']}: {message.get('content', '')} {json.dumps(rest, ensure_ascii=False, sort_keys=True)}"
+    yield json.dumps(chat.tools, ensure_ascii=False, sort_keys=True)
 
 
 def split_of(group: str, key: bytes, config: SplitConfig) -> str:

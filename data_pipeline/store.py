@@ -2,7 +2,8 @@
 
 00.train.ids.npy         ids of all documents of source 0, one after the other (uint16, or uint32 above 65,536 ids)
 00.train.offsets.npy     where each document begins, and the end
-00.train.loss_start.npy  ids before the completion, or -1 for a plain text
+00.train.loss_start.npy  ids before the completion, or -1 for a plain text, or -2 for a conversation
+00.train.learned.npy     where there are conversations: 1 for each id that an assistant said
 00.train.keys.npy        64 bits that name the document
 00.train.places.npy      streaming, in place of the others: where each document lies in its source
 tokenizer/  drops.jsonl  report.json  report.md
@@ -23,7 +24,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 
 MANIFEST = "manifest.json"
 NPY_HEAD = 128  # bytes of the header that numpy writes for any one-dimensional array
+BLOCK = 2**20  # bytes that are written at once
 STALE_SECONDS = 86_400.0  # a temporary folder in which nothing was written for so long is a leftover of a killed run
 
 
@@ -44,6 +46,7 @@ class Shard:
     offsets: np.ndarray
     loss_start: np.ndarray
     keys: np.ndarray
+    learned: np.ndarray | None = None
 
 
 class Prepared:
@@ -57,8 +60,12 @@ class Prepared:
     def shard(self, source: int, split: str) -> Shard:
         stem = f"{source:02d}.{split}."
         ids = np.asarray(np.load(self.folder / f"{stem}ids.npy", mmap_mode="r"))  # a plain view slices faster
-        rest = (np.load(self.folder / f"{stem}{name}.npy") for name in ("offsets", "loss_start", "keys"))
-        return Shard(ids, *rest)
+        offsets, starts, keys = (
+            np.load(self.folder / f"{stem}{name}.npy") for name in ("offsets", "loss_start", "keys")
+        )
+        path = self.folder / f"{stem}learned.npy"
+        learned = np.asarray(np.load(path, mmap_mode="r")) if path.exists() else None
+        return Shard(ids, offsets, starts, keys, learned)
 
     def has_shard(self, source: int, split: str) -> bool:
         return f"{source:02d}.{split}.ids.npy" in self.manifest["files"]
@@ -82,28 +89,38 @@ class ShardWriter:
         self.vocab_size, self.unknown_id, self.unknown = vocab_size, unknown_id, 0
         self.file = open(f"{self.stem}.ids.npy", "wb")  # noqa: SIM115  closed by close()
         self.file.write(b"\0" * NPY_HEAD)
+        self.learned: IO[bytes] | None = None
         self.offsets, self.loss_start, self.keys = [0], [], []
 
-    def add(self, ids: list[int], loss_start: int, key: int, where: str) -> None:
+    def add(self, ids: list[int], loss_start: int, key: int, where: str, learned: list[bool] | None = None) -> None:
         array = np.array(ids, np.int64)
         if len(array) and (array.min() < 0 or array.max() >= self.vocab_size):
             bad = int(array[(array < 0) | (array >= self.vocab_size)][0])
             raise UserError(f"{where}: the tokenizer gave id {bad}, outside its vocabulary of {self.vocab_size}")
         self.unknown += int(np.count_nonzero(array == self.unknown_id))
         self.file.write(array.astype(self.dtype).tobytes())  # tofile would hide why a write fails
+        if learned is not None and self.learned is None:  # the first conversation, perhaps after other documents
+            self.learned = open(f"{self.stem}.learned.npy", "wb")  # noqa: SIM115  closed by close()
+            self.learned.write(b"\0" * NPY_HEAD)
+            for at in range(0, self.offsets[-1], BLOCK):
+                self.learned.write(b"\0" * min(BLOCK, self.offsets[-1] - at))
+        if self.learned is not None:
+            self.learned.write(bytes(learned or len(ids)))
         self.offsets.append(self.offsets[-1] + len(array))
         self.loss_start.append(loss_start)
         self.keys.append(key)
 
     def close(self) -> dict[str, int]:
         """Completes the files; returns the counts for the manifest."""
-        head = io.BytesIO()
-        described = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.offsets[-1],)}
-        np.lib.format.write_array_header_1_0(head, described)
-        assert len(head.getvalue()) == NPY_HEAD
-        self.file.seek(0)
-        self.file.write(head.getvalue())
-        self.file.close()
+        for file, dtype in ((self.file, self.dtype), (self.learned, np.dtype("u1"))):
+            if file is not None:
+                head = io.BytesIO()
+                described = {"descr": dtype.str, "fortran_order": False, "shape": (self.offsets[-1],)}
+                np.lib.format.write_array_header_1_0(head, described)
+                assert len(head.getvalue()) == NPY_HEAD
+                file.seek(0)
+                file.write(head.getvalue())
+                file.close()
         np.save(f"{self.stem}.offsets.npy", np.array(self.offsets, np.int64))
         np.save(f"{self.stem}.loss_start.npy", np.array(self.loss_start, np.int32))
         np.save(f"{self.stem}.keys.npy", np.array(self.keys, np.uint64))

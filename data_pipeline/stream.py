@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.chat import Chat, open_chat
 from data_pipeline.clean import clean_record
 from data_pipeline.config import DataConfig
 from data_pipeline.feed import Batch, Calls, TrainBatches
 from data_pipeline.mix import Mixture, epoch_key
 from data_pipeline.quiet_tf import import_tf
-from data_pipeline.records import Place, Record, Source
+from data_pipeline.records import Place, Record, Source, pack_record, unpack_record
 from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader
-from data_pipeline.scan import part_for
+from data_pipeline.scan import part_for, render_record
 from data_pipeline.schema import UserError
 from data_pipeline.store import Shard
-from data_pipeline.tasks import Chunks, cut_chunks, to_ids
+from data_pipeline.tasks import Chunks, Cut, cut_chunks, to_ids
 from data_pipeline.tokenizer import Tokenizer
 
 DOCUMENTS_AT_ONCE = 16  # read, or tokenised, in one call of Python
@@ -95,8 +96,9 @@ class StreamedBatches(TrainBatches):
 class DocumentReader:
     """The documents of some sources as one endless sequence: all of them once an epoch, the sources evenly mixed."""
 
-    def __init__(self, config: DataConfig, parts: list[tuple[Source, np.ndarray, np.ndarray]]):
-        self.config = config
+    def __init__(self, config: DataConfig, parts: list[tuple[Source, np.ndarray, np.ndarray]], tokenizer: Tokenizer):
+        self.config, self.tokenizer = config, tokenizer
+        self.chat: Chat | None = None  # opened when the first conversation comes
         self.sources = [source for source, _, _ in parts]
         sizes = [len(keys) for _, _, keys in parts]
         self.source = np.repeat(np.arange(len(parts)), sizes)
@@ -113,7 +115,10 @@ class DocumentReader:
         for i in index.tolist():
             source = self.sources[self.source[i]]
             cleaned = clean_record(source.load(Place(*self.places[i].tolist())), self.config.clean)
-            if isinstance(cleaned, str):
+            if isinstance(cleaned, Record) and cleaned.chat:
+                self.chat = self.chat or open_chat(self.tokenizer, self.config.chat)
+                cleaned = render_record(cleaned, self.chat)
+            if not isinstance(cleaned, Record):
                 raise UserError(f"source {source.name}: a document changed since it was indexed ({cleaned}); run again")
             records.append(part_for(cleaned, "train", source.config.split, self.config))
         return records, numbers // len(self.order), self.keys[index]
@@ -159,23 +164,20 @@ class Streams:
 
         def read(numbers: np.ndarray) -> list[np.ndarray]:
             records, epochs, keys = reader.read(numbers)
-            texts = np.array([record.text.encode() for record in records], object)
-            completions = np.array([(record.completion or "").encode() for record in records], object)
-            pairs = np.array([record.completion is not None for record in records])
+            packed = np.array([pack_record(record) for record in records], object)
             # the epoch is folded into the key, since rows of a window may hold documents of two epochs
-            return [texts, completions, pairs, keys ^ epoch_key(self.config.seed, epochs)]
+            return [packed, keys ^ epoch_key(self.config.seed, epochs)]
 
         n: list[int | None] = [None]
         numbers = tf.data.Dataset.counter(start=host, step=hosts).batch(DOCUMENTS_AT_ONCE)
-        documents = numbers.map(
-            lambda x: self.calls.tensors(read, (x,), [tf.string, tf.string, tf.bool, tf.uint64], [n] * 4)
-        ).unbatch()
+        documents = numbers.map(lambda x: self.calls.tensors(read, (x,), [tf.string, tf.uint64], [n] * 2)).unbatch()
         shuffled = documents.shuffle(
             self.config.shuffle_documents, seed=self.config.seed, reshuffle_each_iteration=False
         )
-        chunk_types = [np.int32, np.int32, np.int32, np.bool_, np.uint64, np.int64]
+        chunk_types = [np.int32, np.uint8, np.int32, np.int32, np.bool_, np.uint64, np.int64]
+        wide: list[int | None] = [None, seq_len + 1]
         chunks = shuffled.batch(DOCUMENTS_AT_ONCE).map(
-            lambda *x: self.calls.tensors(self._tokenise, x, chunk_types, [[None, seq_len + 1], n, n, n, n, n])
+            lambda *x: self.calls.tensors(self._tokenise, x, chunk_types, [wide, wide, n, n, n, n, n])
         )
         dtypes = BATCH_DTYPES | (ORIGIN_DTYPES if self.origins else {})
         window = max(64, WINDOW_TOKENS // seq_len)
@@ -193,29 +195,31 @@ class Streams:
         )
         return packed.unbatch()
 
-    def _tokenise(self, texts: Any, completions: Any, pairs: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
-        """Returns the chunks of some documents: ids [n, seq_len + 1], length, learn_from, put_bos, key, place."""
+    def _tokenise(self, packed: Any, keys: np.ndarray) -> list[np.ndarray]:
+        """Returns the chunks of some documents: ids and learned [n, seq_len + 1], length, learn_from, put_bos, key, place."""
         config = self.config
-        records = [Record(t.decode(), c.decode() if pair else None) for t, c, pair in zip(texts, completions, pairs)]
-        ids, starts = to_ids(records, self.tokenizer, config.add_bos, config.split.by == "hash")
+        records = [unpack_record(content) for content in packed]
+        ids, starts, said = to_ids(records, self.tokenizer, config.add_bos, config.split.by == "hash")
         flat = np.concatenate([np.array(one, np.int32) for one in ids])
+        learned = np.concatenate([np.array(some or [False] * len(one), np.uint8) for one, some in zip(ids, said)])
         offsets = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
-        chunks = cut_chunks(offsets, np.array(starts), config.seq_len, config.add_bos, config.loss_on_prompt)
+        chunks = cut_chunks(offsets, np.array(starts), config.seq_len, config.add_bos, config.loss_on_prompt, learned)
         column = np.arange(config.seq_len + 1)
         index = np.minimum(chunks.start[:, None] + column, len(flat) - 1)
         padded = np.where(column <= chunks.length[:, None], flat[index], self.pad_id).astype(np.int32)
+        learned = np.where(chunks.masked[:, None], learned[index], 1).astype(np.uint8)
         place = chunks.start - offsets[chunks.document]
-        return [padded, chunks.length, chunks.learn_from, chunks.put_bos, keys[chunks.document], place]
+        return [padded, learned, chunks.length, chunks.learn_from, chunks.put_bos, keys[chunks.document], place]
 
     def _pack(
-        self, ids: np.ndarray, length: np.ndarray, learn_from: np.ndarray, put_bos: np.ndarray, keys: np.ndarray,
+        self, ids: np.ndarray, learned: np.ndarray, length: np.ndarray, learn_from: np.ndarray, put_bos: np.ndarray, keys: np.ndarray,
         place: np.ndarray,
     ) -> list[np.ndarray]:  # fmt: skip
         """Packs a window of chunks into rows."""
         n, width = ids.shape
         start = np.arange(n, dtype=np.int64) * width
-        shard = Shard(ids.reshape(-1), start - place, np.zeros(n, np.int32), keys)
-        chunks = Chunks(np.arange(n), start, length, learn_from, put_bos, 0, 0, 0)
+        shard = Shard(ids.reshape(-1), start - place, np.zeros(n, np.int32), keys, learned.reshape(-1))
+        chunks = Chunks(np.arange(n), start, length, learn_from, put_bos, np.ones(n, bool), Cut())
         special = self.tokenizer.special
         reader = RowReader(shard, chunks, self.config.seq_len, self.config.packing, special.bos, self.pad_id)
         no_epoch = np.zeros(len(reader), np.uint64)  # it is in the keys

@@ -2,53 +2,91 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import bisect
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from data_pipeline.chat import encode_rendered
 from data_pipeline.records import Record
 from data_pipeline.schema import ConfigError
 from data_pipeline.tokenizer import Tokenizer
 
 PLAIN = -1  # loss start of a plain text: every id but the first is learned
+CHAT = -2  # loss start of a conversation: what is learned is kept id by id
 
 
 def check_tokenizer(tokenizer: Tokenizer, add_bos: bool, add_eos: bool, mask: bool) -> None:
     """Raises ConfigError that names each special id which the configuration needs and the tokenizer lacks."""
     special = tokenizer.special
     needs = [
-        (add_bos and special.bos < 0, "no begin token; set config.data.add_bos=False"),
-        (add_eos and special.eos < 0, 'no end token, which documents end with; use another or config.data.split.by="position"'),
-        (mask and special.mask < 0, "no mask token; set config.data.augment.token_dropout=0 and span_mask=0"),
+        (add_bos and special.bos < 0, "begin", "bos", "set config.data.add_bos=False"),
+        (add_eos and special.eos < 0, "end", "eos", 'which documents end with; use another or config.data.split.by="position"'),
+        (mask and special.mask < 0, "mask", "mask", "set config.data.augment.token_dropout=0 and span_mask=0"),
     ]  # fmt: skip
-    problems = [f"the tokenizer has {what}" for missing, what in needs if missing]
+    where = " (its tokenizer_config.json names no {}_token that is in its vocabulary)" if tokenizer.kind == "hf" else ""
+    problems = [
+        f"the tokenizer has no {word} token{where.format(key)}{'; ' if hint.startswith('set') else ', '}{hint}"
+        for missing, word, key, hint in needs
+        if missing
+    ]
     if problems:
         raise ConfigError(problems)
 
 
 def to_ids(
     records: list[Record], tokenizer: Tokenizer, add_bos: bool, add_eos: bool
-) -> tuple[list[list[int]], list[int]]:
-    """Returns (ids, loss start) of each record: [bos] + text + [eos], or [bos] + prompt + completion + [eos].
+) -> tuple[list[list[int]], list[int], list[list[bool] | None]]:
+    """Returns (ids, loss start, learned) of each record.
 
-    The loss start is the number of ids before the completion, or PLAIN.
+    A text is [bos] + text + [eos], a prompt and its completion [bos] + prompt + completion + [eos], a conversation what its
+    template wrote. The loss start is the number of ids before the completion, or PLAIN, or CHAT; for the last, `learned`
+    says of each id whether the assistant said it.
     """
     if tokenizer.special.eos < 0 and any(record.completion is not None for record in records):
         raise ConfigError("the tokenizer has no end token, which completions end with; use another")
-    pieces = tokenizer.encode_batch([part for record in records for part in record.parts()])
+    together = {
+        i
+        for i, record in enumerate(records)
+        if record.rendered or (record.completion is not None and tokenizer.adds_space)
+    }
+    apart = [part for i, record in enumerate(records) if i not in together for part in record.parts()]
+    pieces = iter(tokenizer.encode_batch(apart))
     head = [tokenizer.special.bos] if add_bos else []
-    tail = [tokenizer.special.eos] if add_eos else []
-    all_ids, starts, at = [], [], 0
-    for record in records:
-        if record.completion is None:
-            all_ids.append(head + pieces[at] + tail)
-            starts.append(PLAIN)
-            at += 1
+    all_ids, starts = [], []
+    learned: list[list[bool] | None] = [None] * len(records)
+    for number, record in enumerate(records):
+        start = PLAIN
+        if record.rendered:
+            ids, learned[number] = encode_rendered(record.rendered, tokenizer, add_bos)
+            start = CHAT
+        elif record.completion is None:
+            ids = head + next(pieces) + ([tokenizer.special.eos] if add_eos else [])
+        elif number in together:  # encoded apart, the completion would get a space of its own
+            ids, ends = tokenizer.align_plain(record.text + record.completion)
+            start = len(head) + bisect.bisect_right(ends, len(record.text))
+            ids = [*head, *ids, tokenizer.special.eos]
         else:
-            all_ids.append(head + pieces[at] + pieces[at + 1] + [tokenizer.special.eos])
-            starts.append(len(head) + len(pieces[at]))
-            at += 2
-    return all_ids, starts
+            prompt, completion = next(pieces), next(pieces)
+            ids, start = [*head, *prompt, *completion, tokenizer.special.eos], len(head) + len(prompt)
+        all_ids.append(ids)
+        starts.append(start)
+    return all_ids, starts, learned
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Counts of what is lost because rows have only so many tokens."""
+
+    pairs: int = 0  # prompt/completion documents
+    cut_prompts: int = 0  # of those: prompt cut from the left
+    chats: int = 0  # conversations
+    lost_chats: int = 0  # of those: no answer is left, so they are not used
+    cut_documents: int = 0  # pairs and conversations that do not fit whole
+    answers: int = 0  # completions, and answers in conversations
+    cut_answers: int = 0  # of those: the end cut, or all of it
+    answer_tokens: int = 0
+    cut_answer_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,21 +98,27 @@ class Chunks:
     length: np.ndarray  # int32
     learn_from: np.ndarray  # int32: targets before this one have weight 0
     put_bos: np.ndarray  # bool: the first input is the begin token, since the prompt was cut after it
-    pairs: int  # prompt/completion documents
-    cut_prompts: int  # of those: prompt cut from the left
-    cut_completions: int  # of those: end of the completion cut
+    masked: np.ndarray  # bool: of the targets, only those that an assistant said have weight
+    cut: Cut  # what the row length took away
 
 
-def cut_chunks(offsets: np.ndarray, loss_start: np.ndarray, seq_len: int, add_bos: bool, learn_prompt: bool) -> Chunks:
+def cut_chunks(
+    offsets: np.ndarray, loss_start: np.ndarray, seq_len: int, add_bos: bool, learn_prompt: bool,
+    learned: np.ndarray | None = None,
+) -> Chunks:  # fmt: skip
     """Cuts documents to at most `seq_len` inputs each.
 
-    A plain text gives as many chunks as it needs, and every id but its first is the target of exactly one. A
-    prompt/completion document gives one chunk: the prompt is cut from the left first, then the completion's end.
+    A plain text gives as many chunks as it needs, and every id but its first is the target of exactly one. A prompt/completion
+    document gives one chunk: the prompt is cut from the left first, then the completion's end. A conversation gives one
+    chunk, its beginning; where no answer is in that, none. `learned` (uint8, of all ids) says what assistants said.
     """
     sizes = np.diff(offsets)
     inputs = np.maximum(sizes - 1, 0)
-    is_pair = loss_start >= 0
-    count = np.where(is_pair, np.minimum(inputs, 1), -(-inputs // seq_len))
+    is_pair, is_chat = loss_start >= 0, loss_start == CHAT
+    lost, chat_cut = _count_chats(offsets, is_chat, seq_len, learned)
+    count = np.where(is_pair | is_chat, np.minimum(inputs, 1), -(-inputs // seq_len))
+    if not learn_prompt:
+        count[lost] = 0
     document = np.repeat(np.arange(len(sizes)), count)
     part = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
     pair, size, begins = is_pair[document], sizes[document], np.maximum(loss_start, 0)[document]
@@ -82,15 +126,49 @@ def cut_chunks(offsets: np.ndarray, loss_start: np.ndarray, seq_len: int, add_bo
     cut = np.where(pair, np.minimum(np.maximum(size - seq_len - 1, 0), np.maximum(begins - 1, 0)), part * seq_len)
     length = np.minimum(size - 1 - cut, seq_len)
     learn_from = np.where(pair, np.maximum(begins - 1 - cut, 0), 0)
-    kept = length - learn_from
-    whole = size - np.maximum(begins, 1)
+    kept, whole = length - learn_from, size - np.maximum(begins, 1)
     return Chunks(
         document=document,
         start=offsets[:-1][document] + cut,
         length=length.astype(np.int32),
         learn_from=(np.zeros_like(learn_from) if learn_prompt else learn_from).astype(np.int32),
         put_bos=pair & (cut > 0) & add_bos,
-        pairs=int(pair.sum()),
-        cut_prompts=int((pair & (cut > 0)).sum()),
-        cut_completions=int((pair & (kept < whole)).sum()),
+        masked=is_chat[document] & (not learn_prompt),
+        cut=replace(
+            chat_cut,
+            pairs=int(pair.sum()),
+            cut_prompts=int((pair & (cut > 0)).sum()),
+            lost_chats=0 if learn_prompt else chat_cut.lost_chats,
+            cut_documents=chat_cut.cut_documents + int((pair & (size - 1 > seq_len)).sum()),
+            answers=chat_cut.answers + int(pair.sum()),
+            cut_answers=chat_cut.cut_answers + int((pair & (kept < whole)).sum()),
+            answer_tokens=chat_cut.answer_tokens + int(whole[pair].sum()),
+            cut_answer_tokens=chat_cut.cut_answer_tokens + int((whole - kept)[pair].sum()),
+        ),
+    )
+
+
+def _count_chats(
+    offsets: np.ndarray, is_chat: np.ndarray, seq_len: int, learned: np.ndarray | None
+) -> tuple[np.ndarray, Cut]:
+    """Returns (numbers of conversations of which a row of `seq_len` holds no answer, counts)."""
+    if learned is None or not is_chat.any():
+        return np.zeros(0, np.int64), Cut()
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], learned, [0]]).astype(np.int8)))
+    begins, ends = edges[::2], edges[1::2]
+    document = np.searchsorted(offsets, begins, side="right") - 1
+    begins = np.maximum(begins, offsets[document] + 1)  # a document's first id is no target
+    row_ends = offsets[:-1] + np.minimum(np.diff(offsets), seq_len + 1)
+    kept = np.clip(row_ends[document] - begins, 0, ends - begins)
+    held = np.zeros(len(is_chat), bool)
+    held[document[kept > 0]] = True
+    lost = np.flatnonzero(is_chat & ~held)
+    return lost, Cut(
+        chats=int(is_chat.sum()),
+        lost_chats=len(lost),
+        cut_documents=int((is_chat & (row_ends < offsets[1:])).sum()),
+        answers=len(begins),
+        cut_answers=int((kept < ends - begins).sum()),
+        answer_tokens=int((ends - begins).sum()),
+        cut_answer_tokens=int((ends - begins - kept).sum()),
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
+import codecs
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.marks import Stretch, overlaps
 from data_pipeline.schema import UserError
 
 FORMAT = 1
-META_FILE, MODEL_FILE = "lm_tokenizer.json", "sentencepiece.model"
-WORD_SPACE = "\u2581"  # sentencepiece writes a space as this character
-
-LINE = re.compile(r"[^\n]+\n*|\n+")  # a line with the line ends after it
+META_FILE, MODEL_FILE, TEMPLATE_FILE = "lm_tokenizer.json", "sentencepiece.model", "chat_template.jinja"
+MAX_FILE = 2**28  # bytes of any file of a tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,39 @@ class SpecialIds:
 
 
 OURS = SpecialIds()
+# How a chat template names our special tokens, and the text that stands for each in what it writes.
+OUR_TEXTS = {
+    "pad_token": "<pad>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+OUR_NAMES = {text: getattr(OURS, name.removesuffix("_token")) for name, text in OUR_TEXTS.items()}
 FIRST_FREE = 5  # the first id after our own special ones
 
 
 class Tokenizer(abc.ABC):
-    """Base of the three kinds. `pieces[id]` is the bytes an id stands for, empty for special ones."""
+    """Base of all kinds. `pieces[id]` is the bytes an id stands for, empty for special ones.
+
+    `special_texts` is what a chat template calls the special tokens ("eos_token": "</s>"); `special_names` the id of every text
+    that a template may write for one.
+    """
 
     kind = ""
+    adds_space = False  # puts a space before each text; ours does not
+    adds_bos = False  # was made to put the begin token before each text; config.data.add_bos decides
+    template = ""  # the model's own chat template (Jinja), kept with the tokenizer
 
-    def __init__(self, pieces: list[bytes], special: SpecialIds, content: bytes):
+    def __init__(
+        self, pieces: list[bytes], special: SpecialIds, content: bytes, texts: dict[str, str], names: dict[str, int]
+    ):
         self.pieces, self.special, self.content = pieces, special, content
+        self.special_texts, self.special_names = texts, names
+        self.stop_ids: tuple[int, ...] = (special.eos,) if special.eos >= 0 else ()  # any of them ends an answer
         self.vocab_size = len(pieces)
+        by_length = sorted(names, key=len, reverse=True)
+        self.name_pattern = re.compile("|".join(map(re.escape, by_length)) or "(?!)")
         meta = json.dumps([FORMAT, self.kind, asdict(special)]).encode()
         self.sha256 = hashlib.sha256(meta + content).hexdigest()
 
@@ -57,14 +78,53 @@ class Tokenizer(abc.ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 
+    def align(self, text: str, literal: Sequence[Stretch] = ()) -> tuple[list[int], list[int]]:
+        """Encodes what a chat template wrote: names of special tokens become their ids, but in the `literal` stretches.
+
+        Returns (ids, where in the text each of them ends, in characters).
+        """
+        ids: list[int] = []
+        ends: list[int] = []
+        at = 0
+
+        def add(part: str) -> None:
+            part_ids, part_ends = self.align_plain(part) if part else ([], [])
+            ids.extend(part_ids)
+            ends.extend(at + end for end in part_ends)
+
+        for match in self.name_pattern.finditer(text):
+            if not overlaps(literal, *match.span()):
+                add(text[at : match.start()])
+                at = match.end()
+                ids.append(self.special_names[match[0].strip()])
+                ends.append(at)
+        add(text[at:])
+        return ids, ends
+
+    def align_plain(self, text: str) -> tuple[list[int], list[int]]:
+        """Returns (ids of `text`, where in it each of them ends, in characters)."""
+        ids = self.encode(text)
+        return ids, ends_in_chars(text, np.cumsum([len(self.pieces[i]) for i in ids]))
+
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`, leaving special ones out; bytes that are not UTF-8 become U+FFFD."""
-        return b"".join([self.pieces[i] for i in ids]).decode("utf-8", "replace")
+        """Returns the text of `ids`, leaving special ones out; bytes that are not UTF-8 become U+FFFD.
+
+        Ids beyond the vocabulary, which a model with a padded embedding has, stand for nothing.
+        """
+        text = b"".join(map(self.piece, ids)).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.adds_space else text
+
+    def piece(self, number: int) -> bytes:
+        return self.pieces[number] if number < self.vocab_size else b""
+
+    def stream(self, begins: bool = False) -> TextStream:
+        return TextStream(self, begins)
 
     def token_bytes(self) -> np.ndarray:
         """Returns int32 [vocab]: UTF-8 bytes each id stands for, so that they add up to the bytes of the text.
 
-        0 for special ids. The character tokenizer's unknown id counts 0 too: bits per byte can only come out worse by it.
+        0 for special ids and unknown ones: bits per byte can only come out worse by those. Where the tokenizer puts a space
+        before each text, that space counts; where it changes the text (lower case, NFC), the changed text counts.
         """
         return np.array([len(piece) for piece in self.pieces], np.int32)
 
@@ -72,11 +132,11 @@ class Tokenizer(abc.ABC):
         """Writes the tokenizer to `folder`, which `load_tokenizer` reads; a file is replaced whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        files = self._files()
         meta = {"format": FORMAT, "kind": self.kind, "special": asdict(self.special), "sha256": self.sha256}
-        meta |= {"vocab_size": self.vocab_size, **self._extra()}
-        files = {META_FILE: json.dumps(meta, indent=1, ensure_ascii=False).encode()}
-        if self.kind == "sentencepiece":
-            files[MODEL_FILE] = self.content
+        meta |= {"vocab_size": self.vocab_size, "stop_ids": self.stop_ids, "adds_bos": self.adds_bos, **self._extra()}
+        meta["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        files[META_FILE] = json.dumps(meta, indent=1, ensure_ascii=False).encode()
         for name, content in files.items():
             part = folder / f".{name}.{os.getpid()}"
             with open(part, "wb") as file:
@@ -85,8 +145,39 @@ class Tokenizer(abc.ABC):
                 os.fsync(file.fileno())
             os.replace(part, folder / name)
 
+    def _files(self) -> dict[str, bytes]:
+        return {TEMPLATE_FILE: self.template.encode()} if self.template else {}
+
     def _extra(self) -> dict[str, Any]:
         return {}
+
+
+def ends_in_chars(text: str, ends: Sequence[int] | np.ndarray) -> list[int]:
+    """Turns ends in UTF-8 bytes of `text` into ends in characters; within a character, its end counts."""
+    ends, char_ends = np.asarray(ends), np.cumsum([len(char.encode()) for char in text])
+    return np.where(ends > 0, np.searchsorted(char_ends, ends) + 1, 0).clip(max=len(text)).tolist()
+
+
+class TextStream:
+    """The text of ids as they come: the bytes of a character that is not whole yet are held back.
+
+    `begins` says that the first id begins a text, which matters where the tokenizer puts a space before each.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, begins: bool = False):
+        self.tokenizer, self.strip = tokenizer, begins and tokenizer.adds_space
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, number: int) -> str:
+        """Returns the characters that `number` completes."""
+        text = self.decoder.decode(self.tokenizer.piece(number))
+        if self.strip and text:
+            text, self.strip = text.removeprefix(" "), False
+        return text
+
+    def close(self) -> str:
+        """Returns what is left: U+FFFD for bytes that never became a character."""
+        return self.decoder.decode(b"", final=True)
 
 
 class ByteTokenizer(Tokenizer):
@@ -95,10 +186,13 @@ class ByteTokenizer(Tokenizer):
     kind = "bytes"
 
     def __init__(self) -> None:
-        super().__init__([b""] * FIRST_FREE + [bytes([b]) for b in range(256)], OURS, b"")
+        super().__init__([b""] * FIRST_FREE + [bytes([b]) for b in range(256)], OURS, b"", OUR_TEXTS, OUR_NAMES)
 
     def encode(self, text: str) -> list[int]:
         return (np.frombuffer(text.encode(), np.uint8).astype(np.int32) + FIRST_FREE).tolist()
+
+
+STAND_IN = ByteTokenizer()  # for one of ours that is trained later: all of them have the same special tokens
 
 
 class CharTokenizer(Tokenizer):
@@ -108,109 +202,77 @@ class CharTokenizer(Tokenizer):
 
     def __init__(self, characters: str):
         self.characters = characters
-        super().__init__([b""] * FIRST_FREE + [c.encode() for c in characters], OURS, characters.encode())
+        pieces = [b""] * FIRST_FREE + [c.encode() for c in characters]
+        super().__init__(pieces, OURS, characters.encode(), OUR_TEXTS, OUR_NAMES)
         self.ids = {c: i for i, c in enumerate(characters, FIRST_FREE)}
 
     def encode(self, text: str) -> list[int]:
         unknown = self.special.unk
         return [self.ids.get(c, unknown) for c in text]
 
+    def align_plain(self, text: str) -> tuple[list[int], list[int]]:
+        return self.encode(text), list(range(1, len(text) + 1))
+
     def _extra(self) -> dict[str, Any]:
         return {"characters": self.characters}
 
 
-class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model: our own lossless ones, or anybody's `.model`."""
-
-    kind = "sentencepiece"
-
-    def __init__(self, model: bytes, where: str):
-        import sentencepiece
-
-        try:
-            if not model:
-                raise ValueError("empty")
-            engine: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
-            size = engine.vocab_size()
-        except (RuntimeError, TypeError, ValueError):
-            raise UserError(f"{where} is not a SentencePiece model") from None
-        self.engine = engine
-        ids = range(size)
-        names = [engine.id_to_piece(i) for i in ids]
-        mask = next((names.index(name) for name in ("<mask>", "[MASK]") if name in names), -1)
-        special = SpecialIds(engine.pad_id(), engine.bos_id(), engine.eos_id(), engine.unk_id(), mask)
-        self.byte_ids = {int(name[3:5], 16): i for i, name in enumerate(names) if engine.is_byte(i)}
-        raw = {i: bytes([b]) for b, i in self.byte_ids.items()}
-        hidden = {i for i in ids if engine.is_control(i) or engine.is_unknown(i) or engine.is_unused(i)} | {mask}
-        pieces = [b"" if i in hidden else raw.get(i) or names[i].replace(WORD_SPACE, " ").encode() for i in ids]
-        self.mask_name = names[mask] if mask >= 0 else ""
-        # A third-party model may put a space before each text; ours does not.
-        self.adds_space = engine.decode(engine.encode("a")) == "a" and b"".join(
-            pieces[i] for i in engine.encode("a")
-        ).startswith(b" ")
-        # Where no piece joins a line end to other text, lines can be encoded one by one, which is twice as fast.
-        by_line = all(piece.strip(b"\n") == b"" for piece in pieces if b"\n" in piece)
-        self.by_line = by_line and special == OURS and not self.adds_space
-        super().__init__(pieces, special, model)
-
-    def encode(self, text: str) -> list[int]:
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        if any(WORD_SPACE in text for text in texts):
-            return [self._encode_around(text) for text in texts]
-        threads = min(8, os.cpu_count() or 1)
-        if not self.by_line:
-            return self.engine.encode(list(texts), num_threads=threads)
-        lines = [LINE.findall(text) for text in texts]
-        encoded = iter(self.engine.encode(list(itertools.chain.from_iterable(lines)), num_threads=threads))
-        return [list(itertools.chain.from_iterable(itertools.islice(encoded, len(parts)))) for parts in lines]
-
-    def _encode_around(self, text: str) -> list[int]:
-        """Encodes a text that holds sentencepiece's own space character, which would come back as a space."""
-        if len(self.byte_ids) < 256:
-            return self.engine.encode(text)
-        stand_in = [self.byte_ids[b] for b in WORD_SPACE.encode()]
-        ids: list[int] = []
-        for number, part in enumerate(text.split(WORD_SPACE)):
-            ids += (stand_in if number else []) + (self.engine.encode(part) if part else [])
-        return ids
-
-    def decode(self, ids: Iterable[int]) -> str:
-        text = super().decode(ids)
-        return text.removeprefix(" ") if self.adds_space else text
-
-
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Loads a folder that `save` wrote, or a SentencePiece `.model` file; raises UserError for anything else."""
+    """Loads a folder that `save` wrote, a Hugging Face folder or tokenizer.json, or a SentencePiece `.model` file.
+
+    Raises UserError for anything else, and for files that have changed since `save` wrote them.
+    """
+    from data_pipeline import hf_folder
+    from data_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
+
     path = Path(path).expanduser()
     if path.is_file() and path.name != META_FILE:
-        return SentencePieceTokenizer(path.read_bytes(), str(path))
+        if path.suffix == ".json":
+            return hf_folder.read_tokenizer(path)
+        return SentencePieceTokenizer(read_file(path), str(path))
     folder = path.parent if path.is_file() else path
     if not (folder / META_FILE).is_file():
-        models = sorted(folder.glob("*.model"))
-        if len(models) == 1:
-            return SentencePieceTokenizer(models[0].read_bytes(), str(models[0]))
-        what = f"holds no {META_FILE}" if folder.is_dir() else "does not exist"
-        raise UserError(f"tokenizer {folder}: {what}; name a tokenizer folder of a run, or a SentencePiece .model file")
+        return hf_folder.read_folder(folder)
     try:
-        meta = json.loads((folder / META_FILE).read_text("utf-8"))
-        kind, sha256, version = meta["kind"], meta["sha256"], meta["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        meta = json.loads(read_file(folder / META_FILE))
+        kind, sha256, version, files = meta["kind"], meta["sha256"], meta["format"], dict(meta.get("files", {}))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / META_FILE}: not a tokenizer description ({error})") from None
     if version != FORMAT:
         raise UserError(f"{folder / META_FILE}: written by format {version}, this code reads format {FORMAT}")
+    for name, digest in files.items():
+        if not (folder / Path(name).name).is_file():
+            raise UserError(f"tokenizer {folder}: {name} is missing")
+        if hashlib.sha256(read_file(folder / Path(name).name)).hexdigest() != digest:
+            raise UserError(f"tokenizer {folder} is damaged: {name} does not match the sha256 in {META_FILE}")
     if kind == "bytes":
         tokenizer: Tokenizer = ByteTokenizer()
     elif kind == "char":
         tokenizer = CharTokenizer(meta.get("characters", ""))
     elif kind == "sentencepiece":
-        model = folder / MODEL_FILE
-        if not model.is_file():
-            raise UserError(f"tokenizer {folder}: {MODEL_FILE} is missing")
-        tokenizer = SentencePieceTokenizer(model.read_bytes(), str(model))
+        tokenizer = SentencePieceTokenizer(read_file(folder / MODEL_FILE), str(folder / MODEL_FILE))
+    elif kind == "hf":
+        tokenizer = hf_folder.read_tokenizer(folder / "tokenizer.json")
     else:
         raise UserError(f"{folder / META_FILE}: unknown kind {kind!r}")
     if tokenizer.sha256 != sha256:
         raise UserError(f"tokenizer {folder} is damaged: its content does not match the sha256 in {META_FILE}")
+    if kind != "hf":  # whose own files say the same
+        tokenizer.adds_bos, tokenizer.stop_ids = (
+            meta.get("adds_bos", False),
+            tuple(meta.get("stop_ids", tokenizer.stop_ids)),
+        )
+        tokenizer.template = hf_folder.read_text(folder / TEMPLATE_FILE) if TEMPLATE_FILE in files else ""
     return tokenizer
+
+
+def read_file(path: Path) -> bytes:
+    """Returns a file's bytes; raises UserError for what is missing, unreadable or larger than any tokenizer."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    if len(content) > MAX_FILE:
+        raise UserError(f"{path}: over {MAX_FILE >> 20} MiB, which no tokenizer has")
+    return content

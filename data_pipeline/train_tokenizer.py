@@ -8,14 +8,8 @@ from collections.abc import Iterable, Iterator
 
 from data_pipeline.config import TokenizerConfig
 from data_pipeline.schema import ConfigError
-from data_pipeline.tokenizer import (
-    OURS,
-    ByteTokenizer,
-    CharTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
+from data_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
+from data_pipeline.tokenizer import OURS, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 
 MAX_SENTENCE = 1000  # characters; sentencepiece leaves out longer sentences without a word
 # Each of these is one piece whatever the training text holds, so code and Chinese paragraphs stay short.

@@ -195,29 +195,20 @@ def main(argv: list[str]) -> None:
     tokenizer = load_tokenizer(f"{flags['workdir']}/tokenizer")
     bos = [tokenizer.special.bos] if loaded.config.data.add_bos else []
     ids = [bos + tokenizer.encode(prompt) for prompt in prompts]
-    shown = [0] * len(ids)
-    texts: list[list[int]] = [[] for _ in ids]
-
-    def stream(row: int, token: int) -> None:
-        """Prints what is new, holding back bytes that do not yet make a whole character."""
-        texts[row].append(token)
-        text = tokenizer.decode(ids[row] + texts[row])[len(tokenizer.decode(ids[row])) :]
-        if not text.endswith("\ufffd"):
-            print(text[shown[row] :], end="", flush=True)
-            shown[row] = len(text)
-
     alone = len(prompts) == 1
     if alone:
         print(prompts[0], end="", flush=True)
+    stream = tokenizer.stream()  # holds back bytes that do not make a whole character yet
     results = generate(
         loaded.model, loaded.params, ids, max_new_tokens=int(value["max_new_tokens"]), eos=tokenizer.special.eos,
-        sampling=sampling, seed=int(value["seed"]), on_token=stream if alone else None,
+        sampling=sampling, seed=int(value["seed"]), on_token=(lambda row, token: print(stream.push(token), end="", flush=True)) if alone else None,
     )  # fmt: skip
     if alone:
-        print()
+        print(stream.close())
     else:
         for prompt, result in zip(prompts, results):
-            print(f"--- {prompt}{tokenizer.decode(result)}")
+            stream = tokenizer.stream()
+            print(f"--- {prompt}{''.join(map(stream.push, result))}{stream.close()}")
 
 
 if __name__ == "__main__":

@@ -37,12 +37,16 @@ LIBRARIES = {
     "tensorflow": ("data_pipeline",),
     "tensorflow_datasets": ("data_pipeline",),
     "sentencepiece": ("data_pipeline",),
+    "tokenizers": ("data_pipeline",),
+    "jinja2": ("data_pipeline",),
     "ml_collections": ("data_pipeline.schema", "configs"),
     "absl": (),
     "transformers": (),
     "torch": (),
 }
-INSIDE_FUNCTIONS = {"tensorflow", "tensorflow_datasets", "sentencepiece", "matplotlib", "tensorboardX"}
+INSIDE_FUNCTIONS = {
+    "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "jinja2", "matplotlib", "tensorboardX",
+}  # fmt: skip
 NO_JAX = {module for module, layer in LAYERS.items() if layer == 0}
 DRAWERS = {
     "utils.py",
@@ -243,7 +247,10 @@ def test_importing_lm_train_takes_no_tensorflow():
 
 
 def test_importing_the_data_pipeline_takes_no_jax_and_no_tensorflow():
-    assert loaded_after(import_all("data_pipeline"), "jax", "flax", "tensorflow", "sentencepiece") == []
+    assert (
+        loaded_after(import_all("data_pipeline"), "jax", "flax", "tensorflow", "sentencepiece", "tokenizers", "jinja2")
+        == []
+    )
 
 
 def test_files_are_small_and_named_by_the_question_they_answer():

@@ -31,7 +31,16 @@ def _matmul_forward(x_BTD: jax.Array, w_DF: jax.Array) -> tuple[jax.Array, tuple
 def _matmul_backward(kept: tuple[jax.Array, jax.Array], g_BTF: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_BTD, w_DF = kept
     x_BTD, g_BTF = settle((x_BTD, g_BTF))
-    return jnp.einsum("BTF,DF->BTD", g_BTF, w_DF), jnp.einsum("BTD,BTF->DF", x_BTD, g_BTF)
+    return jnp.einsum("BTF,DF->BTD", g_BTF, w_DF), jax.lax.platform_dependent(x_BTD, g_BTF, cpu=_flat, default=_whole)
+
+
+def _whole(x_BTD: jax.Array, g_BTF: jax.Array) -> jax.Array:
+    return jnp.einsum("BTD,BTF->DF", x_BTD, g_BTF)
+
+
+def _flat(x_BTD: jax.Array, g_BTF: jax.Array) -> jax.Array:
+    """The same with rows and places in one dimension, which XLA's CPU compiler multiplies faster."""
+    return x_BTD.reshape(-1, x_BTD.shape[-1]).T @ g_BTF.reshape(-1, g_BTF.shape[-1])
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -28,7 +28,7 @@ def refusal(opened, path, **changes):
 
 BAD_LINES = {
     "cut": (b'{"text": "a', "not valid JSON"),
-    "missing field": (b'{"txt": "a"}', r"no field 'text' (or 'prompt' and 'completion'); the row has 'txt'"),
+    "missing field": (b'{"txt": "a"}', "or 'instruction' and 'output'); the row has 'txt'"),
     "int": (b'{"text": 3}', "field 'text' is int, expected text"),
     "null": (b'{"text": null}', "field 'text' is null, expected text"),
     "list": (b'{"text": ["a"]}', "field 'text' is list, expected text"),

@@ -132,7 +132,7 @@ def test_long_prompts_are_cut_from_the_left_and_completions_kept(opened, config,
                 assert batch["tokens"][row, inside[0]] == data.tokenizer.special.bos
                 assert (batch["weights"][row, inside] > 0).any()
     described = data.summary()["sources"]["data"]["splits"]["train"]
-    assert described["cut_prompts"] > described["cut_completions"] > 0
+    assert described["cut_prompts"] > described["cut_answers"] > 0
     with pytest.raises(UserError, match=r"cuts the end of \d+ of \d+ completions.*min_completion_kept"):
         open_data(config(pairs, seq_len=16), log=quiet)
 

@@ -58,7 +58,9 @@ def test_streaming_reads_the_documents_that_preparation_keeps(opened, sources, b
         )
     got = Counter()
     for number, source in enumerate(streamed.sources):
-        reader = DocumentReader(streamed.config, [(source, *streamed.prepared.places(number, "train"))])
+        reader = DocumentReader(
+            streamed.config, [(source, *streamed.prepared.places(number, "train"))], streamed.tokenizer
+        )
         records, epochs, _ = reader.read(np.arange(len(reader.order)))
         assert not epochs.any()
         got.update((number, "".join(record.parts())) for record in records)

@@ -1,0 +1,154 @@
+"""Which form has a row of named fields, and what record does it give?
+
+Told from the fields, in this order: conversations as {"messages"} or ShareGPT's {"conversations"}, {"prompt", "completion"} as
+texts or as lists of messages, Alpaca's {"instruction", "output"}, and {"text"}. A source's `form` overrides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data_pipeline.config import SourceConfig
+from data_pipeline.conversation import BadConversation, Conversation, Message, read_conversation
+from data_pipeline.records import Bad, Record, is_encodable
+
+# ShareGPT's names, and those that its descendants use.
+SPEAKERS = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+    "model": "assistant", "bot": "assistant", "function_call": "assistant", "system": "system", "tool": "tool",
+    "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+CHAT_FIELDS = ("messages", "conversations", "instruction", "input", "output", "system", "tools")
+
+
+def record_from_fields(row: dict[str, Any], config: SourceConfig) -> Record | Bad:
+    """Returns the record of one row, or what is wrong with it."""
+    form = config.form if config.form != "auto" else find_form(row, config)
+    if not form:
+        wanted = f"'{config.text_field}' (or '{config.prompt_field}' and '{config.completion_field}', 'messages', 'conversations', or 'instruction' and 'output')"
+        have = ", ".join(repr(key) for key in list(row)[:8]) or "none"
+        return Bad("missing field", f"no field {wanted}; the row has {have}")
+    group = ""
+    if config.group_field:
+        if config.group_field not in row:
+            return Bad("missing group", f"no field {config.group_field!r}, which group_field names")
+        group = str(row[config.group_field])
+        if not is_encodable(group):
+            return Bad("lone surrogate", f"field {config.group_field!r} holds a lone surrogate, which is no character")
+    try:
+        record = READERS[form](row, config)
+    except BadConversation as error:
+        return Bad(error.reason, str(error))
+    return record if isinstance(record, Bad) else Record(record.text, record.completion, group, record.chat)
+
+
+def find_form(row: dict[str, Any], config: SourceConfig) -> str:
+    """Returns a key of READERS, or "" where no form fits."""
+    if config.text_field != SourceConfig.text_field and config.text_field in row:
+        return "text"  # a field that was named is meant
+    if "messages" in row:
+        return "messages"
+    if "conversations" in row:
+        return "sharegpt"
+    if config.prompt_field in row and config.completion_field in row:
+        return "prompt"
+    if "instruction" in row and "output" in row:
+        return "alpaca"
+    return "text" if config.text_field in row else ""
+
+
+def form_of(record: Record) -> str:
+    """Says in words which form a record came from."""
+    if record.chat is not None:
+        return record.chat.form
+    return "text" if record.completion is None else "prompt and completion"
+
+
+def _text(row: dict[str, Any], config: SourceConfig) -> Record | Bad:
+    value = _field(row, config.text_field)
+    return value if isinstance(value, Bad) else Record(value)
+
+
+def _prompt(row: dict[str, Any], config: SourceConfig) -> Record | Bad:
+    prompt, completion = row.get(config.prompt_field), row.get(config.completion_field)
+    if isinstance(prompt, list) or isinstance(completion, list):
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        after = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+        if not isinstance(before, list) or not isinstance(after, list) or not after:
+            name = config.completion_field if isinstance(before, list) else config.prompt_field
+            raise BadConversation("wrong type", f"field {name!r} is neither text nor a list of messages")
+        where = f"{config.prompt_field} + {config.completion_field}"
+        chat = read_conversation([*before, *after], row.get("tools"), where, where, learn_from=len(before))
+        return Record("", chat=_learned(chat))
+    parts = [_field(row, config.prompt_field, may_be_empty=True), _field(row, config.completion_field)]
+    bad = next((part for part in parts if isinstance(part, Bad)), None)
+    return bad or Record(str(parts[0]), str(parts[1]))
+
+
+def _messages(row: dict[str, Any], config: SourceConfig) -> Record | Bad:
+    return Record("", chat=_learned(read_conversation(row.get("messages"), row.get("tools"))))
+
+
+def _sharegpt(row: dict[str, Any], config: SourceConfig) -> Record | Bad:
+    turns = row.get("conversations")
+    if not isinstance(turns, list):
+        raise BadConversation("wrong type", "conversations is not a list of turns")
+    messages: list[Any] = _system(row)
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict) or "role" in turn:
+            messages.append(turn)
+            continue
+        speaker = turn.get("from")
+        if not isinstance(speaker, str) or speaker not in SPEAKERS:
+            raise BadConversation(
+                "unknown role", f"conversations[{number}] is from {speaker!r}, expected one of {', '.join(SPEAKERS)}"
+            )
+        rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        messages.append({"role": SPEAKERS[speaker], "content": turn.get("value"), **rest})
+    return Record("", chat=_learned(read_conversation(messages, row.get("tools"), "conversations", "conversations")))
+
+
+def _alpaca(row: dict[str, Any], config: SourceConfig) -> Record | Bad:
+    instruction, given = row.get("instruction"), row.get("input") or ""
+    if not isinstance(instruction, str) or not isinstance(given, str):
+        raise BadConversation("wrong type", "fields 'instruction' and 'input' must be text")
+    messages: list[Any] = _system(row)
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise BadConversation("wrong type", "field 'history' is no list of [question, answer]")
+    for question, answer in history:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    # the two fields go along for a template that sets them apart, as the built-in "alpaca" does
+    user = {
+        "role": "user",
+        "content": "\n\n".join(filter(None, (instruction, given))),
+        "instruction": instruction,
+        "input": given,
+    }
+    messages += [user, {"role": "assistant", "content": row.get("output")}]
+    return Record("", chat=_learned(read_conversation(messages, row.get("tools"), "instruction and output", "turns")))
+
+
+READERS = {"text": _text, "prompt": _prompt, "messages": _messages, "sharegpt": _sharegpt, "alpaca": _alpaca}
+
+
+def _system(row: dict[str, Any]) -> list[Message]:
+    return [{"role": "system", "content": row["system"]}] if row.get("system") else []
+
+
+def _learned(chat: Conversation) -> Conversation:
+    if not any(chat.learned):
+        raise BadConversation("nothing to learn", f"{chat.form}: no assistant message that is to be learned")
+    return chat
+
+
+def _field(row: dict[str, Any], name: str, may_be_empty: bool = False) -> str | Bad:
+    value = row.get(name)
+    if not isinstance(value, str):
+        kind = {type(None): "null"}.get(type(value), type(value).__name__)
+        return Bad("wrong type", f"field {name!r} is {kind}, expected text")
+    if not value.strip() and not may_be_empty:
+        return Bad("empty text", f"field {name!r} is empty")
+    if not is_encodable(value):
+        return Bad("lone surrogate", f"field {name!r} holds a lone surrogate, which is no character")
+    return value
