@@ -7,29 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from benchmarks.cases import make_config
 from lm.aot import memory_limit, topology_devices
-from lm.batch import BATCH_KEYS
 from lm.build import start_state
 from lm.config import Config
 from lm.hosts import keep_memory, release_memory
 from lm.metrics import peak_flops
 from lm.params import count
 from lm.parts import Parts, abstract_batch, make_parts, param_shapes
-from lm.plan import compile_step
+from lm.plan import compile_step, random_batch
 from lm.receipt import xla_flops
 from lm.sharding import put_batch
-
-
-def random_batch(config: Config, vocab_size: int) -> dict[str, np.ndarray]:
-    """Random ids in one document a row; targets are random too."""
-    rng, shape = np.random.default_rng(0), (config.data.batch_size, config.data.seq_len)
-    tokens, targets = (rng.integers(0, vocab_size, shape, dtype=np.int32) for _ in range(2))
-    ones = np.ones(shape, np.int32)
-    places = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-    return dict(zip(BATCH_KEYS, (tokens, targets, ones.astype(np.float32), ones, places)))
 
 
 def matrix_numbers(parts: Parts) -> int:

@@ -6,12 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.marks import OWN
+from data_pipeline.marks import OWN, Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the names that templates and data sets have for it
 MAX_DEPTH = 64  # levels of what a message or a tool holds
-Message = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +40,14 @@ def read_conversation(
     """Checks a list of messages out of JSON; raises BadConversation. Assistant messages from `learn_from` on are learned,
     unless their own `train` (true or false) or `weight` (1 or 0) says otherwise."""
     if not isinstance(raw, list | tuple):
-        raise BadConversation("wrong type", f"{where} is {_kind(raw)}, expected a list of messages")
+        raise BadConversation("wrong type", f"{where} is {kind_of(raw)}, expected a list of messages")
     if not raw:
         raise BadConversation("no messages", f"{where} is empty")
     messages, learned = [], []
     for number, entry in enumerate(raw):
         here = f"{where}[{number}]"
         if not isinstance(entry, dict):
-            raise BadConversation("wrong type", f"{here} is {_kind(entry)}, expected an object with role and content")
+            raise BadConversation("wrong type", f"{here} is {kind_of(entry)}, expected an object with role and content")
         message, train = _read_message(entry, here)
         _check_order(message["role"], [m["role"] for m in messages], here)
         messages.append(message)
@@ -72,7 +71,7 @@ def _read_message(entry: Message, here: str) -> tuple[Message, bool]:
     reasoning = next((message[name] for name in REASONING if name in message), None)
     if reasoning is not None:
         if not isinstance(reasoning, str):
-            raise BadConversation("wrong type", f"{here}: the reasoning is {_kind(reasoning)}, expected text")
+            raise BadConversation("wrong type", f"{here}: the reasoning is {kind_of(reasoning)}, expected text")
         message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
     train = entry.get("train", entry.get("weight", True))
     if train not in (0, 1):  # True and False are among them
@@ -95,7 +94,7 @@ def _read_content(content: Any, here: str, may_lack: bool) -> str | None:
                 )
         return "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise BadConversation("wrong type", f"{here}.content is {_kind(content)}, expected text")
+        raise BadConversation("wrong type", f"{here}.content is {kind_of(content)}, expected text")
     return content
 
 
@@ -129,7 +128,7 @@ def _read_tools(tools: Any) -> tuple[Message, ...]:
     if not tools:
         return ()
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
-        raise BadConversation("wrong type", f"tools is {_kind(tools)}, expected a list of objects")
+        raise BadConversation("wrong type", f"tools is {kind_of(tools)}, expected a list of objects")
     return tuple(tools)
 
 
@@ -150,5 +149,6 @@ def _check_text(read: Conversation) -> None:
         raise BadConversation("no character", f"{read.form}: holds U+{ord(found[0]):04X}, which is no character")
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value out of JSON is called in messages."""
     return {type(None): "null", str: "text"}.get(type(value), type(value).__name__)

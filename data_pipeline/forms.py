@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.conversation import BadConversation, Conversation, Message, read_conversation
+from data_pipeline.conversation import BadConversation, Conversation, Message, kind_of, read_conversation
 from data_pipeline.records import Bad, Record, is_encodable
 
 # ShareGPT's names, and those that its descendants use.
@@ -145,8 +145,7 @@ def _learned(chat: Conversation) -> Conversation:
 def _field(row: dict[str, Any], name: str, may_be_empty: bool = False) -> str | Bad:
     value = row.get(name)
     if not isinstance(value, str):
-        kind = {type(None): "null"}.get(type(value), type(value).__name__)
-        return Bad("wrong type", f"field {name!r} is {kind}, expected text")
+        return Bad("wrong type", f"field {name!r} is {kind_of(value)}, expected text")
     if not value.strip() and not may_be_empty:
         return Bad("empty text", f"field {name!r} is empty")
     if not is_encodable(value):

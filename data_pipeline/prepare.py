@@ -124,8 +124,8 @@ def _build(
             f"training a {config.tokenizer.kind} tokenizer on {min(train_chars, limit):,} of {train_chars:,} characters"
         )
         tokenizer = train_tokenizer(config.tokenizer, _train_texts(spool, len(sources), train_chars, limit))
-    if scan.chat:
-        tokenizer.template = scan.chat.source  # whoever loads the tokenizer writes conversations the same way
+    if scan.cleaner.chat:
+        tokenizer.template = scan.cleaner.chat.source  # whoever loads the tokenizer writes conversations the same way
     tokenizer.save(folder / "tokenizer")
     check_tokenizer(tokenizer, config.add_bos, add_eos, is_on(config.augment))
     entries = []

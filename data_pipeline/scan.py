@@ -60,15 +60,29 @@ def part_for(record: Record, split: str, pinned: str, config: DataConfig) -> Rec
     return Record(cut_by_position(record.text, config.split)[split], None, record.group)
 
 
-def render_record(record: Record, chat: Chat) -> Record | Bad:
-    """Writes the text of a conversation; other records are returned as they are."""
-    if record.chat is None:
-        return record
-    try:
-        rendered = chat.render(record.chat)
-    except TemplateError as error:
-        return Bad("refused by the chat template", f"{chat.where} refuses the conversation: {error}")
-    return replace(record, text=rendered.text, rendered=rendered)
+class Cleaner:
+    """Cleans records, and writes those that are conversations as text."""
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer):
+        self.config, self.tokenizer = config, tokenizer
+        self.chat: Chat | None = None  # opened when the first conversation comes
+
+    def clean(self, record: Record, changed: Counter[str] | None = None) -> Record | Bad | str:
+        """Returns the record ready to be tokenised, what is wrong with it, or the reason to drop it.
+
+        Counts in `changed` which rules did something, and the answers that the chat template shortened.
+        """
+        cleaned = clean_record(record, self.config.clean, changed)
+        if isinstance(cleaned, str) or cleaned.chat is None:
+            return cleaned
+        self.chat = self.chat or open_chat(self.tokenizer, self.config.chat)
+        try:
+            rendered = self.chat.render(cleaned.chat)
+        except TemplateError as error:
+            return Bad("refused by the chat template", f"{self.chat.where} refuses the conversation: {error}")
+        if changed is not None and rendered.left_out:
+            changed[SHORTENED] += rendered.left_out
+        return replace(cleaned, text=rendered.text, rendered=rendered)
 
 
 def document_key(key: bytes, split: str) -> int:
@@ -85,8 +99,8 @@ class Scan:
         on_drop: Callable[[str, str, str], None] = lambda source, where, reason: None,
         tokenizer: Tokenizer = STAND_IN,
     ):  # fmt: skip
-        self.sources, self.config, self.log, self.on_drop, self.tokenizer = sources, config, log, on_drop, tokenizer
-        self.chat: Chat | None = None  # opened when the first conversation comes
+        self.sources, self.config, self.log, self.on_drop = sources, config, log, on_drop
+        self.cleaner = Cleaner(config, tokenizer)
         self.tallies = [Tally() for _ in sources]
         self.seen: dict[bytes, int] = {}  # text key -> its first document: source, and place in WHOLE_OR_CUT
         self.leaks: Counter[tuple[str, str]] = Counter()
@@ -113,7 +127,7 @@ class Scan:
             if tally.read % 256 == 0:
                 self._progress(source.name, tally.read, done + passed, total)
             if isinstance(record, Record):
-                record = self._clean(number, record)
+                record = self.cleaner.clean(record, tally.changed)
                 if isinstance(record, str):
                     self._drop(number, where, record)
                     continue
@@ -137,18 +151,6 @@ class Scan:
             raise UserError(
                 f"source {source.name}: none of its {tally.read} documents is left ({reasons or 'no documents'})"
             )
-
-    def _clean(self, number: int, record: Record) -> Record | Bad | str:
-        """Returns the record cleaned, and written as text where it is a conversation; or the reason to drop it."""
-        changed = self.tallies[number].changed
-        cleaned = clean_record(record, self.config.clean, changed)
-        if isinstance(cleaned, str) or cleaned.chat is None:
-            return cleaned
-        self.chat = self.chat or open_chat(self.tokenizer, self.config.chat)
-        rendered = render_record(cleaned, self.chat)
-        if isinstance(rendered, Record) and rendered.rendered and rendered.rendered.left_out:
-            changed[SHORTENED] += rendered.rendered.left_out
-        return rendered
 
     def _keep(self, number: int, place: Place, where: str, cleaned: Record) -> Iterator[Document]:
         config, tally = self.config, self.tallies[number]

@@ -16,15 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.chat import Chat, open_chat
-from data_pipeline.clean import clean_record
 from data_pipeline.config import DataConfig
 from data_pipeline.feed import Batch, Calls, TrainBatches
 from data_pipeline.mix import Mixture, epoch_key
 from data_pipeline.quiet_tf import import_tf
 from data_pipeline.records import Place, Record, Source, pack_record, unpack_record
 from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader
-from data_pipeline.scan import part_for, render_record
+from data_pipeline.scan import Cleaner, part_for
 from data_pipeline.schema import UserError
 from data_pipeline.store import Shard
 from data_pipeline.tasks import Chunks, Cut, cut_chunks, to_ids
@@ -97,8 +95,7 @@ class DocumentReader:
     """The documents of some sources as one endless sequence: all of them once an epoch, the sources evenly mixed."""
 
     def __init__(self, config: DataConfig, parts: list[tuple[Source, np.ndarray, np.ndarray]], tokenizer: Tokenizer):
-        self.config, self.tokenizer = config, tokenizer
-        self.chat: Chat | None = None  # opened when the first conversation comes
+        self.config, self.cleaner = config, Cleaner(config, tokenizer)
         self.sources = [source for source, _, _ in parts]
         sizes = [len(keys) for _, _, keys in parts]
         self.source = np.repeat(np.arange(len(parts)), sizes)
@@ -114,10 +111,7 @@ class DocumentReader:
         records = []
         for i in index.tolist():
             source = self.sources[self.source[i]]
-            cleaned = clean_record(source.load(Place(*self.places[i].tolist())), self.config.clean)
-            if isinstance(cleaned, Record) and cleaned.chat:
-                self.chat = self.chat or open_chat(self.tokenizer, self.config.chat)
-                cleaned = render_record(cleaned, self.chat)
+            cleaned = self.cleaner.clean(source.load(Place(*self.places[i].tolist())))
             if not isinstance(cleaned, Record):
                 raise UserError(f"source {source.name}: a document changed since it was indexed ({cleaned}); run again")
             records.append(part_for(cleaned, "train", source.config.split, self.config))

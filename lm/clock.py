@@ -18,11 +18,8 @@ from typing import Any
 
 from jax.profiler import TraceAnnotation
 
-STEPS: tuple[str, ...] = (
-    "input",
-    "put",
-    "step",
-)  # waiting for a batch, putting it on the devices, the step and its numbers
+# Waiting for a batch, putting it on the devices, the step and its numbers.
+STEPS: tuple[str, ...] = ("input", "put", "step")
 LOOP: tuple[str, ...] = (*STEPS, "log", "other")  # all that a step costs; `other`: whatever has no name
 PARTS: tuple[str, ...] = ("startup", *LOOP, "eval", "save", "profile")
 

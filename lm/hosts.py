@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -187,18 +188,25 @@ def keep_memory() -> None:
     """
     found = any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*"))
     platforms = os.environ.get("JAX_PLATFORMS") or ("accelerator" if found else "cpu")
-    if platforms != "cpu" or platform.libc_ver()[0] != "glibc":
+    libc, trim_threshold, mmap_max, arena_max = _glibc(), -1, -4, -8
+    if platforms != "cpu" or libc is None:
         return
-    mallopt, trim_threshold, mmap_max, arena_max = ctypes.CDLL(None).mallopt, -1, -4, -8
-    mallopt(arena_max, 1)  # the others, one a thread, are too small for a step's temporaries
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)
+    libc.mallopt(arena_max, 1)  # the others, one a thread, are too small for a step's temporaries
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, -1)
 
 
 def release_memory() -> None:
     """Gives the freed memory of this moment back: compiling and evaluating leave holes that no step fits in."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """The C library of this process; None where it is another one. To find out reads the interpreter's file."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def is_main() -> bool:

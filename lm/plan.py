@@ -92,18 +92,22 @@ def shard_bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves if x.sharding is not None)
 
 
+def random_batch(config: Config, vocab_size: int) -> dict[str, np.ndarray]:
+    """Random ids in one document a row; targets are random too."""
+    rng, shape = np.random.default_rng(0), (config.data.batch_size, config.data.seq_len)
+    tokens, targets = (rng.integers(0, vocab_size, shape, dtype=np.int32) for _ in range(2))
+    ones = np.ones(shape, np.int32)
+    places = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+    return dict(zip(BATCH_KEYS, (tokens, targets, ones.astype(np.float32), ones, places)))
+
+
 def time_steps(parts: Parts, batch: Mapping[str, Any] | None, steps: int = 3) -> tuple[float, float]:
     """Runs the step on random weights; returns seconds of the first, compiling included, and the median of the others.
 
     Without a `batch` of real rows, on random ids.
     """
     config = parts.config
-    if batch is None:
-        shape = (config.data.batch_size, config.data.seq_len)
-        ids = np.random.default_rng(0).integers(0, parts.model.config.vocab_size, shape, dtype=np.int32)
-        ones = np.ones(shape, np.int32)
-        places = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-        batch = dict(zip(BATCH_KEYS, (ids, ids, ones.astype(np.float32), ones, places)))
+    batch = random_batch(config, parts.model.config.vocab_size) if batch is None else batch
     start, stop = local_rows(parts.mesh, config.data.batch_size)
     batch = {name: array[start:stop] for name, array in batch.items()}
     arrays, key = put_batch(batch, parts.mesh, config.data.batch_size), jax.random.key(0)

@@ -52,7 +52,7 @@ def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: floa
 
 def _normalise_forward(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> tuple[jax.Array, Any]:
     y = x.astype(jnp.float32)
-    mean = jnp.zeros((), jnp.float32).reshape((1,) * x.ndim) if bias is None else y.mean(-1, keepdims=True)
+    mean = jnp.zeros((1,) * x.ndim, jnp.float32) if bias is None else y.mean(-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.square(y - mean).mean(-1, keepdims=True) + eps)
     mean, inverse = settle((mean, inverse))
     y = (y - mean) * inverse * _rows(scale, x)

@@ -66,7 +66,7 @@ class Cut:
 
 def attend_in_pieces(
     q_BTKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, q_segments_BT: jax.Array, k_segments_BS: jax.Array,
-    first_slot: Any, window: int, cap: float, size: int = PIECE,
+    first_slot: Any, window: int, cap: float, size: int,
 ) -> jax.Array:  # fmt: skip
     """The same as `attend` with `slot_mask`. Returns [B, T, K, G, H] in the dtype of `v`."""
     slot = first_slot if isinstance(first_slot, int) else None
@@ -108,7 +108,8 @@ def _backward(cut: Cut, kept: tuple[Any, ...], g_BKGTH: jax.Array) -> tuple[Any,
     q, k, v, where, y_BKGTH, log_BKGT1 = kept
     g = settle(g_BKGTH)
     delta_BKGT1 = (g.astype(jnp.float32) * y_BKGTH).sum(-1, keepdims=True)
-    q_parts: list[list[jax.Array]] = [[] for _ in cut.by_queries()]
+    pieces = [rows for rows, _ in cut.by_queries()]
+    q_parts: list[list[jax.Array]] = [[] for _ in pieces]
     k_parts, v_parts = [], []
     for keys, rows in cut.by_keys():
         s_BKGTS = _scores(cut, q, k, rows, keys, where)
@@ -121,7 +122,7 @@ def _backward(cut: Cut, kept: tuple[Any, ...], g_BKGTH: jax.Array) -> tuple[Any,
         s_grad_BKGTS = s_grad_BKGTS.astype(v.dtype)
         k_parts.append(jnp.einsum("BKGTS,BKGTH->BKSH", s_grad_BKGTS, q[:, :, :, rows]))
         q_grad_BKGTH: Any = einsum_f32("BKGTS,BKSH->BKGTH", s_grad_BKGTS, k[:, :, keys])
-        for parts, (piece, _) in zip(q_parts, cut.by_queries()):
+        for parts, piece in zip(q_parts, pieces):
             first, last = max(piece.start, rows.start), min(piece.stop, rows.stop)
             if first < last:
                 part = q_grad_BKGTH[:, :, :, first - rows.start : last - rows.start]
