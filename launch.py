@@ -50,9 +50,10 @@ def main(argv: list[str]) -> None:
     import jax
 
     from lm import hosts
+    from lm.memory import keep_memory
     from lm.summary import versions
 
-    hosts.keep_memory()
+    keep_memory()
     facts = {"config": to_json(config), "code": hosts.code_sums(), "versions": versions()}
     again = f"Run the same command on all processes to go on: python {shlex.join(sys.argv)}"
     peers = hosts.join(hosts.read_launch(os.environ, flags), facts, again)
@@ -80,7 +81,8 @@ def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
     from lm import hosts
     from lm.build import find_peak_lr
     from lm.logger import write_json
-    from lm.plan import format_plan, make_plan, resident_bytes
+    from lm.memory import resident_bytes
+    from lm.plan import format_plan, make_plan
 
     def say(text: str) -> None:
         if hosts.is_main():

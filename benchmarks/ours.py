@@ -12,7 +12,7 @@ from benchmarks.cases import make_config
 from lm.aot import memory_limit, topology_devices
 from lm.build import start_state
 from lm.config import Config
-from lm.hosts import keep_memory, release_memory
+from lm.memory import keep_memory, release_memory
 from lm.metrics import peak_flops
 from lm.params import count
 from lm.parts import Parts, abstract_batch, make_parts, param_shapes

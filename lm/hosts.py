@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import hashlib
 import os
-import platform
 import re
 import signal
 import time
@@ -177,36 +174,6 @@ def check_shared(path: Path) -> None:
         f"{path.parent} on process {', '.join(differing)} is not the folder that process 0 uses; all processes need one "
         "--workdir on a disk that they share"
     )
-
-
-def keep_memory() -> None:
-    """Lets glibc keep what a step on the CPU frees: else each step asks the kernel for its temporaries again.
-
-    A GPT-2 step of 6 x 384 took 300,000 page faults and a sixth of its time for that (docs/LOG.md). Must come before JAX
-    starts its threads, so it looks for accelerators in /dev; with one, and without glibc, nothing happens. What lies in
-    between piles up, so call `release_memory` now and then.
-    """
-    found = any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*"))
-    platforms = os.environ.get("JAX_PLATFORMS") or ("accelerator" if found else "cpu")
-    libc, trim_threshold, mmap_max, arena_max = _glibc(), -1, -4, -8
-    if platforms != "cpu" or libc is None:
-        return
-    libc.mallopt(arena_max, 1)  # the others, one a thread, are too small for a step's temporaries
-    libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, -1)
-
-
-def release_memory() -> None:
-    """Gives the freed memory of this moment back: compiling and evaluating leave holes that no step fits in."""
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
-
-
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
-    """The C library of this process; None where it is another one. To find out reads the interpreter's file."""
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def is_main() -> bool:

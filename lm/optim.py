@@ -168,6 +168,16 @@ def observe_eval(config: OptimConfig, opt_state: Any, eval_loss: float) -> Any:
     return jax.tree.map(observe, opt_state, is_leaf=_is_plateau)
 
 
+def _clip(largest: float) -> optax.GradientTransformationExtraArgs:
+    """Scales updates so that their norm is at most `largest`; the step computes `norm` once, for this and for the log."""
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        factor = jnp.minimum(1.0, largest / extra["norm"])
+        return jax.tree.map(lambda u: factor * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def _scale_by_rate(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
     """Multiplies by -lr(step); `step` is the run's own, so a skipped step does not shift the schedule."""
 
@@ -183,7 +193,8 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optimizer over all of `params` (arrays or shapes), of which only trained leaves take part.
 
-    `update(grads, opt_state, params, step=...)` takes `optax.MaskedNode()` in place of frozen gradients.
+    `update(grads, opt_state, params, step=..., norm=...)` takes `optax.MaskedNode()` in place of frozen gradients; `norm` is
+    that of all others together.
     """
     trained = {p: all(on) for p, on in in_stacks(treatment.trained, list(params)).items()}
     decayed = {p: [float(on) for on in values] for p, values in in_stacks(treatment.decayed, list(params)).items()}
@@ -194,7 +205,7 @@ def make_optimizer(
             return values[0]
         return jnp.asarray(values, leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
 
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts = [_clip(config.clip_norm)] if config.clip_norm else []
     parts.append(_core(config, params))
     if config.weight_decay:
         parts.append(_decay(lambda p, leaf: config.weight_decay * per_layer_factor(p, leaf, decayed[p])))

@@ -6,7 +6,6 @@ The real sharded step is compiled, for the devices here or for a TPU slice that 
 from __future__ import annotations
 
 import math
-import os
 import re
 import statistics
 import time
@@ -315,9 +314,3 @@ def format_plan(plan: Plan, receipt: Receipt) -> str:
         if not any(row["fits"] for row in plan["advice"]):
             lines.append("  none of these is enough: use more devices, a shorter data.seq_len, or train fewer layers")
     return "\n".join(lines)
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

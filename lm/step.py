@@ -70,18 +70,19 @@ def make_train_step(
         frozen = {p: leaf for p, leaf in state.params.items() if p not in trained_paths}
         grads, sums = grad_fn(trained, frozen, batch, jax.random.fold_in(key, state.step))
         weight = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
-        grads = jax.tree.map(lambda g: g / weight, grads)
-        loss, norm = sums["nll"] / weight, optax.tree.norm(grads)
-        masked = {**grads, **{p: optax.MaskedNode() for p in frozen}}
-        updates: Any
-        updates, opt_state = optimizer.update(masked, state.opt_state, state.params, step=state.step)
-        moved = {p: (leaf + updates[p]).astype(leaf.dtype) for p, leaf in trained.items()}
+        loss, norm = sums["nll"] / weight, optax.tree.norm(grads) / weight
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        moved, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite & (sums["weight"] > 0), new, old),
-            (moved, opt_state),
-            (trained, state.opt_state),
-        )
+
+        def move() -> tuple[Params, Any]:
+            means = {p: optax.MaskedNode() if p in frozen else grads[p] / weight for p in state.params}
+            updates: Any
+            updates, opt_state = optimizer.update(means, state.opt_state, state.params, step=state.step, norm=norm)
+            return {p: (leaf + updates[p]).astype(leaf.dtype) for p, leaf in trained.items()}, opt_state
+
+        def stay() -> tuple[Params, Any]:
+            return trained, state.opt_state
+
+        moved, opt_state = jax.lax.cond(finite & (sums["weight"] > 0), move, stay)
         plateau = plateau_state(state.opt_state)
         metrics = {
             "train/loss": loss,

@@ -22,9 +22,10 @@ from lm.checkpoint import Checkpoints
 from lm.clock import Clock
 from lm.config import Config, UserError
 from lm.evaluate import EvalStep, evaluate
-from lm.hosts import StopFlag, gather_bytes, is_main, release_memory
+from lm.hosts import StopFlag, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger, duration
+from lm.memory import MemoryWatch, release_memory
 from lm.params import to_host
 from lm.profile import Profiler
 from lm.sharding import local_rows, put_batch, row_shards
@@ -99,6 +100,7 @@ class _Loop:
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.save_due = False
         steps = run.config.debug.profile_steps if is_main() else ()
+        self.memory = MemoryWatch()
         self.profiler = Profiler(steps, run.workdir, run.progress.step, run.clock, run.logger.say)
 
     def run_to_end(self) -> Outcome:
@@ -190,6 +192,7 @@ class _Loop:
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             with self.run.clock.part("log"):
                 self._log(step + 1, values)
+                self.memory.check()
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         run, progress = self.run, self.run.progress

@@ -39,8 +39,11 @@ def _whole(x_BTD: jax.Array, g_BTF: jax.Array) -> jax.Array:
 
 
 def _flat(x_BTD: jax.Array, g_BTF: jax.Array) -> jax.Array:
-    """The same with rows and places in one dimension, which XLA's CPU compiler multiplies faster."""
-    return x_BTD.reshape(-1, x_BTD.shape[-1]).T @ g_BTF.reshape(-1, g_BTF.shape[-1])
+    """The same in one product of two dimensions, the narrower operand transposed first."""
+    x_ND, g_NF = x_BTD.reshape(-1, x_BTD.shape[-1]), g_BTF.reshape(-1, g_BTF.shape[-1])
+    if x_ND.shape[1] <= g_NF.shape[1]:
+        return settle(x_ND.T) @ g_NF
+    return settle(settle(g_NF.T) @ x_ND).T
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

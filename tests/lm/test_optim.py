@@ -41,7 +41,8 @@ def updates_of(config, params, grads_by_step):
     state, found = optimizer.init(params), []
     for step, grads in enumerate(grads_by_step):
         masked = {p: grads[p] if p in trained else optax.MaskedNode() for p in params}
-        updates, state = jax.jit(optimizer.update)(masked, state, params, step=jnp.asarray(step))
+        norm = optax.tree.norm({p: grads[p] for p in trained})
+        updates, state = jax.jit(optimizer.update)(masked, state, params, step=jnp.asarray(step), norm=norm)
         found.append({p: np.asarray(updates[p]) for p in trained})
     return found
 
