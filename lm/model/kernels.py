@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.config import ModelConfig
 from lm.model.formula import attend, slot_mask
-from lm.model.pieces import attend_in_pieces, piece_size
+from lm.model.pieces import attend_in_pieces, piece_size, row_groups
 from lm.sharding import ROWS, row_shards
 
 # (q [B, T, N, H], k [B, T, K, H], v [B, T, K, H], segments [B, T]) -> [B, T, N, H]
@@ -120,7 +120,8 @@ def make_kernel(name: str, config: ModelConfig, mesh: Mesh | None, seq_len: int)
         (B, T, N, H), K = q.shape, k.shape[2]
         grouped = q.reshape(B, T, K, N // K, H)
         if name == "chunked":
-            y = attend_in_pieces(grouped, k, v, q_segments, k_segments, first_slot, window, cap, size)
+            groups = row_groups(B, N, T, platform_of(mesh))
+            y = attend_in_pieces(grouped, k, v, q_segments, k_segments, first_slot, window, cap, size, groups)
         else:
             y = attend(grouped, k, v, slot_mask(q_segments, k_segments, first_slot, window), cap)
         return y.reshape(q.shape)

@@ -29,6 +29,19 @@ def piece_size(seq_len: int, platform: str) -> int:
     return 64 * max(-(-seq_len // 1024), 1) if platform == "cpu" else PIECE
 
 
+def row_groups(rows: int, heads: int, seq_len: int, platform: str) -> int:
+    """Into how many groups of rows attention is split, each a chain of its own: XLA computes a batched product on one core.
+
+    Only where the scores of a piece outgrow a core's cache and the pieces are few, since each takes time to compile.
+
+    >>> row_groups(16, 6, 256, "cpu"), row_groups(12, 4, 64, "cpu"), row_groups(16, 6, 1024, "cpu"), row_groups(16, 6, 256, "gpu")
+    (4, 1, 1, 1)
+    """
+    size = piece_size(seq_len, platform)
+    large = 4 * rows * heads * size * seq_len > 4 * 2**20
+    return 4 if platform == "cpu" and large and rows % 4 == 0 and seq_len <= 4 * size else 1
+
+
 @dataclass(frozen=True)
 class Cut:
     """How the T queries and S keys are cut; query t is in slot `first_slot` + t (None: known only on the device)."""
@@ -66,9 +79,13 @@ class Cut:
 
 def attend_in_pieces(
     q_BTKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, q_segments_BT: jax.Array, k_segments_BS: jax.Array,
-    first_slot: Any, window: int, cap: float, size: int,
+    first_slot: Any, window: int, cap: float, size: int, groups: int = 1,
 ) -> jax.Array:  # fmt: skip
     """The same as `attend` with `slot_mask`. Returns [B, T, K, G, H] in the dtype of `v`."""
+    if groups > 1:
+        arrays = (q_BTKGH, k_BSKH, v_BSKH, q_segments_BT, k_segments_BS)
+        parts = zip(*(jnp.split(x, groups) for x in arrays))
+        return jnp.concatenate([attend_in_pieces(*part, first_slot, window, cap, size) for part in parts])
     slot = first_slot if isinstance(first_slot, int) else None
     cut = Cut(q_BTKGH.shape[1], k_BSKH.shape[1], size, slot, window, cap)
     q_BKGTH, k_BKSH, v_BKSH = jnp.moveaxis(q_BTKGH, 1, 3), k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)

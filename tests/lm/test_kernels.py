@@ -61,10 +61,9 @@ def test_pieces_that_do_not_divide_the_row(queries, size, window, cap):
         return [y, *pull(cotangent)]
 
     expected = outputs(lambda q, k, v: formula.attend(q, k, v, mask, cap))
-    for slot in (first, jnp.asarray(first)):
-        found = outputs(
-            lambda q, k, v, slot=slot: attend_in_pieces(q, k, v, ids[:, first:], ids, slot, window, cap, size)
-        )
+    for slot, groups in ((first, 1), (jnp.asarray(first), 1), (first, 2)):
+        rest = (ids[:, first:], ids, slot, window, cap, size, groups)
+        found = outputs(lambda q, k, v, rest=rest: attend_in_pieces(q, k, v, *rest))
         for a, b in zip(found, expected):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
