@@ -205,7 +205,7 @@ def make_optimizer(
             return values[0]
         return jnp.asarray(values, leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
 
-    parts = [_clip(config.clip_norm)] if config.clip_norm else []
+    parts: list[optax.GradientTransformation] = [_clip(config.clip_norm)] if config.clip_norm else []
     parts.append(_core(config, params))
     if config.weight_decay:
         parts.append(_decay(lambda p, leaf: config.weight_decay * per_layer_factor(p, leaf, decayed[p])))

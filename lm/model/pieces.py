@@ -84,8 +84,8 @@ def attend_in_pieces(
     """The same as `attend` with `slot_mask`. Returns [B, T, K, G, H] in the dtype of `v`."""
     if groups > 1:
         arrays = (q_BTKGH, k_BSKH, v_BSKH, q_segments_BT, k_segments_BS)
-        parts = zip(*(jnp.split(x, groups) for x in arrays))
-        return jnp.concatenate([attend_in_pieces(*part, first_slot, window, cap, size) for part in parts])
+        attend = partial(attend_in_pieces, first_slot=first_slot, window=window, cap=cap, size=size)
+        return jnp.concatenate([attend(*part) for part in zip(*(jnp.split(x, groups) for x in arrays))])
     slot = first_slot if isinstance(first_slot, int) else None
     cut = Cut(q_BTKGH.shape[1], k_BSKH.shape[1], size, slot, window, cap)
     q_BKGTH, k_BKSH, v_BKSH = jnp.moveaxis(q_BTKGH, 1, 3), k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
