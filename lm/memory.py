@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import sys
+import time
 from pathlib import Path
 
 
@@ -36,21 +37,42 @@ def release_memory() -> None:
 
 
 class MemoryWatch:
-    """Gives freed memory back once this process holds half as much again as it did at the least.
+    """Gives freed memory back once this process holds `LIMIT` times what it does with one step's temporaries.
 
-    A step's temporaries stand in the hole of the step before, unless that was not free yet or lost some bytes at its edge
-    (glibc 2.36: posix_memalign). Then they take another: 6.3 GB instead of 1.7 for 6 x 384 after 15 steps.
+    They stand in the hole of the step before. But XLA frees that a few milliseconds after its results are there, and the
+    next step, if asked for at once, takes another: up to 6.3 GB instead of 2.5 for 6 x 384 (docs/LOG.md). Once that has
+    happened the watch is `crowded`: from then on call `settle` before each step.
     """
 
-    def __init__(self) -> None:
-        self.least: int | None = None
+    LIMIT = 1.4
+    SETTLE = 0.005  # seconds; 0.002 were enough in 70 steps of 6 x 384
+
+    def __init__(self, active: bool) -> None:
+        self.active = active and _glibc() is not None
+        self.crowded = False
+        self.full = False  # now, so to be released when no step runs
+        self.needed: int | None = None
 
     def check(self) -> None:
-        held = resident_bytes()
-        self.least = min(held, self.least or held)
-        if held > 1.5 * self.least:
-            release_memory()
-            self.least = None
+        """To be called when a step has ended, the next running or not; takes some 20 microseconds."""
+        if self.active:
+            held = resident_bytes()
+            self.needed = min(held, self.needed or held)
+            self.full = held > self.LIMIT * self.needed
+            self.crowded |= self.full
+
+    def settle(self) -> None:
+        """Lets the step that has just ended free its temporaries; gives back what is too much."""
+        if self.full:
+            self.release()
+        else:
+            time.sleep(self.SETTLE)
+
+    def release(self) -> None:
+        """Releases memory while no step runs; the next check sees what one step needs."""
+        time.sleep(self.SETTLE)
+        release_memory()
+        self.full, self.needed = False, None
 
 
 def resident_bytes() -> int:

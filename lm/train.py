@@ -25,7 +25,7 @@ from lm.evaluate import EvalStep, evaluate
 from lm.hosts import StopFlag, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger, duration
-from lm.memory import MemoryWatch, release_memory
+from lm.memory import MemoryWatch
 from lm.params import to_host
 from lm.profile import Profiler
 from lm.sharding import local_rows, put_batch, row_shards
@@ -100,7 +100,7 @@ class _Loop:
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.save_due = False
         steps = run.config.debug.profile_steps if is_main() else ()
-        self.memory = MemoryWatch()
+        self.memory = MemoryWatch(active=jax.default_backend() == "cpu")
         self.profiler = Profiler(steps, run.workdir, run.progress.step, run.clock, run.logger.say)
 
     def run_to_end(self) -> Outcome:
@@ -121,7 +121,7 @@ class _Loop:
                     self._flush()
                     with clock.part("eval"):
                         stopping = not self._evaluate(stop.agreed)
-                        release_memory()
+                        self.memory.release()
                     clock.note("eval", step=progress.step)
                 if not stopping and self._out_of_patience():
                     status = "stopped early"
@@ -149,6 +149,9 @@ class _Loop:
             check_batch(batch, run.vocab_size, f"batch of step {progress.step}")
         with clock.part("put"):
             arrays = put_batch(batch, run.mesh, self.batch_size)
+        if self.memory.crowded:
+            self._flush()
+            self.memory.settle()
         began = time.perf_counter()
         with clock.part("step"):
             self.state, metrics = run.train_step(self.state, arrays, run.key)
@@ -159,7 +162,7 @@ class _Loop:
         if not clock.warm:  # the first step compiles: it is waited for and not counted
             self._flush()
             run.logger.say(f"first step, with compiling: {time.perf_counter() - began:.1f} s")
-            release_memory()
+            self.memory.release()
             clock.start_counting()
             clock.note("first_step", step=progress.step)
         run.checkpoints.poll()
@@ -192,7 +195,7 @@ class _Loop:
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             with self.run.clock.part("log"):
                 self._log(step + 1, values)
-                self.memory.check()
+        self.memory.check()
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         run, progress = self.run, self.run.progress
