@@ -49,7 +49,11 @@ class TrainBatches(Iterator[Batch]):
 
     def __init__(self, dataset: Any, calls: Calls):
         self.calls = calls
-        self.holder = [iter(dataset)]
+        options = import_tf().data.Options()
+        options.autotune.enabled = (
+            False  # there is nothing to tune, and its thread can hold up the end for half a minute
+        )
+        self.holder = [iter(dataset.with_options(options))]
         self.finalizer = weakref.finalize(self, self.holder.clear)  # at the latest when the interpreter ends
 
     def __next__(self) -> Batch:
