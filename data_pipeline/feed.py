@@ -50,9 +50,7 @@ class TrainBatches(Iterator[Batch]):
     def __init__(self, dataset: Any, calls: Calls):
         self.calls = calls
         options = import_tf().data.Options()
-        options.autotune.enabled = (
-            False  # there is nothing to tune, and its thread can hold up the end for half a minute
-        )
+        options.autotune.enabled = False  # nothing to tune here, and its thread can hold up the end for 30 s
         self.holder = [iter(dataset.with_options(options))]
         self.finalizer = weakref.finalize(self, self.holder.clear)  # at the latest when the interpreter ends
 

@@ -151,7 +151,8 @@ class _Loop:
             arrays = put_batch(batch, run.mesh, self.batch_size)
         if self.memory.crowded:
             self._flush()
-            self.memory.settle()
+            with clock.part("step"):
+                self.memory.settle()
         began = time.perf_counter()
         with clock.part("step"):
             self.state, metrics = run.train_step(self.state, arrays, run.key)
