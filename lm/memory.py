@@ -40,7 +40,7 @@ class MemoryWatch:
     """Gives freed memory back once this process holds `LIMIT` times what it does with one step's temporaries.
 
     They stand in the hole of the step before. But XLA frees that a few milliseconds after its results are there, and the
-    next step, if asked for at once, takes another: up to 6.3 GB instead of 2.5 for 6 x 384 (docs/LOG.md). Once that has
+    next step, if asked for at once, takes another: up to 4.9 GB instead of 2.5 for 6 x 384 (docs/LOG.md). Once that has
     happened the watch is `crowded`: from then on call `settle` before each step.
     """
 
