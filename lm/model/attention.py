@@ -14,8 +14,7 @@ import jax
 from lm.config import ModelConfig
 from lm.model.formula import attend
 from lm.model.kernels import Kernel
-from lm.model.layers import init_matrix, init_out, normalise, rotate
-from lm.model.products import matmul
+from lm.model.layers import dense, init_matrix, init_out, normalise, rotate
 
 Cache = dict[str, jax.Array]  # k, v: [L, B, S, K, H]; segments, positions: [B, S]; index: next free slot
 
@@ -38,14 +37,12 @@ class Attention(nn.Module):
         cache: tuple[jax.Array, jax.Array] | None, index: jax.Array | int,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:  # fmt: skip
         """Returns the output and this layer's (k, v) [B, S, K, H] with the new ones written at slot `index`."""
-        config, dtype = self.config, x_BTD.dtype
+        config = self.config
         B, T, D = x_BTD.shape
         N, K, H = config.heads, config.n_kv_heads, config.q_head_dim
 
         def heads(name: str, count: int) -> jax.Array:
-            y = matmul(x_BTD, self.param(name, init_matrix(config), (D, count * H)).astype(dtype))
-            if config.attn_bias:
-                y += self.param(f"{name}_bias", nn.initializers.zeros, (count * H,)).astype(dtype)[None, None]
+            y = dense(self, name, x_BTD, count * H, init_matrix(config), config.attn_bias)
             return y.reshape(B, T, count, H)
 
         q_BTNH, k_BTKH, v_BTKH = heads("q", N), heads("k", K), heads("v", K)
@@ -67,8 +64,5 @@ class Attention(nn.Module):
             dropout = nn.Dropout(config.dropout, deterministic=False) if drops else None
             q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
             y_BTNH = attend(q_BTKGH, k_BSKH, v_BSKH, visible.mask_BTS, config.attn_softcap, dropout)
-        y_BTD = y_BTNH.reshape(B, T, N * H)
-        y_BTD = matmul(y_BTD, self.param("out", init_out(config), (N * H, D)).astype(dtype))
-        if config.attn_out_bias:
-            y_BTD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)[None, None]
+        y_BTD = dense(self, "out", y_BTNH.reshape(B, T, N * H), D, init_out(config), config.attn_out_bias)
         return y_BTD, cache

@@ -87,6 +87,16 @@ class Norm(nn.Module):
         return normalise(x_BTD, scale, bias, self.config.norm_eps)
 
 
+def dense(
+    module: nn.Module, name: str, x_BTD: jax.Array, width: int, init: nn.initializers.Initializer, bias: bool
+) -> jax.Array:
+    """x W, or x W + b, with the parameters `name` [D, width] and `name`_bias of `module`; in the dtype of `x`."""
+    y = matmul(x_BTD, module.param(name, init, (x_BTD.shape[-1], width)).astype(x_BTD.dtype))
+    if bias:
+        y += module.param(f"{name}_bias", nn.initializers.zeros, (width,)).astype(x_BTD.dtype)[None, None]
+    return y
+
+
 class MLP(nn.Module):
     """down(act(up(x))), or down(act(gate(x)) * up(x)) (SwiGLU, arXiv:2002.05202)."""
 
@@ -95,20 +105,13 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config, act = self.config, ACTIVATIONS[self.config.activation]
-        D, F = config.dim, config.mlp_width
-
-        def dense(name: str, x: jax.Array, shape: tuple[int, int], init: nn.initializers.Initializer) -> jax.Array:
-            y = matmul(x, self.param(name, init, shape).astype(x.dtype))
-            if config.mlp_bias:
-                y += self.param(f"{name}_bias", nn.initializers.zeros, shape[1:]).astype(x.dtype)[None, None]
-            return y
-
-        up_BTF = dense("up", x_BTD, (D, F), init_matrix(config))
+        F, wide, bias = config.mlp_width, init_matrix(config), config.mlp_bias
+        h_BTF = dense(self, "up", x_BTD, F, wide, bias)
         if config.mlp_gated:
-            h_BTF = act(dense("gate", x_BTD, (D, F), init_matrix(config))) * up_BTF
+            h_BTF = act(dense(self, "gate", x_BTD, F, wide, bias)) * h_BTF
         else:
-            h_BTF = act(up_BTF)
-        return dense("down", h_BTF, (F, D), init_out(config))
+            h_BTF = act(h_BTF)
+        return dense(self, "down", h_BTF, config.dim, init_out(config), bias)
 
 
 def rope_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
