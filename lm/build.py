@@ -26,7 +26,7 @@ from lm.hosts import from_main, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger
 from lm.metrics import peak_flops, token_flops
-from lm.model.kernels import compare
+from lm.model.kernels import compare, windows
 from lm.model.transformer import Model
 from lm.optim import make_optimizer, make_schedule, observe_eval, read_tables
 from lm.params import Params, count, join_stacks, layer_paths, make_runs, match_table, split_stacks
@@ -127,13 +127,17 @@ def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
 def check_kernel(parts: Parts, data: Any, log: Log) -> None:
     """Compares the attention kernel with the formula on the first batch; raises ConfigError when they disagree."""
     config = parts.config
-    if parts.model.kernel is None:
+    if parts.model.kernels is None:
         return
     batches = data.train_batches(0, local_rows(parts.mesh, config.data.batch_size), None)
     segments = np.frombuffer(gather_bytes(next(batches)["segments"].tobytes())[0], np.int32)
     batches.close()
     began = time.perf_counter()
-    found = compare(parts.attention, parts.model.config, parts.model.mesh, segments.reshape(-1, config.data.seq_len))
+    found: dict[str, float] = {}
+    for window in sorted(windows(parts.model.config)):
+        kind = replace(parts.model.config, window=window)
+        differs = compare(parts.attention, kind, parts.model.mesh, segments.reshape(-1, config.data.seq_len))
+        found |= {f"{part} (window {window})" if window else part: size for part, size in differs.items()}
     part, worst = max(found.items(), key=lambda item: item[1] if item[1] == item[1] else float("inf"))
     text = f"attention by {parts.attention}: {part} differs from the formula by {worst:.1e} of its largest number"
     if not worst <= KERNEL_TOLERANCE[parts.model.config.dtype]:

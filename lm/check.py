@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.activation": ("silu", "gelu", "gelu_tanh", "relu2"),
     "model.position": ("rope", "learned", "none"),
     "model.norm": ("rmsnorm", "layernorm"),
+    "model.norm_order": ("pre", "post", "both"),
+    "model.rope_scaling.kind": ("none", "linear", "dynamic", "yarn", "llama3", "longrope"),
     "model.init_out": ("scaled", "zero"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("auto", "xla", "chunked", "cudnn", "splash"),
@@ -28,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 AT_LEAST: dict[str, float] = {
     "model.layers": 1, "model.dim": 1, "model.heads": 1, "model.kv_heads": 0, "model.head_dim": 0, "model.mlp_dim": 0,
     "model.vocab_size": 0, "model.max_len": 0, "model.window": 0, "model.attn_softcap": 0, "model.logit_softcap": 0,
+    "model.attn_scale": 0, "model.rope_local_theta": 0, "model.rope_scaling.original_len": 0,
     "model.init_std": 0, "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.end_lr_ratio": 0,
     "optim.plateau_patience": 1, "optim.weight_decay": 0, "optim.clip_norm": 0, "train.steps": 1, "train.seed": 0,
     "train.micro_batches": 1, "train.loss_chunk": 0, "train.z_loss": 0, "train.log_every": 1, "train.eval_every": 0,
@@ -37,7 +41,11 @@ AT_LEAST: dict[str, float] = {
 }  # fmt: skip
 
 BELOW_ONE = ("model.dropout", "train.label_smoothing", "optim.b1", "optim.b2", "optim.momentum", "optim.plateau_factor")
-ABOVE_ZERO = ("model.rope_theta", "model.norm_eps", "optim.eps", "optim.plateau_factor")
+ABOVE_ZERO = (
+    "model.rope_theta", "model.rope_fraction", "model.norm_eps", "model.rope_scaling.factor",
+    "model.rope_scaling.attention_factor", "model.rope_scaling.beta_fast", "model.rope_scaling.beta_slow",
+    "model.rope_scaling.low_freq_factor", "model.rope_scaling.high_freq_factor", "optim.eps", "optim.plateau_factor",
+)  # fmt: skip
 
 
 def read_config(path: str, overrides: Mapping[str, str], devices: int | None = None, needs_data: bool = True) -> Config:
@@ -71,8 +79,11 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
         must(by_heads, f"model.dim={model.dim} is not divisible by model.heads={model.heads} (or set model.head_dim)")
         by_kv = model.heads % model.n_kv_heads == 0
         must(by_kv, f"model.heads={model.heads} is not divisible by model.kv_heads={model.kv_heads}")
-        even = not by_heads or model.position != "rope" or model.q_head_dim % 2 == 0
-        must(even, f"model.head_dim: rope needs an even head size, got {model.q_head_dim}")
+        if by_heads and model.position == "rope":
+            problems += _check_rope(config)
+    odd = [layer for layer in model.global_layers if not 0 <= layer < model.layers]
+    must(not odd, f"model.global_layers: {odd} are no layers of {model.layers}")
+    must(model.window > 0 or not model.global_layers, "model.global_layers: only a model with model.window reads it")
     if model.position == "learned" and model.max_len:
         must(
             model.max_len >= data.seq_len, f"model.max_len={model.max_len} is shorter than data.seq_len={data.seq_len}"
@@ -112,6 +123,26 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
     return problems + _check_mesh(config, devices)
 
 
+def _check_rope(config: Config) -> list[str]:
+    model, scaling = config.model, config.model.rope_scaling
+    dims = int(model.q_head_dim * model.rope_fraction)
+    problems = []
+    if model.rope_fraction > 1:
+        problems.append(f"config.model.rope_fraction: must be in (0, 1], got {model.rope_fraction:g}")
+    elif dims % 2 or not dims:
+        fraction = f" x rope_fraction={model.rope_fraction:g}" if model.rope_fraction != 1 else ""
+        problems.append(f"config.model.head_dim: rope needs an even head size, got {model.q_head_dim}{fraction}")
+    if scaling.kind not in ("none", "linear") and not scaling.original_len:
+        problems.append(f"config.model.rope_scaling.original_len: {scaling.kind!r} needs the length of the pretraining")
+    for key in ("short_factor", "long_factor") if scaling.kind == "longrope" else ():
+        found = len(getattr(scaling, key))
+        if found != dims // 2:
+            problems.append(f"config.model.rope_scaling.{key}: needs {dims // 2} numbers, one a pair, got {found}")
+    if scaling.kind == "llama3" and scaling.low_freq_factor >= scaling.high_freq_factor:
+        problems.append("config.model.rope_scaling: low_freq_factor must be below high_freq_factor")
+    return problems
+
+
 def _check_profile(config: Config) -> list[str]:
     steps, last = config.debug.profile_steps, config.train.steps
     if not steps or (len(steps) == 2 and 1 <= steps[0] <= steps[1] <= last):
@@ -131,8 +162,7 @@ def _validation_users(config: Config) -> list[tuple[str, bool]]:
 
 def _check_ranges(config: Config) -> list[str]:
     def value(key: str) -> Any:
-        section, name = key.split(".")
-        return getattr(getattr(config, section), name)
+        return functools.reduce(getattr, key.split("."), config)
 
     problems = []
     for key, valid in CHOICES.items():

@@ -21,6 +21,23 @@ from data_pipeline.schema import to_json as to_json
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How positions beyond those of the pretraining are rotated (lm/model/rope.py has the formulas)."""
+
+    kind: str = "none"  # none | linear | dynamic | yarn | llama3 | longrope
+    factor: float = 1.0  # how many times longer
+    original_len: int = 0  # positions of the pretraining: dynamic, yarn, llama3, longrope
+    attention_factor: float = 1.0  # yarn, longrope: multiplies cos and sin
+    beta_fast: float = 32.0  # yarn: dimensions with more turns than this in original_len stay as they are ...
+    beta_slow: float = 1.0  # ... those with fewer are slowed by factor
+    truncate: bool = True  # yarn: the edges between are whole dimensions
+    low_freq_factor: float = 1.0  # llama3: as beta_slow ...
+    high_freq_factor: float = 4.0  # ... and beta_fast
+    short_factor: tuple[float, ...] = ()  # longrope: of each pair of dimensions, in documents up to original_len
+    long_factor: tuple[float, ...] = ()  # longrope: in longer ones
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One decoder. The defaults are Llama style; `configs/models.py` has GPT-2 and others."""
 
@@ -37,12 +54,21 @@ class ModelConfig:
     max_len: int = 0  # learned positions: rows of the table; 0: data.seq_len
     position: str = "rope"  # rope | learned | none
     rope_theta: float = 10_000.0
+    rope_local_theta: float = 0.0  # of layers with a window, which then know no scaling; 0: as the others
+    rope_fraction: float = 1.0  # share of a head's dimensions that is rotated
+    rope_scaling: RopeScaling = RopeScaling()
     norm: str = "rmsnorm"  # rmsnorm | layernorm (with bias)
     norm_eps: float = 1e-6
+    norm_order: str = "pre"  # norms stand before attention and MLP, or after them (post), or both
+    norm_offset: bool = False  # scales are held less 1 (Gemma)
+    parallel: bool = False  # attention and MLP of a block read the same x (GPT-NeoX)
     qk_norm: bool = False  # normalise each query and key head
+    qk_norm_joint: bool = False  # all heads as one vector (OLMo 2)
     attn_bias: bool = False  # biases on q, k, v
     attn_out_bias: bool = False
+    attn_scale: float = 0.0  # scores are divided by the square root of this; 0: of the head size
     window: int = 0  # each token sees this many positions back, itself included; 0: all
+    global_layers: tuple[int, ...] = ()  # layers without the window
     attn_softcap: float = 0.0  # c * tanh(scores / c); 0: off
     logit_softcap: float = 0.0  # the same on the output logits
     tie_embeddings: bool = True  # the head is the embedding, transposed
@@ -54,6 +80,10 @@ class ModelConfig:
     dtype: str = "float32"  # of the computation: float32 | bfloat16; master weights are always float32
     scan: bool = False  # loop over runs of layers instead of unrolling: compile time stays flat in depth
     remat: str = "none"  # recompute in the backward: none | dots (keep matmul results) | full
+
+    def is_local(self, layer: int) -> bool:
+        """Says whether a layer has the window."""
+        return self.window > 0 and layer not in self.global_layers
 
     @property
     def q_head_dim(self) -> int:

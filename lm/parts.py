@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from lm.batch import BATCH_KEYS
 from lm.config import Config, ConfigError, ModelConfig
 from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
-from lm.model.kernels import choose, make_kernel, refusal
+from lm.model.kernels import choose, make_kernels, refusal
 from lm.model.transformer import Model
 from lm.optim import Treatment, make_optimizer, make_schedule, read_tables
 from lm.params import Params, Runs, layer_paths, make_runs
@@ -142,7 +142,7 @@ def make_model(resolved: ModelConfig, runs: Runs, mesh: Mesh, seq_len: int) -> t
     reason = refusal(name, resolved, mesh, seq_len)
     if reason:
         raise ConfigError(f"config.model.attention={resolved.attention!r}: {reason}. Set it to 'auto' or 'xla'")
-    return Model(resolved, runs, place, make_kernel(name, resolved, place, seq_len)), name
+    return Model(resolved, runs, place, make_kernels(name, resolved, place, seq_len)), name
 
 
 def make_parts(config: Config, vocab_size: int, peak_lr: float, devices: list[Any] | None = None) -> Parts:

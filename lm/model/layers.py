@@ -1,4 +1,4 @@
-"""What are the parts of a block, besides attention? Norms, the MLP, rotary positions."""
+"""What are the parts of a block, besides attention? Norms, products, the MLP."""
 
 from __future__ import annotations
 
@@ -76,12 +76,19 @@ def _normalise_backward(eps: float, kept: Any, g: jax.Array) -> tuple[jax.Array,
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
+def norm_scale(module: nn.Module, name: str, config: ModelConfig, width: int) -> jax.Array:
+    """The parameter `name` [width] of `module`, starting so that it does nothing."""
+    if config.norm_offset:
+        return 1 + module.param(name, nn.initializers.zeros, (width,)).astype(jnp.float32)
+    return module.param(name, nn.initializers.ones, (width,))
+
+
 class Norm(nn.Module):
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],))
+        scale = norm_scale(self, "scale", self.config, x_BTD.shape[-1])
         layernorm = self.config.norm == "layernorm"
         bias = self.param("bias", nn.initializers.zeros, (x_BTD.shape[-1],)) if layernorm else None
         return normalise(x_BTD, scale, bias, self.config.norm_eps)
@@ -112,17 +119,3 @@ class MLP(nn.Module):
         else:
             h_BTF = act(h_BTF)
         return dense(self, "down", h_BTF, config.dim, init_out(config), bias)
-
-
-def rope_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Returns cos and sin [B, T, H/2] in float32 (RoPE, arXiv:2104.09864)."""
-    freqs = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions_BT[..., None].astype(jnp.float32) * freqs[None, None]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates [B, T, heads, H] by position; dimension i is paired with i + H/2, as Llama's published weights are."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

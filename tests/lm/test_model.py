@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.config import ModelConfig
 from lm.losses import sum_losses, token_losses
 from lm.model.formula import attend, attention_mask
-from lm.model.layers import rope_angles, rotate
+from lm.model.rope import rope_angles, rotate
 from lm.model.transformer import Model
 from lm.params import join_stacks, split_stacks
 from lm.parts import param_shapes
@@ -221,12 +222,12 @@ def test_whole_decoder_against_numpy(make_model, style, changes):
 
 
 def test_rope_scores_depend_on_the_distance_only():
-    H = 8
+    H, ones, config = 8, jnp.ones((1, 1), jnp.int32), ModelConfig(dim=8, heads=1)
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, H))
 
     def score(t, s):
-        q_t = rotate(q, *rope_angles(jnp.full((1, 1), t), H, 10_000.0))
-        k_s = rotate(k, *rope_angles(jnp.full((1, 1), s), H, 10_000.0))
+        q_t = rotate(q, *rope_angles(jnp.full((1, 1), t), ones, config))
+        k_s = rotate(k, *rope_angles(jnp.full((1, 1), s), ones, config))
         np.testing.assert_allclose(jnp.linalg.norm(q_t), jnp.linalg.norm(q), rtol=1e-6)
         return float((q_t * k_s).sum())
 
