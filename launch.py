@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
             raise ConfigError("--topology: only --plan reads it; training needs the devices themselves")
         aot.check_topology(topology)
 
-    config = read_config(flags["config"], overrides, needs_data=not planning)
+    config = read_config(flags["config"], overrides, needs_data=not planning, workdir=workdir)
 
     import jax
 
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     peers = hosts.join(hosts.read_launch(os.environ, flags), facts, again)
     try:
         devices = len(aot.topology_devices(topology)) if topology else jax.device_count()
-        config = read_config(flags["config"], overrides, devices, needs_data=not planning)  # the mesh fits the devices
+        config = read_config(flags["config"], overrides, devices, not planning, workdir)  # the mesh fits the devices
         code = plan(config, workdir, topology, flags["config"]) if planning else run(config, workdir, peers, began)
         if peers:
             peers.leave()

@@ -19,9 +19,11 @@ from jax.sharding import Mesh
 from lm import checkpoint
 from lm.checkpoint import Checkpoints, load, read_meta
 from lm.clock import Clock
-from lm.config import Config, ConfigError, MeshConfig, UserError, check_resume, from_mapping, to_json
+from lm.config import Config, ConfigError, InitConfig, MeshConfig, UserError, check_resume, from_mapping, to_json
 from lm.evaluate import make_eval_step
 from lm.generate import Sampling, generate
+from lm.hf.source import find_foreign, is_foreign
+from lm.hf.weights import open_weights
 from lm.hosts import from_main, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger
@@ -53,6 +55,8 @@ def find_peak_lr(config: Config, log: Log) -> float:
     """Returns optim.peak_lr, or for "auto" a tenth of the peak that the checkpoint at init.source was trained with."""
     if isinstance(config.optim.peak_lr, float):
         return config.optim.peak_lr
+    if is_foreign(config.init.source):
+        raise ConfigError(f"optim.peak_lr='auto': {config.init.source} does not say with what peak it was trained")
     step = checkpoint.find_step(config.init.source, config.init.step, log)
     theirs = float(read_meta(config.init.source, step)["peak_lr"])
     log(f"optim.peak_lr='auto': {theirs / 10:g}, a tenth of the {theirs:g} that {config.init.source} was trained with")
@@ -78,27 +82,20 @@ def start_state(parts: Parts, params: Params | None = None) -> TrainState:
 
 
 def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
-    """Loads the weights of the checkpoint at init.source in this run's grouping; random ones for what is init.fresh."""
+    """Loads the weights at init.source in this run's grouping; random ones for what is init.fresh."""
     init = parts.config.init
-    step = checkpoint.find_step(init.source, init.step, log)
-    theirs = read_meta(init.source, step)["tokenizer_sha256"]
-    if theirs != tokenizer_sha256:
-        raise UserError(
-            f"the tokenizer differs from the one that {init.source} was trained with (sha256 {tokenizer_sha256[:12]}, "
-            f"theirs {theirs[:12]}). Set config.data.tokenizer.path={init.source}/tokenizer"
-        )
     flat = Model(parts.model.config)
     shapes = param_shapes(flat)
     keep = match_table([*((p, True) for p in init.fresh), (".*", False)], list(shapes), "init.fresh")
     wanted = [path for path in shapes if not keep[path]]
-    stored = checkpoint.stored_shapes(init.source, step)
-    extra = [p.removeprefix("params/") for p in stored if p.startswith("params/")]
-    extra = [p for p in extra if p not in wanted and not any(re.fullmatch(f, p) for f in init.fresh)]
-    if extra:
-        lines = "\n  ".join(
-            f"{p}: in the checkpoint ({checkpoint.describe(stored[f'params/{p}'])}), not in this model" for p in extra
-        )
-        raise UserError(f"checkpoint {init.source} step {step} does not fit the config:\n  {lines}")
+    foreign, step = None, 0
+    if is_foreign(init.source):
+        foreign = open_weights(find_foreign(init.source), shapes, frozenset(path for path in shapes if keep[path]))
+        name = f"{init.source} ({foreign.place})"
+    else:
+        step = checkpoint.find_step(init.source, init.step, log)
+        _check_stored(init, step, wanted, tokenizer_sha256)
+        name = f"{init.source} step {step}"
     held = cast_frozen(shapes, parts.treatment, parts.config.optim.frozen_dtype)
     grouped = {path: leaf for path, leaf in parts.state.params.items() if not any(keep[p] for p in layer_paths(path))}
     singles = {
@@ -106,7 +103,10 @@ def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
     }
     abstract = {**grouped, **with_shardings(singles, param_shardings(singles, parts.mesh))}
     casts = frozenset(f"params/{path}" for path, leaf in held.items() if leaf.dtype != shapes[path].dtype)
-    params = load(init.source, step, abstract, "params/", init.cast or casts)
+    if foreign:
+        params = foreign.load(abstract)
+    else:
+        params = load(init.source, step, abstract, "params/", init.cast or casts)
     numbers = f"{len(wanted)} tensors, {count(params):,} numbers loaded"
     fresh = [path for path in shapes if keep[path]]
     if fresh:
@@ -120,8 +120,26 @@ def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
         joined = jax.jit(lambda leaves: join_stacks(leaves, list(mixed)), out_shardings=mixed)(leaves)
         params = {path: joined[path] if path in mixed else params[path] for path in parts.state.params}
         numbers += f", random: {', '.join(fresh)}"
-    log(f"starting from {init.source} step {step}: {numbers}")
+    log(f"starting from {name}: {numbers}")
     return params
+
+
+def _check_stored(init: InitConfig, step: int, wanted: list[str], tokenizer_sha256: str) -> None:
+    """Raises UserError for a checkpoint of another tokenizer, or with parameters that the model does not have."""
+    theirs = read_meta(init.source, step)["tokenizer_sha256"]
+    if theirs != tokenizer_sha256:
+        raise UserError(
+            f"the tokenizer differs from the one that {init.source} was trained with (sha256 {tokenizer_sha256[:12]}, "
+            f"theirs {theirs[:12]}). Set config.data.tokenizer.path={init.source}/tokenizer"
+        )
+    stored = checkpoint.stored_shapes(init.source, step)
+    extra = [p.removeprefix("params/") for p in stored if p.startswith("params/")]
+    extra = [p for p in extra if p not in wanted and not any(re.fullmatch(f, p) for f in init.fresh)]
+    if extra:
+        lines = "\n  ".join(
+            f"{p}: in the checkpoint ({checkpoint.describe(stored[f'params/{p}'])}), not in this model" for p in extra
+        )
+        raise UserError(f"checkpoint {init.source} step {step} does not fit the config:\n  {lines}")
 
 
 def check_kernel(parts: Parts, data: Any, log: Log) -> None:

@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from data_pipeline import schema
 from data_pipeline.config import check_data_config
-from lm.config import Config, ConfigError, MeshConfig, mesh_shape
+from lm.config import Config, ConfigError, MeshConfig, UserError, mesh_shape
+from lm.hf.source import follow_source
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.activation": ("silu", "gelu", "gelu_tanh", "relu2"),
@@ -48,14 +50,25 @@ ABOVE_ZERO = (
 )  # fmt: skip
 
 
-def read_config(path: str, overrides: Mapping[str, str], devices: int | None = None, needs_data: bool = True) -> Config:
-    """Reads a config file with command-line overrides; raises ConfigError with all that is wrong, at once."""
+def read_config(
+    path: str, overrides: Mapping[str, str], devices: int | None = None, needs_data: bool = True,
+    workdir: Path | None = None,
+) -> Config:  # fmt: skip
+    """Reads a config file with command-line overrides; raises ConfigError with all that is wrong, at once.
+
+    What an open-weight `init.source` decides is filled in; from the run in `workdir` where it has begun.
+    """
 
     def check(config: Config) -> list[str]:
-        problems = find_problems(config, devices)
+        try:
+            problems = find_problems(follow_source(config, workdir), devices)
+        except ConfigError as error:
+            problems = [*find_problems(config), *error.problems]
+        except UserError as error:
+            problems = [*find_problems(config), f"config.init.source: {error}"]
         return problems if needs_data else [p for p in problems if not p.startswith("config.data.path:")]
 
-    return schema.read_config(path, overrides, Config, check)
+    return follow_source(schema.read_config(path, overrides, Config, check), workdir)
 
 
 def check_config(config: Config, devices: int | None = None) -> None:

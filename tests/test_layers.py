@@ -14,6 +14,8 @@ PACKAGES = ("lm", "data_pipeline", "configs")
 # A module of ours -> its layer. A module imports modules of its own layer or of lower ones.
 LAYERS = {
     "lm.config": 0, "lm.check": 0, "lm.batch": 0, "lm.peers": 0, "lm.memory": 0, "data_pipeline.config": 0, "data_pipeline.schema": 0,
+    "lm.hf": 0, "lm.hf.names": 0, "lm.hf.families": 0, "lm.hf.source": 0, "lm.hf.config_json": 0,
+    "lm.hf.weights": 1, "lm.hf.tensors": 0, "lm.hf.gguf_file": 0, "lm.hf.folder": 7, "lm.hf.verify": 7, "lm.hf.__main__": 7,
     "lm.params": 1, "lm.aot": 1, "lm.collectives": 1, "lm.sharding": 1, "lm.metrics": 1, "lm.hosts": 1, "lm.lease": 1,
     "lm.clock": 1, "lm.profile": 1,
     "lm.model": 2, "lm.model.products": 2, "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
