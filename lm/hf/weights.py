@@ -44,6 +44,7 @@ class Source:
         self.rows = {path: row for row in rows for path in row.ours}
         self.spared = {row.hf for row in rows if fresh.issuperset(row.ours)}
         self.names = plain_names(family, list(tensors.shapes))
+        self._last = ("", np.empty(0))
         self._drop_tied_head()
         problems = self._problems()
         if problems:
@@ -85,9 +86,11 @@ class Source:
         return self.tensors.shapes[self.names[self.rows[path].hf]][0]
 
     def read(self, path: str) -> np.ndarray:
-        """One layer's parameter in the stored dtype; a view where the file is mapped."""
+        """One layer's parameter in the stored dtype."""
         row = self.rows[path]
-        tensor = self.tensors.read(self.names[row.hf])
+        if self._last[0] != row.hf:  # each device asks for its part of the same tensor
+            self._last = (row.hf, self.tensors.read(self.names[row.hf]))
+        tensor = self._last[1]
         widths = [self.shapes[one][-1] for one in row.ours]
         return row.to_ours(tensor, widths, self.config.heads)[row.ours.index(path)]
 

@@ -25,6 +25,14 @@ STYLES = {
         "position": "learned", "norm": "layernorm", "mlp_gated": False, "mlp_bias": True, "attn_bias": True,
         "attn_out_bias": True, "activation": "gelu_tanh", "max_len": 64,
     },
+    "gemma": {
+        "kv_heads": 2, "norm_order": "both", "norm_offset": True, "window": 3, "global_layers": (1,), "qk_norm": True,
+        "embed_scale": True, "rope_local_theta": 50.0,
+    },
+    "neox": {
+        "position": "rope", "parallel": True, "rope_fraction": 0.5, "head_dim": 8, "norm": "layernorm", "mlp_gated": False,
+        "mlp_bias": True, "attn_bias": True, "attn_out_bias": True, "tie_embeddings": False,
+    },
 }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def count_products(jaxpr):
     return total
 
 
-@pytest.mark.parametrize("style", ["llama", "gpt2"])
+@pytest.mark.parametrize("style", ["llama", "gpt2", "neox"])
 @pytest.mark.parametrize(
     "trained",
     [".*", "block_02/.*", "block_0[12]/.*|norm_out/.*", "block_01/mlp/.*", "block_02/attn/.*", "norm_out/.*", "embed",
