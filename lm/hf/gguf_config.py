@@ -123,14 +123,15 @@ def _gemma3(meta: Metadata, read_factors: ReadFactors) -> Config:
 
 
 def _phi3(meta: Metadata, read_factors: ReadFactors) -> Config:
-    config = _decoder(meta, "Phi3", head_dim=False) | {"architectures": ["Phi3ForCausalLM"], "attention_bias": False}
+    config = _decoder(meta, "Phi3", head_dim=False) | {"architectures": ["Phi3ForCausalLM"]}
     size = config["hidden_size"] // config["num_attention_heads"]
     rotated = meta.count("rope.dimension_count", size)
     config["sliding_window"] = meta.get("attention.sliding_window", 0) or None
     config["original_max_position_embeddings"] = meta.count(
         "rope.scaling.original_context_length", config["max_position_embeddings"]
     )
-    config["partial_rotary_factor"] = rotated / size
+    if rotated != size:
+        config["partial_rotary_factor"] = rotated / size
     if not meta.has("rope_factors_long"):
         return config | {"rope_scaling": find_scaling(meta, config, read_factors)}
     long, short = (read_factors(f"rope_factors_{name}.weight") for name in ("long", "short"))
