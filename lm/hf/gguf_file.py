@@ -186,7 +186,7 @@ def _decode(path: Path, file: BinaryIO, name: str, stored: StoredTensor) -> np.n
     gguf = import_gguf()
     rows = content.reshape(*stored.shape[:-1], -1) if stored.size else content
     with np.errstate(all="ignore"):
-        return gguf.dequantize(rows, gguf.GGMLQuantizationType(stored.kind)).astype(np.float32).reshape(stored.shape)
+        return gguf.dequantize(rows, gguf.GGMLQuantizationType(stored.kind)).reshape(stored.shape)
 
 
 def _restore(array: np.ndarray, entry: _Entry) -> np.ndarray:

@@ -58,6 +58,8 @@ class GgufHeader:
 
 def read_gguf_header(path: Path, files: ExitStack) -> tuple[GgufHeader, BinaryIO]:
     """Reads and checks all that stands before the data; `files` closes the file."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file; name the GGUF file itself")
     try:
         file = files.enter_context(path.open("rb"))
         return _Reader(path, file).header(), file

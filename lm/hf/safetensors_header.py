@@ -20,7 +20,7 @@ DTYPES = {
     "U64": np.dtype(np.uint64), "U32": np.dtype(np.uint32), "U16": np.dtype(np.uint16), "U8": np.dtype(np.uint8),
 }  # fmt: skip
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-MAX_HEADER = 100_000_000  # bytes: the limit of the safetensors package
+MAX_HEADER = 2**25  # bytes: some 300,000 tensors in one file (the format allows 100 MB, which takes a GB to parse)
 MAX_DIM, MAX_ELEMENTS, MAX_NAME = 2**40, 2**56, 512
 AGAIN = "download the file again"
 

@@ -388,6 +388,8 @@ def test_an_unknown_encoding_is_refused(put):
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         open_gguf(tmp_path / "absent.gguf")
+    with pytest.raises(UserError, match="not a file"):
+        open_gguf(tmp_path)
 
 
 BYTES = [*map(chr, range(33, 127)), *map(chr, range(161, 173)), *map(chr, range(174, 256)), *map(chr, range(256, 324))]
