@@ -18,6 +18,8 @@ LAYERS = {
     "lm.hf.weights": 1, "lm.hf.tensors": 0, "lm.hf.gguf_file": 0, "lm.hf.folder": 7, "lm.hf.verify": 7, "lm.hf.__main__": 7,
     "lm.params": 1, "lm.aot": 1, "lm.collectives": 1, "lm.sharding": 1, "lm.metrics": 1, "lm.hosts": 1, "lm.lease": 1,
     "lm.clock": 1, "lm.profile": 1,
+    "lm.hf": 1, "lm.hf.safetensors_header": 1, "lm.hf.tensors": 1, "lm.hf.gguf_header": 1, "lm.hf.gguf_metadata": 1,
+    "lm.hf.gguf_rope": 1, "lm.hf.gguf_config": 1, "lm.hf.gguf_tokenizer": 1, "lm.hf.gguf_file": 1,
     "lm.model": 2, "lm.model.products": 2, "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
     "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
     "lm.losses": 3, "lm.optim": 3, "lm.step": 3,
@@ -39,7 +41,8 @@ LIBRARIES = {
     "tensorflow": ("data_pipeline",),
     "tensorflow_datasets": ("data_pipeline",),
     "sentencepiece": ("data_pipeline",),
-    "tokenizers": ("data_pipeline",),
+    "tokenizers": ("data_pipeline", "lm.hf"),
+    "gguf": ("lm.hf",),
     "jinja2": ("data_pipeline",),
     "ml_collections": ("data_pipeline.schema", "configs"),
     "absl": (),
@@ -47,7 +50,8 @@ LIBRARIES = {
     "torch": (),
 }
 INSIDE_FUNCTIONS = {
-    "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "jinja2", "matplotlib", "tensorboardX",
+    "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "gguf", "jinja2", "matplotlib",
+    "tensorboardX",
 }  # fmt: skip
 NO_JAX = {module for module, layer in LAYERS.items() if layer == 0}
 DRAWERS = {

@@ -1,1 +1,1 @@
-"""Hugging Face folders in and out: `python -m lm.hf import | export | verify`, and `init.source="hf:FOLDER"`."""
+"""How does an open-weight model come in, and go out again? `python -m lm.hf import | export | verify`."""
