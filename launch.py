@@ -125,6 +125,7 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
     from lm import hosts
     from lm.build import make_run
     from lm.clock import Clock
+    from lm.hf.source import keep_origin
     from lm.lease import Lease
     from lm.logger import describe_time, write_json
     from lm.plan import describe_shortage, is_out_of_memory
@@ -162,6 +163,7 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
         if hosts.is_main():
             data.tokenizer.save(workdir / "tokenizer")
             write_json(workdir / "config.json", to_json(config))
+            keep_origin(config.init.source, workdir)
             write_json(workdir / "receipt.json", receipt)
         say(format_receipt(receipt))
         try:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -29,7 +28,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.config import UserError
 from lm.hosts import from_main, is_main
-from lm.params import join_stacks, layer_paths, leaf_paths, split_stacks
+from lm.params import join_stacks, keeps, layer_paths, leaf_paths, split_stacks
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -293,11 +292,6 @@ def describe(leaf: Any) -> str:
     return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
-def _loses(stored: Any, wanted: Any) -> bool:
-    """Says whether numbers of one dtype may change when they become another: bfloat16 as float32 does not."""
-    return jnp.promote_types(stored, wanted) != wanted
-
-
 def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any], cast: Cast) -> list[str]:
     """Returns one line per tensor that is missing or has another shape or dtype."""
     lines = []
@@ -306,7 +300,7 @@ def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any], cast: Cast) ->
             lines.append(f"{path}: not in the checkpoint, config wants {describe(leaf)}")
         elif tuple(stored[path].shape) != tuple(leaf.shape):
             lines.append(f"{path}: checkpoint {describe(stored[path])}, config wants {describe(leaf)}")
-        elif _loses(stored[path].dtype, leaf.dtype) and not (cast is True or (cast and path in cast)):
+        elif not keeps(stored[path].dtype, leaf.dtype) and not (cast is True or (cast and path in cast)):
             lines.append(
                 f"{path}: checkpoint {describe(stored[path])}, config wants {describe(leaf)} (init.cast=True allows it)"
             )

@@ -143,6 +143,11 @@ def count(leaves: Mapping[str, Any]) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
 
 
+def keeps(stored: Any, wanted: Any) -> bool:
+    """Says whether numbers of one dtype stay what they are in another, as bfloat16 does in float32."""
+    return jnp.promote_types(stored, wanted) == wanted
+
+
 def to_host(leaf: Any) -> np.ndarray:
     """Returns the whole array on this host, gathering it when its shards live on several."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lm.config import ModelConfig, RopeScaling, UserError
+from lm.config import ModelConfig, UserError, from_mapping
 
 Fields = dict[str, Any]
 
@@ -75,10 +75,10 @@ def read_config(fields: Mapping[str, Any]) -> tuple[str, ModelConfig]:
         raise UserError(f"config.json: model_type {family!r} is not known{hint}; known are {', '.join(FAMILIES)}")
     reader = Reader(dict(fields))
     try:
-        model = ModelConfig(**FAMILIES[family].read(reader))
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
+        model = from_mapping(ModelConfig, FAMILIES[family].read(reader), "config.json")
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise UserError(f"config.json of a {family} model is damaged: {error!r}") from None
     if "quantization_config" in fields:
         raise UserError("config.json: the weights are quantised (quantization_config). Take the unquantised model")
@@ -116,7 +116,7 @@ def _rope(r: Reader, theta: float = 10_000.0, fraction: float = 1.0) -> Fields:
     }  # fmt: skip
 
 
-def _scaling(rope: Fields, r: Reader) -> RopeScaling:
+def _scaling(rope: Fields, r: Reader) -> Fields:
     kinds = {rope.pop("rope_type", None), rope.pop("type", None)} - {None, "default"}
     if len(kinds) > 1:
         raise UserError(f"config.json: rope_scaling says both {' and '.join(sorted(kinds))}")
@@ -147,14 +147,12 @@ def _scaling(rope: Fields, r: Reader) -> RopeScaling:
         if attention is None:
             attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
         found = {"original_len": original, "attention_factor": attention}
-        found |= {name: tuple(float(x) for x in rope.pop(name)) for name in ("short_factor", "long_factor")}
+        found |= {name: rope.pop(name) for name in ("short_factor", "long_factor")}
     else:
         raise UserError(f"config.json: rope_scaling of kind {kind!r} is not known")
     if rope:
         raise UserError(f"config.json: rope_scaling {kind!r} is not known to have {', '.join(sorted(rope))}")
-    exact = {name: float(x) if isinstance(x, int) and name != "original_len" and name != "truncate" else x
-             for name, x in found.items()}  # fmt: skip
-    return RopeScaling(kind=kind, **exact)
+    return {"kind": kind, **found}
 
 
 def _yarn_attention(rope: Fields, factor: float) -> float:

@@ -39,7 +39,7 @@ def check_new(out: Path) -> None:
 def import_folder(source: str, out: Path, log: Log) -> None:
     """Makes a workdir with the weights, as exact as they are stored, at step 0; everything that takes a run takes it."""
     check_new(out)
-    config = follow_source(Config(init=InitConfig(source=source)))
+    config = follow_source(Config(init=InitConfig(source=source)), out)
     found = find_foreign(source)
     shapes = param_shapes(Model(config.model))
     weights = open_weights(found, shapes)
@@ -54,6 +54,7 @@ def import_folder(source: str, out: Path, log: Log) -> None:
     config = replace(
         config, data=replace(config.data, tokenizer=replace(config.data.tokenizer, path=f"{out}/tokenizer"))
     )
+    shutil.rmtree(out / "gguf_tokenizer", ignore_errors=True)
     keep_origin(source, out)
     write_json(out / "config.json", to_json(config))
     checkpoints = Checkpoints(out, 1, log)

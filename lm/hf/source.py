@@ -6,9 +6,12 @@ stays with the config.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +104,8 @@ def follow_source(config: Config, workdir: Path | None = None) -> Config:
     else:
         found = find_foreign(source)
         model, place = found.model, str(found.place)
+        if found.place.is_file() and not config.data.tokenizer.path:
+            place = str(_unpack_tokenizer(found.place, workdir))
     keys = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in OWN]
     default = ModelConfig()
     problems = [
@@ -115,6 +120,23 @@ def follow_source(config: Config, workdir: Path | None = None) -> Config:
     if not tokenizer.path:
         tokenizer = replace(tokenizer, kind="auto", path=place)
     return replace(config, model=model, data=replace(config.data, tokenizer=tokenizer))
+
+
+def _unpack_tokenizer(file: Path, workdir: Path | None) -> Path:
+    """Writes a GGUF file's tokenizer as a folder in `workdir`, once."""
+    from lm.hf.gguf_tokenizer import write_gguf_tokenizer
+
+    if workdir is None:
+        raise ConfigError(f"config.data.tokenizer.path: needs a folder with the tokenizer of {file}")
+    folder = workdir / "gguf_tokenizer"
+    if not folder.is_dir():
+        workdir.mkdir(parents=True, exist_ok=True)
+        half = Path(tempfile.mkdtemp(dir=workdir, prefix=".gguf_tokenizer"))
+        write_gguf_tokenizer(file, half)
+        with contextlib.suppress(OSError):  # another process was first
+            half.rename(folder)
+        shutil.rmtree(half, ignore_errors=True)
+    return folder
 
 
 def keep_origin(source: str, workdir: Path) -> None:

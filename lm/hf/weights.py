@@ -6,7 +6,7 @@ Tensor by tensor and shard by shard: no host holds the whole model, and none of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,17 +14,10 @@ import numpy as np
 from lm.config import ModelConfig, UserError
 from lm.hf.names import Row, plain_names, rows_of
 from lm.hf.source import Foreign
+from lm.hf.tensors import Tensors, open_folder
 from lm.params import Params, layer_paths, to_host
 
 SHOWN = 40  # problems listed by name
-
-
-class Readable(Protocol):
-    """The tensors of a folder or a GGUF file: `lm/hf/tensors.py`, `lm/hf/gguf_file.py`."""
-
-    shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
-
-    def read(self, name: str) -> np.ndarray: ...
 
 
 class Source:
@@ -34,7 +27,7 @@ class Source:
     """
 
     def __init__(
-        self, tensors: Readable, family: str, config: ModelConfig, shapes: Mapping[str, Any],
+        self, tensors: Tensors, family: str, config: ModelConfig, shapes: Mapping[str, Any],
         fresh: frozenset[str] = frozenset(), place: str = "",
     ):  # fmt: skip
         """`shapes`: of all parameters, per layer; of those in `fresh` the tensors do not matter."""
@@ -117,8 +110,6 @@ class Source:
 def open_weights(found: Foreign, shapes: Mapping[str, Any], fresh: frozenset[str] = frozenset()) -> Source:
     """Opens the tensors of an open-weight model for a model of ours with the parameters `shapes`."""
     if found.place.is_dir():
-        from lm.hf.tensors import open_folder
-
         return Source(open_folder(found.place), found.family, found.model, shapes, fresh, str(found.place))
     from lm.hf.gguf_file import open_gguf
 

@@ -131,6 +131,7 @@ class Transformer(nn.Module):
         """Runs all blocks, one by one or run after run; returns x and the new (k, v) [L, B, S, K, H]."""
         block = remat(Block, self.config.remat, bool(self.runs))
         parts = []
+        in_axes: Any = (0, 0, nn.broadcast, nn.broadcast)
         for start, stop in self.runs or [(i, i + 1) for i in range(self.config.layers)]:
             kv = None if cache is None else (cache["k"][start:stop], cache["v"][start:stop])
             kinds = [self.config.is_local(layer) for layer in range(start, stop)]
@@ -139,7 +140,7 @@ class Transformer(nn.Module):
             if self.runs:
                 scanned = nn.scan(
                     block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
-                    in_axes=(0, 0, nn.broadcast, nn.broadcast), length=stop - start,
+                    in_axes=in_axes, length=stop - start,
                 )(*fields, name=run_name(start, stop))  # fmt: skip
                 x_BTD, kv = scanned(x_BTD, kv, jnp.array(kinds) if mixed else None, views, index)
             else:
