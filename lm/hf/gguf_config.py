@@ -123,7 +123,7 @@ def _gemma3(meta: Metadata, read_factors: ReadFactors) -> Config:
 
 
 def _phi3(meta: Metadata, read_factors: ReadFactors) -> Config:
-    config = _decoder(meta, "Phi3", head_dim=False) | {"architectures": ["Phi3ForCausalLM"]}
+    config: Config = _decoder(meta, "Phi3", head_dim=False) | {"architectures": ["Phi3ForCausalLM"]}
     size = config["hidden_size"] // config["num_attention_heads"]
     rotated = meta.count("rope.dimension_count", size)
     config["sliding_window"] = meta.get("attention.sliding_window", 0) or None

@@ -50,9 +50,9 @@ MODELS = {
     "qwen2": ("Qwen2Config", {**SIZES, "vocab_size": 151936, "tie_word_embeddings": True}, "qwen2"),
     "qwen2 yarn": (
         "Qwen2Config",
-        {**SIZES, "vocab_size": 50257, **rope("yarn", 1e6, factor=4.0, original_max_position_embeddings=64)}, "gpt-2",
+        {**SIZES, "vocab_size": 151936, **rope("yarn", 1e6, factor=4.0, original_max_position_embeddings=64)}, "qwen2",
     ),
-    "qwen3": ("Qwen3Config", {**SIZES, "vocab_size": 50257, "head_dim": 32, "tie_word_embeddings": True}, "gpt-2"),
+    "qwen3": ("Qwen3Config", {**SIZES, "vocab_size": 151936, "head_dim": 32, "tie_word_embeddings": True}, "qwen2"),
     "gemma2": ("Gemma2Config", {**SIZES, **GEMMA}, PIECES),
     "gemma3": ("Gemma3TextConfig", {**SIZES, **GEMMA, "num_hidden_layers": 7}, PIECES),
     "gemma3 linear": (
@@ -89,6 +89,7 @@ conversion.base.ModelBase.load_hparams = staticmethod(with_old_keys)
 runpy.run_path(root + "/convert_hf_to_gguf.py", run_name="__main__")
 """
 UNLIKE = {
+    "_name_or_path",
     "model_type",
     "architectures",
     "dtype",
@@ -177,8 +178,8 @@ def compare(name, wanted, found, kind, shifted):
         assert np.abs(found - wanted).max() < 2e-7, name
     elif found.dtype != np.float32 or kind != "q8_0":
         assert found.tobytes() == wanted.astype(found.dtype).tobytes(), name
-    else:  # a step is 1/127 of the largest of 32 values
-        assert np.abs(found - wanted).max() <= np.abs(wanted).max() / 127 * 0.51, name
+    else:  # a step is 1/127 of the largest of 32 values, in float16
+        assert np.abs(found - wanted).max() <= np.abs(wanted).max() / 127 * 0.6, name
 
 
 def check_config(original, tensors, config):
