@@ -105,6 +105,7 @@ def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
     casts = frozenset(f"params/{path}" for path, leaf in held.items() if leaf.dtype != shapes[path].dtype)
     if foreign:
         params = foreign.load(abstract)
+        foreign.close()
     else:
         params = load(init.source, step, abstract, "params/", init.cast or casts)
     numbers = f"{len(wanted)} tensors, {count(params):,} numbers loaded"

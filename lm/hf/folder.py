@@ -48,6 +48,7 @@ def import_folder(source: str, out: Path, log: Log) -> None:
     config = replace(config, optim=OptimConfig(train=((".*", False),), frozen_dtype=held))
     held_shapes = {path: leaf.update(dtype=held) for path, leaf in shapes.items()}
     params = weights.load(with_shardings(held_shapes, param_shardings(held_shapes, make_mesh(MeshConfig()))))
+    weights.close()
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(config.data.tokenizer.path)
     tokenizer.save(out / "tokenizer")

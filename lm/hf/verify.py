@@ -55,7 +55,9 @@ def load_ours(folder: Path) -> tuple[Model, Params]:
     model, _ = make_model(found.model, (), mesh, LONG)
     shapes = param_shapes(model)
     weights = open_weights(found, shapes)
-    return model, weights.load(with_shardings(shapes, param_shardings(shapes, mesh)))
+    params = weights.load(with_shardings(shapes, param_shardings(shapes, mesh)))
+    weights.close()
+    return model, params
 
 
 def verify(folder: Path, run: Loaded | None, log: Callable[[str], None]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Source:
         self._drop_tied_head()
         problems = self._problems()
         if problems:
+            tensors.close()
             more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
             shown = "\n  ".join(problems[:SHOWN] + more)
             raise UserError(f"the tensors do not fit the {family} model that config.json describes:\n  {shown}")
@@ -90,6 +91,9 @@ class Source:
     def load(self, abstract: Mapping[str, Any]) -> Params:
         """Returns the parameters that `abstract` names (ShapeDtypeStructs with shardings), stacks included."""
         return {path: self._load(path, leaf) for path, leaf in abstract.items()}
+
+    def close(self) -> None:
+        self.tensors.close()
 
     def _load(self, path: str, leaf: Any) -> jax.Array:
         names = layer_paths(path)
