@@ -6,8 +6,9 @@ import base64
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,18 @@ from jax.sharding import Mesh
 from lm import checkpoint
 from lm.checkpoint import Checkpoints, load, read_meta
 from lm.clock import Clock
-from lm.config import Config, ConfigError, MeshConfig, UserError, check_resume, from_mapping, to_json
+from lm.config import Config, ConfigError, InitConfig, MeshConfig, UserError, check_resume, from_mapping, to_json
 from lm.evaluate import make_eval_step
 from lm.generate import Sampling, generate
 from lm.hosts import from_main, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger
 from lm.metrics import peak_flops, token_flops
+from lm.model.adapters import base_of, start_magnitudes
+from lm.model.codes import encode
 from lm.model.kernels import compare
 from lm.model.transformer import Model
-from lm.optim import make_optimizer, make_schedule, observe_eval, read_tables
+from lm.optim import make_optimizer, make_schedule, observe_eval
 from lm.params import Params, count, join_stacks, layer_paths, make_runs, match_table, split_stacks
 from lm.parts import (
     Parts,
@@ -38,6 +41,7 @@ from lm.parts import (
     make_parts,
     model_config,
     param_shapes,
+    treat,
     with_shardings,
 )
 from lm.receipt import Receipt, make_receipt
@@ -69,7 +73,8 @@ def start_state(parts: Parts, params: Params | None = None) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     def draw(key: jax.Array) -> TrainState:
-        return init(cast_frozen(parts.model.init_params(key), parts.treatment, config.optim.frozen_dtype))
+        random = cast_frozen(parts.model.init_params(key), parts.treatment, config.optim.frozen_dtype)
+        return init(start_magnitudes(random))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
     if params is None:
@@ -87,41 +92,72 @@ def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
             f"the tokenizer differs from the one that {init.source} was trained with (sha256 {tokenizer_sha256[:12]}, "
             f"theirs {theirs[:12]}). Set config.data.tokenizer.path={init.source}/tokenizer"
         )
-    flat = Model(parts.model.config)
-    shapes = param_shapes(flat)
+    shapes, stored = param_shapes(Model(parts.model.config)), checkpoint.stored_shapes(init.source, step)
     keep = match_table([*((p, True) for p in init.fresh), (".*", False)], list(shapes), "init.fresh")
+    adapters = [path for path in shapes if base_of(path) != path]
+    if not any(f"params/{path}" in stored for path in adapters):  # a base: its adapters are made now
+        keep |= dict.fromkeys(adapters, True)
     wanted = [path for path in shapes if not keep[path]]
-    stored = checkpoint.stored_shapes(init.source, step)
+    _check_extra(init, step, stored, wanted)
+    held = cast_frozen(shapes, parts.treatment, parts.config.optim.frozen_dtype)
+    fresh = [path for path in held if keep[path if path in shapes else base_of(path)]]
+    coded = [path for path in wanted if f"{path}_absmax" in held]
+    made = {*fresh, *coded, *(path for path in held if path not in shapes)}
+    grouped = {path: leaf for path, leaf in parts.state.params.items() if made.isdisjoint(layer_paths(path))}
+    singles = {
+        p: held[p] for path in parts.state.params if path not in grouped for p in layer_paths(path) if p not in made
+    }
+    abstract = {**grouped, **with_shardings(singles, param_shardings(singles, parts.mesh))}
+    casts = frozenset(f"params/{path}" for path in wanted if held[path].dtype != shapes[path].dtype)
+    params = load(init.source, step, abstract, "params/", init.cast or casts)
+    if made:
+
+        def draw(key: jax.Array) -> Params:
+            random = cast_frozen(parts.model.init_params(key), parts.treatment, parts.config.optim.frozen_dtype)
+            return {path: leaf for path, leaf in split_stacks(random).items() if path in fresh}
+
+        leaves = {**params, **_load_codes(parts, step, {path: shapes[path] for path in coded})}
+        leaves |= jax.jit(draw)(jax.random.key(parts.config.train.seed)) if fresh else {}
+        mixed = {path: leaf.sharding for path, leaf in parts.state.params.items() if path not in grouped}
+        joined = jax.jit(lambda leaves: join_stacks(leaves, list(mixed)), out_shardings=mixed)(leaves)
+        params = {path: joined[path] if path in mixed else params[path] for path in parts.state.params}
+        whole = {path: leaf.sharding for path, leaf in parts.state.params.items()}
+        params = jax.jit(partial(start_magnitudes, fresh=fresh), out_shardings=whole, donate_argnums=0)(params)
+    numbers = f"{len(wanted)} tensors, {count({path: shapes[path] for path in wanted}):,} numbers loaded"
+    random = [path for path in fresh if base_of(path) == path]
+    numbers += f", random: {', '.join(random)}" if random else ""
+    numbers += f", new adapters at {sum(p.endswith('_lora_a') for p in fresh)} matrices" if adapters else ""
+    log(f"starting from {init.source} step {step}: {numbers}")
+    return params
+
+
+def _check_extra(init: InitConfig, step: int, stored: Mapping[str, Any], wanted: Sequence[str]) -> None:
+    """Raises UserError when a checkpoint holds parameters that this model has no place for."""
     extra = [p.removeprefix("params/") for p in stored if p.startswith("params/")]
     extra = [p for p in extra if p not in wanted and not any(re.fullmatch(f, p) for f in init.fresh)]
     if extra:
         lines = "\n  ".join(
             f"{p}: in the checkpoint ({checkpoint.describe(stored[f'params/{p}'])}), not in this model" for p in extra
         )
-        raise UserError(f"checkpoint {init.source} step {step} does not fit the config:\n  {lines}")
-    held = cast_frozen(shapes, parts.treatment, parts.config.optim.frozen_dtype)
-    grouped = {path: leaf for path, leaf in parts.state.params.items() if not any(keep[p] for p in layer_paths(path))}
-    singles = {
-        p: held[p] for path in parts.state.params if path not in grouped for p in layer_paths(path) if not keep[p]
-    }
-    abstract = {**grouped, **with_shardings(singles, param_shardings(singles, parts.mesh))}
-    casts = frozenset(f"params/{path}" for path, leaf in held.items() if leaf.dtype != shapes[path].dtype)
-    params = load(init.source, step, abstract, "params/", init.cast or casts)
-    numbers = f"{len(wanted)} tensors, {count(params):,} numbers loaded"
-    fresh = [path for path in shapes if keep[path]]
-    if fresh:
+        hint = ""
+        if any(base_of(p) != p for p in extra):
+            hint = f"\nTo start from it as a plain model: python -m lm.lora merge {init.source} OUT"
+        raise UserError(f"checkpoint {init.source} step {step} does not fit the config:\n  {lines}{hint}")
 
-        def draw(key: jax.Array) -> Params:
-            random = split_stacks(cast_frozen(parts.model.init_params(key), parts.treatment, str(held[fresh[0]].dtype)))
-            return {path: random[path].astype(held[path].dtype) for path in fresh}
 
-        leaves = {**params, **jax.jit(draw)(jax.random.key(parts.config.train.seed))}
-        mixed = {path: leaf.sharding for path, leaf in parts.state.params.items() if path not in grouped}
-        joined = jax.jit(lambda leaves: join_stacks(leaves, list(mixed)), out_shardings=mixed)(leaves)
-        params = {path: joined[path] if path in mixed else params[path] for path in parts.state.params}
-        numbers += f", random: {', '.join(fresh)}"
-    log(f"starting from {init.source} step {step}: {numbers}")
-    return params
+def _load_codes(parts: Parts, step: int, shapes: Mapping[str, Any]) -> Params:
+    """Reads matrices of init.source and turns them into codes, a layer at a time: few exist whole at once."""
+    kind, source, layers = parts.config.optim.frozen_dtype, parts.config.init.source, {}
+    for path in shapes:
+        layers.setdefault(path.split("/")[0], []).append(path)
+    shardings, held = param_shardings(shapes, parts.mesh), {}
+    code = jax.jit(lambda matrices: [encode(w, kind) for w in matrices])
+    for paths in layers.values():
+        abstract = with_shardings({p: shapes[p] for p in paths}, {p: shardings[p] for p in paths})
+        matrices = load(source, step, abstract, "params/", cast=True)
+        for path, (codes, absmax) in zip(paths, code([matrices[path] for path in paths])):
+            held |= {path: codes, f"{path}_absmax": absmax}
+    return held
 
 
 def check_kernel(parts: Parts, data: Any, log: Log) -> None:
@@ -283,7 +319,7 @@ def load_run(workdir: str, step: str, log: Log, seq_len: int = 0) -> Loaded:
     except ConfigError:  # other devices than the run had
         mesh = make_mesh(MeshConfig())
     resolved = replace(model_config(config, meta["vocab_size"]), remat="none", attention="auto")
-    treatment = read_tables(config.optim, list(param_shapes(Model(resolved))))
+    treatment = treat(config.optim, param_shapes(Model(resolved)))
     runs = make_runs(treatment.trained, resolved.layers) if resolved.scan else ()
     model, _ = make_model(resolved, runs, mesh, seq_len or config.data.seq_len)
     shapes = cast_frozen(param_shapes(model), treatment, config.optim.frozen_dtype)
