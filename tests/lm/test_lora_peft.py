@@ -40,12 +40,23 @@ def base():
 
     state = {k: v.detach().numpy() for k, v in make().state_dict().items()}
     names = llama_names(2)
-    params = {p: state[f"{n}.weight"] if p in ("embed", "norm_out/scale") else state[f"{n}.weight"].T for p, n in names.items()}
+    params = {
+        p: state[f"{n}.weight"] if p in ("embed", "norm_out/scale") else state[f"{n}.weight"].T
+        for p, n in names.items()
+    }
     for i in range(2):
         for ours, norm in (("norm_attn", "input_layernorm"), ("norm_mlp", "post_attention_layernorm")):
             params[f"block_{i:02d}/{ours}/scale"] = state[f"model.layers.{i}.{norm}.weight"]
     config = ModelConfig(
-        layers=2, dim=32, heads=4, kv_heads=2, mlp_dim=48, vocab_size=61, max_len=64, tie_embeddings=False, norm_eps=1e-6
+        layers=2,
+        dim=32,
+        heads=4,
+        kv_heads=2,
+        mlp_dim=48,
+        vocab_size=61,
+        max_len=64,
+        tie_embeddings=False,
+        norm_eps=1e-6,
     )
     return make, config, params
 
@@ -171,7 +182,9 @@ def test_what_the_tensors_hold_beyond_our_modules_is_named(base, tmp_path):
     assert written["target_modules"] == ["down_proj", "q_proj", "v_proj"]
     some = replace(lora, targets=("block_01/attn/q",))
     save_peft(tmp_path, {**params, **draw(adapted(config, some))}, some, names)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == ["model.layers.1.self_attn.q_proj"]
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == [
+        "model.layers.1.self_attn.q_proj"
+    ]
     assert load_peft(tmp_path, names)[0].targets == ("block_01/attn/q",)
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(UserError, match="cannot be read"):
