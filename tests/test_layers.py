@@ -16,14 +16,16 @@ LAYERS = {
     "lm.config": 0, "lm.check": 0, "lm.batch": 0, "lm.peers": 0, "lm.memory": 0, "data_pipeline.config": 0, "data_pipeline.schema": 0,
     "lm.params": 1, "lm.aot": 1, "lm.collectives": 1, "lm.sharding": 1, "lm.metrics": 1, "lm.hosts": 1, "lm.lease": 1,
     "lm.clock": 1, "lm.profile": 1,
-    "lm.model": 2, "lm.model.products": 2, "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
+    "lm.model": 2, "lm.model.adapters": 2, "lm.model.codes": 2, "lm.model.products": 2, "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
     "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
     "lm.losses": 3, "lm.optim": 3, "lm.step": 3,
     "lm.checkpoint": 4,
     "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
+    "lm.lora": 5,
     "lm.train": 6,
     "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
 }  # fmt: skip
+EXTRAS = {"lm.lora"}  # which the core never imports, nor they each other
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
 FOR_CONFIGS = {"lm.config", *SCHEMA}
 
@@ -41,11 +43,13 @@ LIBRARIES = {
     "jinja2": ("data_pipeline",),
     "ml_collections": ("data_pipeline.schema", "configs"),
     "absl": (),
+    "safetensors": ("lm.lora",),
     "transformers": (),
     "torch": (),
 }
 INSIDE_FUNCTIONS = {
     "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "jinja2", "matplotlib", "tensorboardX",
+    "safetensors",
 }  # fmt: skip
 NO_JAX = {module for module, layer in LAYERS.items() if layer == 0}
 DRAWERS = {
@@ -144,6 +148,8 @@ def find_faults(module, source, known, is_package=False):
                 faults.append(f"{where} as a whole")
         elif library != "lm" or target not in LAYERS:
             faults.append(f"{where}, which has no layer")
+        elif target in EXTRAS and module != target and LAYERS[module] < LAYERS["lm.build"]:
+            faults.append(f"{where}, an extra, which the core does without")
         elif module != "lm" and LAYERS[target] > LAYERS[module]:
             faults.append(f"{where}: layer {LAYERS[module]} may not import layer {LAYERS[target]}")
     return faults
@@ -192,6 +198,8 @@ def test_imports_follow_the_layers():
         ("lm.train", "from data_pipeline import batch", "lm may import only"),
         ("lm.train", "def f():\n    def main():\n        from data_pipeline import batch", "lm may import only"),
         ("lm.drawer", "", "give it a layer"),
+        ("lm.evaluate", "from lm.lora import merge", "an extra"),
+        ("lm.lora", "import safetensors", "module level"),
         ("configs.x", "from lm.optim import make_schedule", "a config may import"),
         ("configs.x", "import jax", "without jax"),
     ],

@@ -1,5 +1,6 @@
 """Do adapters start as nothing, learn alone, melt in and out, and does a frozen matrix in few bits stay what it is?"""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -27,17 +28,19 @@ def model_of(config, runs=()):
     return Model(model_config(config, 32), runs)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params, batch, key):
+    return model.apply(params, batch["tokens"], batch["positions"], batch["segments"], key)
+
+
 def logits_of(model, params, batch, key=None):
-    apply = jax.jit(model.apply)
-    return np.asarray(apply(params, batch["tokens"], batch["positions"], batch["segments"], key))
+    return np.asarray(apply(model, params, batch, key))
 
 
-@pytest.mark.parametrize("style", ["llama", "gpt2"])
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize(("style", "dora"), [("llama", False), ("gpt2", True)])
 def test_a_start_is_the_base_and_draws_its_numbers(make_config, make_batch, style, dora):
     plain, adapted = make_config(style), make_config(style, lora={**ALL, "dora": dora})
-    base = model_of(plain).init_params(jax.random.key(3))
-    params = model_of(adapted).init_params(jax.random.key(3))
+    base, params = (jax.jit(model_of(c).init_params)(jax.random.key(3)) for c in (plain, adapted))
     assert {p for p in params if base_of(p) == p} == set(base)
     for path, leaf in base.items():
         np.testing.assert_array_equal(params[path], leaf)
@@ -50,28 +53,27 @@ def test_a_start_is_the_base_and_draws_its_numbers(make_config, make_batch, styl
     batch = make_batch()
     one, two = logits_of(model_of(plain), base, batch), logits_of(model_of(adapted), params, batch)
     if dora:
-        np.testing.assert_allclose(two, one, atol=1e-6)
+        np.testing.assert_allclose(two, one, atol=1e-5)
     else:
         np.testing.assert_array_equal(two, one)
 
 
 def test_the_numbers_are_the_same_for_any_grouping(make_config):
     config = make_config(model={"layers": 4}, lora={**SOME, "dora": True})
-    flat = model_of(config).init_params(jax.random.key(0))
+    flat = jax.jit(model_of(config).init_params)(jax.random.key(0))
     runs = make_runs(dict.fromkeys(flat, True), 4)
     assert runs == ((0, 1), (1, 3), (3, 4))  # by which adapters there are
-    for grouping in (runs, ((0, 1), (1, 2), (2, 3), (3, 4))):
-        grouped = split_stacks(model_of(config, grouping).init_params(jax.random.key(0)))
-        assert list(grouped) == list(flat)
-        for path, leaf in flat.items():
-            np.testing.assert_array_equal(grouped[path], leaf)
+    grouped = split_stacks(jax.jit(model_of(config, runs).init_params)(jax.random.key(0)))
+    assert list(grouped) == list(flat)
+    for path, leaf in flat.items():
+        np.testing.assert_array_equal(grouped[path], leaf)
 
 
-@pytest.mark.parametrize("frozen", ["float32", "int8", "nf4"])
+@pytest.mark.parametrize("frozen", [pytest.param("float32", marks=pytest.mark.slow), "nf4"])
 def test_scan_and_remat_train_alike_and_nothing_frozen_moves(make_config, make_batch, start, frozen):
     optim = {**ONLY, "frozen_dtype": frozen, "weight_decay": 0.5}
     lora = {**SOME, "dora": frozen == "nf4"}
-    config = make_config(model={"layers": 4, "mlp_dim": 48}, lora=lora, optim=optim)
+    config = make_config(model={"layers": 3, "mlp_dim": 48}, lora=lora, optim=optim)
     batches = [make_batch(seed) for seed in range(3)]
     flat = start(config)
     before = hash_leaves({p: leaf for p, leaf in flat.state.params.items() if base_of(p) == p or "_absmax" in p})
@@ -91,29 +93,28 @@ def test_sharded_it_learns_the_same(make_config, make_batch, start, start_sharde
     optim = {**ONLY, "frozen_dtype": "nf4"}
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
     config = make_config(
-        model={"scan": True, "dim": 256, "mlp_dim": 256, "kv_heads": 0}, lora=ALL, optim=optim, mesh=mesh
+        model={"layers": 1, "scan": True, "dim": 256, "mlp_dim": 256, "kv_heads": 0}, lora=ALL, optim=optim, mesh=mesh
     )
     batch = make_batch()
     expected = start(config).after([batch])
     parts, state, step = start_sharded(config)
     specs = {p: tuple(leaf.sharding.spec) for p, leaf in parts.state.params.items()}
-    assert specs["block_00-01/attn/q"] == specs["block_00-01/attn/q_absmax"] == (None, "fsdp", "tensor")
-    assert specs["block_00-01/mlp/down_lora_a"] == (None, "tensor", None)
+    assert specs["block_00-00/attn/q"] == specs["block_00-00/attn/q_absmax"] == (None, "fsdp", "tensor")
+    assert specs["block_00-00/mlp/down_lora_a"] == (None, "tensor", None)
     found = split_stacks(step(state, batch)[0].params)
     for path, leaf in expected.items():
         np.testing.assert_allclose(found[path], leaf, atol=3e-4, err_msg=path)  # Adam's first step: +-rate
 
 
 def test_dropout_is_of_training_alone(make_config, make_batch, start):
-    config = make_config(lora={**ALL, "dropout": 0.5}, optim=ONLY)
+    config = make_config(model={"layers": 1}, lora={**ALL, "dropout": 0.5}, optim=ONLY)
     run, batch = start(config), make_batch()
-    without = model_of(replace(config, lora=replace(config.lora, dropout=0.0)))
-    np.testing.assert_array_equal(
-        logits_of(run.model, run.state.params, batch), logits_of(without, run.state.params, batch)
-    )
+    whole, again = (logits_of(run.model, run.state.params, batch) for _ in range(2))
+    np.testing.assert_array_equal(whole, again)
     dropped = [logits_of(run.model, run.state.params, batch, jax.random.key(i)) for i in (0, 0, 1)]
     np.testing.assert_array_equal(dropped[0], dropped[1])
     assert not np.array_equal(dropped[0], dropped[2])
+    assert 1e-3 < np.abs(dropped[0] - whole).max()
     same = [run.jitted(run.state, batch, jax.random.key(i))[1]["train/loss"] for i in (0, 1)]
     assert same[0] != same[1]  # the step gives it a key
 
@@ -137,8 +138,6 @@ def test_merged_it_computes_the_same_and_comes_apart_again(make_config, make_bat
     assert set(merged) == set(jax.eval_shape(plain.init_params, jax.random.key(0)))
     batch = make_batch()
     one, two = logits_of(model, held, batch), logits_of(plain, merged, batch)
-    base = logits_of(plain, {p: matrix_of(held, p) for p in merged}, batch)
-    assert np.abs(one - base).max() > 0.05
     tolerance = (
         2e-2 if kind == "nf4" else 1e-5
     )  # there, norms and embeddings are bfloat16: merged alone they are the same
@@ -203,10 +202,12 @@ def test_the_backward_keeps_codes_not_numbers(make_config):
 
 
 def test_dora_starts_at_the_norms_of_what_is_held(make_config):
-    config = make_config(lora={**ALL, "dora": True}, optim={**ONLY, "frozen_dtype": "nf4"})
+    lora = {"rank": 2, "targets": ("block_01/attn/v",), "dora": True}
+    config = make_config(lora=lora, optim={**ONLY, "frozen_dtype": "nf4"})
     model = model_of(config)
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
-    held = cast_frozen(model.init_params(jax.random.key(0)), treat(config.optim, shapes), "nf4")
+    params = jax.jit(model.init_params)(jax.random.key(0))
+    held = cast_frozen(params, treat(config.optim, shapes), "nf4")
     found = start_magnitudes(held)
     norms = np.linalg.norm(decode(held["block_01/attn/v"], held["block_01/attn/v_absmax"]), axis=0)
     np.testing.assert_allclose(found["block_01/attn/v_dora_scale"], norms, rtol=1e-6)
