@@ -120,7 +120,7 @@ def read_peft_config(path: Path) -> tuple[LoraConfig, list[str]]:
             rank=int(config["r"]), alpha=float(config["lora_alpha"]), dropout=float(config.get("lora_dropout") or 0.0),
             rslora=bool(config.get("use_rslora")), dora=bool(config.get("use_dora")),
         )  # fmt: skip
-        saved = list(config.get("modules_to_save") or ())
+        saved: list[str] = list(config.get("modules_to_save") or ())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: name a folder that PEFT saved") from None
     except (ValueError, KeyError, TypeError, AssertionError) as error:

@@ -146,7 +146,7 @@ class Model:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(1, config.layers + 1))
         layers = jax.vmap(lambda k: block.init(k, x, None, rope, visible, 0)["params"])(keys)
         # Else XLA may fuse, and round, by the grouping that follows; leaf by leaf, so that unused ones are not computed.
-        layers: Params = jax.tree.map(jax.lax.optimization_barrier, flatten_dict(layers, sep="/"))
+        layers = jax.tree.map(jax.lax.optimization_barrier, dict(flatten_dict(layers, sep="/")))
         layers |= jax.tree.map(jax.lax.optimization_barrier, init_adapters(layers, config.adapters, keys))
         blocks = {}
         for start, stop in self.runs or [(i, i + 1) for i in range(config.layers)]:
