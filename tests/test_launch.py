@@ -282,7 +282,6 @@ def test_adapters_on_a_base_resume_merge_and_generate(place):
     assert "python -m lm.lora merge" in lost.stderr
 
 
-
 def test_kill_9_at_any_moment_changes_nothing(place):
     """Killed again and again at random moments, then run to the end: bit-equal to the run that nobody disturbed."""
     moments = random.Random(1)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.build import load_params, start_state
 from lm.check import find_problems
-from lm.config import LoraConfig, UserError, adapters_only, with_layers
+from lm.checkpoint import Checkpoints
+from lm.config import InitConfig, LoraConfig, UserError, adapters_only, to_json, with_layers
 from lm.lora import join_adapters, llama_names, read_peft_config, save_peft
 from lm.model.adapters import base_of, matrix_of, merge, start_magnitudes, unmerge
 from lm.model.codes import NF4, decode, encode, matmul_coded
@@ -219,6 +221,37 @@ def test_with_layers_takes_their_adapters_along(make_config):
     few = with_layers(model, [0, 2])
     assert (few.layers, few.adapters.layers) == (2, (model.adapters.layers[0], model.adapters.layers[2]))
     assert with_layers(replace(model, adapters=replace(model.adapters, layers=())), [1]).layers == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("frozen", ["bfloat16", "nf4"])
+def test_a_base_loads_as_it_is_held_with_new_adapters(make_config, tmp_path, scan, frozen):
+    model = {"layers": 3, "dim": 64, "mlp_dim": 64}
+    config = make_config(model=model)
+    base = start_state(make_parts(config, 32, 1e-3))
+    meta = {"config": to_json(config), "tokenizer_sha256": "x", "vocab_size": 32, "peak_lr": 1.0, "best_step": 5}
+    checkpoints = Checkpoints(tmp_path, 1, print)
+    checkpoints.save(5, base, meta)
+    checkpoints.close()
+    fresh = ("block_01/attn/q", "head")
+    new = make_config(
+        model={**model, "scan": scan}, lora={**SOME, "dora": True}, optim={**ONLY, "frozen_dtype": frozen}
+    )
+    new = replace(new, init=InitConfig(str(tmp_path), fresh=fresh), train=replace(new.train, seed=1))
+    parts, said = make_parts(new, 32, 1e-3), []
+    params = load_params(parts, "x", said.append)
+    assert list(params) == list(parts.state.params)
+    for path, leaf in parts.state.params.items():
+        found = (params[path].shape, params[path].dtype, params[path].sharding)
+        assert found == (leaf.shape, leaf.dtype, leaf.sharding)
+    single, expected = split_stacks(params), cast_frozen(base.params, parts.treatment, frozen)
+    for path, leaf in expected.items():
+        assert np.array_equal(single[path], leaf) == (base_of(path) not in fresh), path
+    for path in [p for p in single if p.endswith("_dora_scale")]:
+        norms = np.linalg.norm(matrix_of(single, base_of(path)), axis=0)
+        np.testing.assert_allclose(single[path], norms, rtol=1e-5)
+    assert "random: block_01/attn/q, head, new adapters at 7 matrices" in said[-1]
 
 
 @pytest.mark.parametrize(
