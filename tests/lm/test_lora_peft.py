@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.config import AdaptedModel, LoraConfig, ModelConfig, UserError
-from lm.lora import llama_names, load_peft, save_peft
+from data_pipeline.config import DataConfig
+from lm import build
+from lm.config import AdaptedModel, Config, ConfigError, LoraConfig, ModelConfig, UserError
+from lm.lora import llama_names, load_peft, main, save_peft, write_run
 from lm.model.adapters import base_of, make_adapters
 from lm.model.transformer import Model
 
 pytestmark = pytest.mark.slow
 KINDS = {
     "lora": LoraConfig(rank=4, alpha=8.0, targets=("block_.*/attn/[qv]", "block_.*/mlp/down")),
-    "rslora": LoraConfig(rank=4, alpha=6.0, rslora=True),
+    "rslora": LoraConfig(rank=4, alpha=3.0, rslora=True),
     "dora": LoraConfig(rank=3, alpha=6.0, dora=True),
 }
 TOLERANCE = 1e-5
@@ -189,3 +191,35 @@ def test_what_the_tensors_hold_beyond_our_modules_is_named(base, tmp_path):
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(UserError, match="cannot be read"):
         load_peft(tmp_path, names)
+
+
+def test_the_commands_bring_a_folder_in_and_out_again(base, tmp_path):
+    _, model, params = base
+    config = Config(model=replace(model, vocab_size=0, max_len=0), data=DataConfig(path="x.txt", seq_len=64))
+    (tmp_path / "made" / "tokenizer").mkdir(parents=True)
+    meta = {"vocab_size": 61, "tokenizer_sha256": "x", "peak_lr": 1e-3, "data_sha256": "y", "progress": {}}
+    write_run(tmp_path / "base", tmp_path / "made", config, {p: jnp.asarray(x) for p, x in params.items()}, meta, 3)
+    lora, names = KINDS["dora"], llama_names(2)
+    adapters = {**draw(adapted(model, lora)), "head": params["head"] * 1.5}
+    save_peft(tmp_path / "in", {**params, **adapters}, lora, names, also=["head"])
+    main(["import", *(str(tmp_path / name) for name in ("in", "base", "run"))])
+    main(["export", *(str(tmp_path / name) for name in ("run", "out")), "--base=tiny"])
+    read, found = load_peft(tmp_path / "out", names)
+    assert read == replace(
+        lora,
+        targets=tuple(
+            f"block_.*/{p}" for p in ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/gate", "mlp/up", "mlp/down")
+        ),
+    )
+    assert all(np.array_equal(found[p], adapters[p]) for p in adapters)
+    main(["merge", *(str(tmp_path / name) for name in ("run", "merged"))])
+    tokens = np.random.default_rng(0).integers(0, 61, (2, 9))
+    merged = build.load_run(str(tmp_path / "merged"), "best", print)
+    assert merged.config.lora == LoraConfig()
+    one, _ = ours(Model(merged.model.config), merged.params, {}, tokens, 1.0)
+    two, _ = ours(adapted(model, lora), {**params, **adapters}, {}, tokens, 1.0)
+    assert close(one, two)
+    with pytest.raises(UserError, match="merge them first"):
+        main(["import", *(str(tmp_path / name) for name in ("in", "run", "twice"))])
+    with pytest.raises(ConfigError, match="say what to do"):
+        main(["export", str(tmp_path / "run")])
