@@ -30,9 +30,10 @@ def matrix_numbers(parts: Parts) -> int:
 
 
 def read_spec(spec: Mapping[str, Any]) -> Config:
-    """The config of a spec {case, dtype, train, scan, model, mesh}; all but the case may be left out."""
+    """The config of a spec {case, dtype, train, scan, model, mesh, lora_rank}; all but the case may be left out."""
     train, dtype = spec.get("train", [[".*", True]]), spec.get("dtype", "float32")
-    return make_config(spec["case"], dtype, train, spec.get("scan", False), spec.get("model"), spec.get("mesh"))
+    others = {name: spec[name] for name in ("mesh", "lora_rank") if name in spec}
+    return make_config(spec["case"], dtype, train, spec.get("scan", False), spec.get("model"), **others)
 
 
 class Steps:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -12,26 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from lm import checkpoint
 from lm.checkpoint import Checkpoints, load, read_meta
 from lm.clock import Clock
-from lm.config import Config, ConfigError, InitConfig, MeshConfig, UserError, check_resume, from_mapping, to_json
+from lm.config import Config, ConfigError, MeshConfig, UserError, check_resume, from_mapping, to_json
 from lm.evaluate import make_eval_step
 from lm.generate import Sampling, generate
-from lm.hf.source import find_foreign, is_foreign
-from lm.hf.weights import open_weights
 from lm.hosts import from_main, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger
 from lm.metrics import peak_flops, token_flops
 from lm.model.kernels import compare, windows
 from lm.model.transformer import Model
-from lm.optim import make_optimizer, make_schedule, observe_eval, read_tables
-from lm.params import Params, count, join_stacks, layer_paths, make_runs, match_table, split_stacks
+from lm.optim import observe_eval
+from lm.params import Params, count, make_runs
 from lm.parts import (
     Parts,
     abstract_batch,
@@ -40,107 +36,17 @@ from lm.parts import (
     make_parts,
     model_config,
     param_shapes,
+    treat,
     with_shardings,
 )
 from lm.receipt import Receipt, make_receipt
 from lm.sharding import local_rows, make_mesh, param_shardings
+from lm.start import find_peak_lr, load_params, start_state
 from lm.step import TrainState
 from lm.train import Progress, Run
 
 Log = Callable[[str], None]
 KERNEL_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # measured: 6e-7 and 7e-3 (tests/lm/test_kernels.py)
-
-
-def find_peak_lr(config: Config, log: Log) -> float:
-    """Returns optim.peak_lr, or for "auto" a tenth of the peak that the checkpoint at init.source was trained with."""
-    if isinstance(config.optim.peak_lr, float):
-        return config.optim.peak_lr
-    if is_foreign(config.init.source):
-        raise ConfigError(f"optim.peak_lr='auto': {config.init.source} does not say with what peak it was trained")
-    step = checkpoint.find_step(config.init.source, config.init.step, log)
-    theirs = float(read_meta(config.init.source, step)["peak_lr"])
-    log(f"optim.peak_lr='auto': {theirs / 10:g}, a tenth of the {theirs:g} that {config.init.source} was trained with")
-    return theirs / 10
-
-
-def start_state(parts: Parts, params: Params | None = None) -> TrainState:
-    """A new run's state: on `params`, or on random weights made on the devices that hold them; the optimizer is fresh."""
-    config = parts.config
-    schedule = make_schedule(config.optim, parts.peak_lr, config.train.steps)
-    optimizer = make_optimizer(config.optim, parts.state.params, parts.treatment, schedule)
-
-    def init(params: Params) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    def draw(key: jax.Array) -> TrainState:
-        return init(cast_frozen(parts.model.init_params(key), parts.treatment, config.optim.frozen_dtype))
-
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
-    if params is None:
-        return jax.jit(draw, out_shardings=shardings)(jax.random.key(config.train.seed))
-    return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params)
-
-
-def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
-    """Loads the weights at init.source in this run's grouping; random ones for what is init.fresh."""
-    init = parts.config.init
-    flat = Model(parts.model.config)
-    shapes = param_shapes(flat)
-    keep = match_table([*((p, True) for p in init.fresh), (".*", False)], list(shapes), "init.fresh")
-    wanted = [path for path in shapes if not keep[path]]
-    foreign, step = None, 0
-    if is_foreign(init.source):
-        foreign = open_weights(find_foreign(init.source), shapes, frozenset(path for path in shapes if keep[path]))
-        name = f"{init.source} ({foreign.place})"
-    else:
-        step = checkpoint.find_step(init.source, init.step, log)
-        _check_stored(init, step, wanted, tokenizer_sha256)
-        name = f"{init.source} step {step}"
-    held = cast_frozen(shapes, parts.treatment, parts.config.optim.frozen_dtype)
-    grouped = {path: leaf for path, leaf in parts.state.params.items() if not any(keep[p] for p in layer_paths(path))}
-    singles = {
-        p: held[p] for path in parts.state.params if path not in grouped for p in layer_paths(path) if not keep[p]
-    }
-    abstract = {**grouped, **with_shardings(singles, param_shardings(singles, parts.mesh))}
-    casts = frozenset(f"params/{path}" for path, leaf in held.items() if leaf.dtype != shapes[path].dtype)
-    if foreign:
-        params = foreign.load(abstract)
-        foreign.close()
-    else:
-        params = load(init.source, step, abstract, "params/", init.cast or casts)
-    numbers = f"{len(wanted)} tensors, {count(params):,} numbers loaded"
-    fresh = [path for path in shapes if keep[path]]
-    if fresh:
-
-        def draw(key: jax.Array) -> Params:
-            random = split_stacks(cast_frozen(parts.model.init_params(key), parts.treatment, str(held[fresh[0]].dtype)))
-            return {path: random[path].astype(held[path].dtype) for path in fresh}
-
-        leaves = {**params, **jax.jit(draw)(jax.random.key(parts.config.train.seed))}
-        mixed = {path: leaf.sharding for path, leaf in parts.state.params.items() if path not in grouped}
-        joined = jax.jit(lambda leaves: join_stacks(leaves, list(mixed)), out_shardings=mixed)(leaves)
-        params = {path: joined[path] if path in mixed else params[path] for path in parts.state.params}
-        numbers += f", random: {', '.join(fresh)}"
-    log(f"starting from {name}: {numbers}")
-    return params
-
-
-def _check_stored(init: InitConfig, step: int, wanted: list[str], tokenizer_sha256: str) -> None:
-    """Raises UserError for a checkpoint of another tokenizer, or with parameters that the model does not have."""
-    theirs = read_meta(init.source, step)["tokenizer_sha256"]
-    if theirs != tokenizer_sha256:
-        raise UserError(
-            f"the tokenizer differs from the one that {init.source} was trained with (sha256 {tokenizer_sha256[:12]}, "
-            f"theirs {theirs[:12]}). Set config.data.tokenizer.path={init.source}/tokenizer"
-        )
-    stored = checkpoint.stored_shapes(init.source, step)
-    extra = [p.removeprefix("params/") for p in stored if p.startswith("params/")]
-    extra = [p for p in extra if p not in wanted and not any(re.fullmatch(f, p) for f in init.fresh)]
-    if extra:
-        lines = "\n  ".join(
-            f"{p}: in the checkpoint ({checkpoint.describe(stored[f'params/{p}'])}), not in this model" for p in extra
-        )
-        raise UserError(f"checkpoint {init.source} step {step} does not fit the config:\n  {lines}")
 
 
 def check_kernel(parts: Parts, data: Any, log: Log) -> None:
@@ -306,7 +212,7 @@ def load_run(workdir: str, step: str, log: Log, seq_len: int = 0) -> Loaded:
     except ConfigError:  # other devices than the run had
         mesh = make_mesh(MeshConfig())
     resolved = replace(model_config(config, meta["vocab_size"]), remat="none", attention="auto")
-    treatment = read_tables(config.optim, list(param_shapes(Model(resolved))))
+    treatment = treat(config.optim, param_shapes(Model(resolved)))
     runs = make_runs(treatment.trained, resolved.layers) if resolved.scan else ()
     model, _ = make_model(resolved, runs, mesh, seq_len or config.data.seq_len)
     shapes = cast_frozen(param_shapes(model), treatment, config.optim.frozen_dtype)

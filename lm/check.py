@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline import schema
 from data_pipeline.config import check_data_config
-from lm.config import Config, ConfigError, MeshConfig, UserError, mesh_shape
+from lm.config import Config, ConfigError, LoraConfig, MeshConfig, UserError, mesh_shape
 from lm.hf.source import follow_source
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.attention": ("auto", "xla", "chunked", "cudnn", "splash"),
     "model.remat": ("none", "dots", "full"),
     "optim.name": ("adamw", "sgd", "lion", "adafactor", "muon"),
-    "optim.frozen_dtype": ("float32", "bfloat16"),
+    "optim.frozen_dtype": ("float32", "bfloat16", "int8", "nf4"),
     "optim.schedule": ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "plateau"),
 }
 
@@ -34,7 +34,7 @@ AT_LEAST: dict[str, float] = {
     "model.layers": 1, "model.dim": 1, "model.heads": 1, "model.kv_heads": 0, "model.head_dim": 0, "model.mlp_dim": 0,
     "model.vocab_size": 0, "model.max_len": 0, "model.window": 0, "model.attn_softcap": 0, "model.logit_softcap": 0,
     "model.attn_scale": 0, "model.rope_local_theta": 0, "model.rope_scaling.original_len": 0,
-    "model.init_std": 0, "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.end_lr_ratio": 0,
+    "model.init_std": 0, "lora.rank": 0, "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.end_lr_ratio": 0,
     "optim.plateau_patience": 1, "optim.weight_decay": 0, "optim.clip_norm": 0, "train.steps": 1, "train.seed": 0,
     "train.micro_batches": 1, "train.loss_chunk": 0, "train.z_loss": 0, "train.log_every": 1, "train.eval_every": 0,
     "train.eval_batch_size": 1, "train.eval_rows": 0, "train.save_every": 0, "train.keep_last": 1,
@@ -42,9 +42,17 @@ AT_LEAST: dict[str, float] = {
     "train.sample_tokens": 1, "train.peak_tflops": 0,
 }  # fmt: skip
 
-BELOW_ONE = ("model.dropout", "train.label_smoothing", "optim.b1", "optim.b2", "optim.momentum", "optim.plateau_factor")
+BELOW_ONE = (
+    "model.dropout",
+    "lora.dropout",
+    "train.label_smoothing",
+    "optim.b1",
+    "optim.b2",
+    "optim.momentum",
+    "optim.plateau_factor",
+)
 ABOVE_ZERO = (
-    "model.rope_theta", "model.rope_fraction", "model.norm_eps", "model.rope_scaling.factor",
+    "lora.alpha", "model.rope_theta", "model.rope_fraction", "model.norm_eps", "model.rope_scaling.factor",
     "model.rope_scaling.attention_factor", "model.rope_scaling.beta_fast", "model.rope_scaling.beta_slow",
     "model.rope_scaling.low_freq_factor", "model.rope_scaling.high_freq_factor", "optim.eps", "optim.plateau_factor",
 )  # fmt: skip
@@ -119,6 +127,9 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
         problems += _check_patterns(f"optim.{key}", [pattern for pattern, _ in getattr(optim, key)])
     must(any(on for _, on in optim.train), "optim.train: no row says True, so nothing would be trained")
     must(all(value >= 0 for _, value in optim.lr_multipliers), "optim.lr_multipliers: values must be >= 0")
+    problems += _check_patterns("lora.targets", list(config.lora.targets))
+    off = config.lora.rank > 0 or config.lora == LoraConfig(rank=config.lora.rank)
+    must(off, "lora: lora.rank=0 means no adapters, so its other keys do nothing; set lora.rank, such as 8")
     problems += _check_patterns("init.fresh", list(config.init.fresh), empty_ok=True)
     must(not config.init.fresh or bool(config.init.source), "init.fresh: only a run with init.source reads it")
     is_step = config.init.step in ("best", "last") or config.init.step.isdigit()

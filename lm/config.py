@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from data_pipeline.config import DataConfig, SourceConfig
@@ -35,6 +35,29 @@ class RopeScaling:
     high_freq_factor: float = 4.0  # ... and beta_fast
     short_factor: tuple[float, ...] = ()  # longrope: of each pair of dimensions, in documents up to original_len
     long_factor: tuple[float, ...] = ()  # longrope: in longer ones
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside the matrices in blocks (lm/model/adapters.py). `adapters_only` freezes all else."""
+
+    rank: int = 0  # 0: no adapters
+    alpha: float = 16.0  # their scale is alpha / rank ...
+    rslora: bool = False  # ... or alpha / sqrt(rank)
+    dropout: float = 0.0  # on what goes into an adapter
+    targets: tuple[str, ...] = (".*",)  # which matrices get one: regexes on whole paths, such as block_.*/attn/[qv]
+    dora: bool = False  # the length of each column is learned apart from its direction
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What `config.lora` comes to in one model."""
+
+    rank: int = 0
+    scale: float = 1.0
+    dropout: float = 0.0
+    dora: bool = False
+    layers: tuple[tuple[str, ...], ...] = ()  # of each layer, the matrices with an adapter: attn/q, ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +104,8 @@ class ModelConfig:
     scan: bool = False  # loop over runs of layers instead of unrolling: compile time stays flat in depth
     remat: str = "none"  # recompute in the backward: none | dots (keep matmul results) | full
 
+    adapters = Adapters()  # no key, so no field: `AdaptedModel` has those of config.lora
+
     def is_local(self, layer: int) -> bool:
         """Says whether a layer has the window."""
         return self.window > 0 and layer not in self.global_layers
@@ -96,6 +121,19 @@ class ModelConfig:
     @property
     def mlp_width(self) -> int:
         return self.mlp_dim or (-(-8 * self.dim // 3 // 64) * 64 if self.mlp_gated else 4 * self.dim)
+
+
+@dataclass(frozen=True)
+class AdaptedModel(ModelConfig):
+    """What `lm.parts.model_config` makes of config.model and config.lora together."""
+
+    adapters: Adapters = Adapters()
+
+
+def with_layers(model: ModelConfig, layers: Sequence[int]) -> ModelConfig:
+    """The model with only these of its layers, in order."""
+    few, kept = replace(model, layers=len(layers)), [model.adapters.layers[i] for i in layers if model.adapters.layers]
+    return replace(few, adapters=replace(few.adapters, layers=tuple(kept))) if kept else few
 
 
 Table = tuple[tuple[str, bool], ...]
@@ -117,7 +155,7 @@ class OptimConfig:
     lr_multipliers: tuple[tuple[str, float], ...] = ((".*", 1.0),)
     weight_decay: float = 0.1  # decoupled; times the rate
     decay: tuple[tuple[str, bool], ...] = ((r".*(scale|bias)", False), (".*", True))  # what weight_decay applies to
-    frozen_dtype: str = "float32"  # of weights that do not train; bfloat16 halves their memory
+    frozen_dtype: str = "float32"  # of weights that do not train: float32 | bfloat16 | int8 | nf4 (matrices in blocks, the rest bfloat16)
     clip_norm: float = 1.0  # largest norm of the gradient over the trained parameters; 0: off
     b1: float = 0.9  # adamw, lion; momentum of sgd and muon is `momentum`
     b2: float = 0.95
@@ -178,6 +216,7 @@ class DebugConfig:
 class Config:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
@@ -212,10 +251,19 @@ def last_layers(count: int, layers: int, also: str = "norm_out/.*") -> Table:
     return (*blocks, (also, True), (".*", False))
 
 
+def adapters_only(also: str = "") -> Table:
+    """The `optim.train` table that trains the adapters of `config.lora`, what matches `also`, and nothing else.
+
+    >>> adapters_only("embed|head")
+    (('.*_(lora_[ab]|dora_scale)', True), ('embed|head', True), ('.*', False))
+    """
+    return ((".*_(lora_[ab]|dora_scale)", True), *([(also, True)] if also else []), (".*", False))
+
+
 # These decide what a run's numbers mean, so a resumed run may not change them. Where the data lies is no part of that:
 # the fingerprint of what was read is compared.
 RESUME_REFUSED = re.compile(
-    r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype)|train\.seed|init\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
+    r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype)|train\.seed|init\..*|lora\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
 )
 RESUME_IGNORED = re.compile(r"data\.(cache_dir|on_bad|max_bad_fraction)|debug\..*")
 

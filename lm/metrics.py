@@ -47,9 +47,10 @@ def peak_flops(stated_tflops: float, device: Any = None, measure: bool = True) -
 
 
 # Where in a block a parameter acts; what stands at one place acts side by side.
+BESIDE = "(_bias|_lora_[ab]|_dora_scale)?"
 IN_BLOCK = (
-    r"norm_attn/.*", r"attn/[qkv](_bias)?", r"attn/[qk]_scale", r"attn/out(_bias)?", r"norm_attn_out/.*", r"norm_mlp/.*",
-    r"mlp/(up|gate)(_bias)?", r"mlp/down(_bias)?", r"norm_mlp_out/.*",
+    r"norm_attn/.*", r"attn/[qkv]" + BESIDE, r"attn/[qk]_scale", r"attn/out" + BESIDE, r"norm_attn_out/.*",
+    r"norm_mlp/.*", r"mlp/(up|gate)" + BESIDE, r"mlp/down" + BESIDE, r"norm_mlp_out/.*",
 )  # fmt: skip
 
 
@@ -91,7 +92,8 @@ def token_flops(
     A matrix of n numbers costs 2n forward, 2n for its own gradient if it is trained, and 2n to pass the gradient down
     if anything that acts before it is trained: 6n when all is (arXiv:2001.08361 section 2.1). Scores are two products
     forward and up to four backward, 2 N H each per key (`mean_keys`). Norms, softmax and the embedding look-up are left
-    out, and so is what `remat` computes twice: this is what the model needs, not what the program does.
+    out, DoRA's norms too (a product of A and B a step, whatever the tokens), and what `remat` computes twice: this is what
+    the model needs, not what the program does.
     """
     lowest: dict[str, float] = {}  # stage of the first trained leaf, by branch
     for path, on in trained.items():
@@ -110,13 +112,14 @@ def token_flops(
             flops[path] = 0.0
             continue
         below = has_trained_before(path, "head" if tied else "")
+        below = below or (path.endswith("_lora_b") and trained[path[:-1] + "a"])
         flops[path] = math.prod(shape) * (2.0 + 2.0 * trained[path] + 2.0 * below)
     for layer in range(config.layers):
         attn = f"{block_name(layer)}/attn"
         window = config.window if config.is_local(layer) else 0
         product = 2 * config.heads * config.q_head_dim * mean_keys(seq_len, window)
         below = has_trained_before(f"{attn}/q")
-        ends = ("", "_bias", "_scale")
+        ends = ("", "_bias", "_scale", "_lora_a", "_lora_b", "_dora_scale")
         q, k, v = (below or any(trained.get(f"{attn}/{x}{end}", False) for end in ends) for x in "qkv")
         flops[f"{attn}/scores"] = product * (2 + v + (q or k) + q + k)  # P = QK, PV; dV, dP, dQ, dK
     return flops

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from lm.config import ModelConfig
+from lm.model.adapters import adapt
+from lm.model.codes import matmul_coded
 from lm.model.products import matmul, settle
 
 ACTIVATIONS = {
@@ -97,8 +99,15 @@ class Norm(nn.Module):
 def dense(
     module: nn.Module, name: str, x_BTD: jax.Array, width: int, init: nn.initializers.Initializer, bias: bool
 ) -> jax.Array:
-    """x W, or x W + b, with the parameters `name` [D, width] and `name`_bias of `module`; in the dtype of `x`."""
-    y = matmul(x_BTD, module.param(name, init, (x_BTD.shape[-1], width)).astype(x_BTD.dtype))
+    """x W, or x W + b, with the parameters `name` [D, width] and `name`_bias of `module`; in the dtype of `x`.
+
+    W may be held as codes (lm/model/codes.py), and have an adapter (lm/model/adapters.py).
+    """
+    if module.has_variable("params", f"{name}_absmax"):
+        y = matmul_coded(x_BTD, *(module.get_variable("params", path) for path in (name, f"{name}_absmax")))
+    else:
+        y = matmul(x_BTD, module.param(name, init, (x_BTD.shape[-1], width)).astype(x_BTD.dtype))
+    y = adapt(module, name, x_BTD, y)
     if bias:
         y += module.param(f"{name}_bias", nn.initializers.zeros, (width,)).astype(x_BTD.dtype)[None, None]
     return y

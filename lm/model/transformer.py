@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from lm.config import ModelConfig
+from lm.model.adapters import base_of, init_adapters
 from lm.model.attention import Attention, Cache, View
 from lm.model.formula import attention_mask, softcap
 from lm.model.kernels import Kernel
@@ -179,12 +180,15 @@ class Model:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(1, config.layers + 1))
         layers = jax.vmap(lambda k: block.init(k, x, None, None, (view, view), 0)["params"])(keys)
         # Else XLA may fuse, and round, by the grouping that follows; leaf by leaf, so that unused ones are not computed.
-        layers = jax.tree.map(jax.lax.optimization_barrier, layers)
-        if self.runs:
-            blocks = {run_name(a, b): jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], layers) for a, b in self.runs}
-        else:
-            blocks = {block_name(i): jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(config.layers)}
-        return dict(sorted(flatten_dict({**trunk, **blocks}, sep="/").items()))
+        layers = jax.tree.map(jax.lax.optimization_barrier, dict(flatten_dict(layers, sep="/")))
+        layers |= jax.tree.map(jax.lax.optimization_barrier, init_adapters(layers, config.adapters, keys))
+        blocks = {}
+        for start, stop in self.runs or [(i, i + 1) for i in range(config.layers)]:
+            name = run_name(start, stop) if self.runs else block_name(start)
+            adapted = config.adapters.layers[start] if config.adapters.layers else ()
+            here = {p: leaf for p, leaf in layers.items() if base_of(p) == p or base_of(p) in adapted}
+            blocks |= {f"{name}/{p}": leaf[start:stop] if self.runs else leaf[start] for p, leaf in here.items()}
+        return dict(sorted({**flatten_dict(trunk, sep="/"), **blocks}.items()))
 
     def hidden(
         self, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array,
