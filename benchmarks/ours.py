@@ -10,7 +10,7 @@ import jax
 
 from benchmarks.cases import make_config
 from lm.aot import memory_limit, topology_devices
-from lm.build import start_state
+from lm.start import start_state
 from lm.config import Config
 from lm.memory import keep_memory, release_memory
 from lm.metrics import peak_flops

@@ -18,7 +18,7 @@ import numpy as np
 
 from lm import aot
 from lm.batch import BATCH_KEYS
-from lm.build import start_state
+from lm.start import start_state
 from lm.checkpoint import state_bytes
 from lm.collectives import count_collectives
 from lm.config import Config, ConfigError

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
 
     from data_pipeline.batch import open_data
     from data_pipeline.schema import split_flags
-    from lm.build import find_peak_lr
+    from lm.start import find_peak_lr
     from lm.model.transformer import Model
     from lm.params import count
     from lm.parts import abstract_batch, make_parts, param_shapes

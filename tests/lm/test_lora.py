@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.build import load_params, start_state
+from lm.start import load_params, start_state
 from lm.check import find_problems
 from lm.checkpoint import Checkpoints
 from lm.config import InitConfig, LoraConfig, UserError, adapters_only, to_json, with_layers

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lm.build import start_state
+from lm.start import start_state
 from lm.config import ConfigError, MeshConfig, UserError
 from lm.model.transformer import Model
 from lm.params import leaf_paths, params_sha256
