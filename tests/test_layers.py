@@ -18,9 +18,9 @@ LAYERS = {
     "lm.clock": 1, "lm.profile": 1,
     "lm.model": 2, "lm.model.products": 2, "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
     "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
-    "lm.losses": 3, "lm.optim": 3, "lm.step": 3,
+    "lm.losses": 3, "lm.optim": 3, "lm.sampling": 3, "lm.step": 3,
     "lm.checkpoint": 4,
-    "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
+    "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
     "lm.train": 6,
     "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
 }  # fmt: skip

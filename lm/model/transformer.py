@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from lm.config import ModelConfig
-from lm.model.attention import Attention, Cache, Visible
+from lm.model.attention import Attention, Cache, Visible, write_slots
 from lm.model.formula import attention_mask, softcap
 from lm.model.kernels import Kernel
 from lm.model.layers import MLP, Norm, init_matrix, rope_angles
@@ -80,8 +80,8 @@ class Transformer(nn.Module):
         index: jax.Array | int = 0
         if cache is not None:
             index = cache["index"]
-            k_segments = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments_BT, index, axis=1)
-            k_positions = jax.lax.dynamic_update_slice_in_dim(cache["positions"], positions_BT, index, axis=1)
+            k_segments = write_slots(cache["segments"], segments_BT, index)
+            k_positions = write_slots(cache["positions"], positions_BT, index)
         visible = Visible(segments_BT, None)
         if cache is not None or self.kernel is None:
             mask_BTS = attention_mask(segments_BT, k_segments, positions_BT, k_positions, index, config.window)
