@@ -6,6 +6,7 @@ python -m lm.generate --workdir=runs/chat --messages=messages.json
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
@@ -129,13 +130,9 @@ def _reply(
 def open_terminal() -> tuple[Callable[[str], str], Callable[[str], None], str]:
     """Returns how to read a line, how to write, and the prompt (none where lines come from a file or a pipe)."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(
-            errors="surrogateescape"
-        )  # bytes that are no text are refused with the message they are in
-    try:
+        sys.stdin.reconfigure(errors="surrogateescape")  # such bytes are refused with their message
+    with contextlib.suppress(ImportError):
         import readline  # noqa: F401  editing and history of lines, where the system has it
-    except ImportError:
-        pass
 
     def write(text: str) -> None:
         print(text, end="", flush=True)

@@ -22,6 +22,8 @@ from lm.model.transformer import Model
 from lm.params import Params
 from lm.sampling import Sampling, check_sampling, pick
 
+DEFAULT = Sampling()
+
 
 @functools.partial(jax.jit, static_argnames=("model", "length"))
 def prefill(
@@ -52,7 +54,7 @@ def decode(
 
 def generate(
     model: Model, params: Params, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
-    stop_ids: Collection[int] = (), sampling: Sampling = Sampling(), seed: int = 0, on_token: Callable[[int, int], None] | None = None,
+    stop_ids: Collection[int] = (), sampling: Sampling = DEFAULT, seed: int = 0, on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """Continues every prompt by up to `max_new_tokens` ids, stopping each at any of `stop_ids`, which is not returned.
 

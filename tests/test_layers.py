@@ -22,8 +22,11 @@ LAYERS = {
     "lm.checkpoint": 4,
     "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
     "lm.train": 6,
+    "lm.serve": 5, "lm.serve.errors": 5, "lm.serve.answer": 5, "lm.serve.slots": 5, "lm.serve.engine": 5, "lm.serve.wire": 5,
+    "lm.serve.exchange": 5, "lm.serve.app": 5, "lm.serve.__main__": 5,
     "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
 }  # fmt: skip
+EXTRAS = ("lm.serve",)  # which no other module imports; it imports layers 0 to 5
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
 FOR_CONFIGS = {"lm.config", *SCHEMA}
 
@@ -41,6 +44,7 @@ LIBRARIES = {
     "jinja2": ("data_pipeline",),
     "ml_collections": ("data_pipeline.schema", "configs"),
     "absl": (),
+    "uvicorn": (),
     "transformers": (),
     "torch": (),
 }
@@ -144,6 +148,8 @@ def find_faults(module, source, known, is_package=False):
                 faults.append(f"{where} as a whole")
         elif library != "lm" or target not in LAYERS:
             faults.append(f"{where}, which has no layer")
+        elif any(within(target, (extra,)) and not within(module, (extra,)) for extra in EXTRAS):
+            faults.append(f"{where}, an extra")
         elif module != "lm" and LAYERS[target] > LAYERS[module]:
             faults.append(f"{where}: layer {LAYERS[module]} may not import layer {LAYERS[target]}")
     return faults
@@ -191,6 +197,9 @@ def test_imports_follow_the_layers():
         ("lm.train", "from data_pipeline.batch import open_data", "lm may import only"),
         ("lm.train", "from data_pipeline import batch", "lm may import only"),
         ("lm.train", "def f():\n    def main():\n        from data_pipeline import batch", "lm may import only"),
+        ("lm.evaluate", "from lm.serve.engine import Engine", "an extra"),
+        ("lm.serve.app", "from lm.train import Run", "layer 5 may not import layer 6"),
+        ("lm.serve.app", "def f():\n    import uvicorn", "only entry points"),
         ("lm.drawer", "", "give it a layer"),
         ("configs.x", "from lm.optim import make_schedule", "a config may import"),
         ("configs.x", "import jax", "without jax"),
