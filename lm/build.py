@@ -296,6 +296,9 @@ def load_run(workdir: str, step: str, log: Log, seq_len: int = 0) -> Loaded:
 
 def parse_number(name: str, text: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise ConfigError(f"--{name} must be a number, got {text!r}") from None
+        value = float("nan")
+    if not abs(value) < 2**63:
+        raise ConfigError(f"--{name} must be a number, got {text!r}")
+    return value

@@ -42,7 +42,7 @@ class Speaker:
     max_new_tokens: int
     seed: int
 
-    def answer(self, messages: list[Message], say: Callable[[str], None]) -> str:
+    def answer(self, messages: Any, say: Callable[[str], None]) -> str:
         """Calls `say` with pieces of an answer as they come; returns what the reader should know about it, or nothing.
 
         Raises UserError for messages that the template refuses, and for more of them than the model has positions.

@@ -94,7 +94,7 @@ class Engine:
         while True:
             with self.wake:
                 while not (self.waiting or self.busy() or self.closing):
-                    self.wake.wait(0.5)
+                    self.wake.wait(0.2)  # `close` does not notify
                 if self.closing and not (self.waiting or self.busy()):
                     return
             try:
