@@ -56,14 +56,17 @@ def read_token(path: str) -> str:
     return token
 
 
-def listen(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """Takes the address; nothing is accepted before the server runs, so that nobody waits for the compiler."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
-        )
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
     except (OSError, OverflowError, UnicodeError) as error:
+        bound.close()
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--host={host} --port={port}: {reason}. Choose another port, or 0 for a free one") from None
+    return bound
 
 
 def choose_context(asked: int, places: int, learned: bool) -> int:
@@ -108,8 +111,8 @@ def main(argv: list[str]) -> None:
 
     flags, number = read_flags(argv)
     token = read_token(flags["token_file"])
-    listening = listen(flags["host"], number["port"])
-    address, port = listening.getsockname()[:2]
+    bound = bind(flags["host"], number["port"])
+    address, port = bound.getsockname()[:2]
     loaded = build.load_run(flags["workdir"], flags["step"], log=say)
     config, tokenizer = loaded.model.config, load_tokenizer(f"{flags['workdir']}/tokenizer")
     slots = Slots(
@@ -132,11 +135,11 @@ def main(argv: list[str]) -> None:
         )
     url = f"http://[{address}]:{port}/v1" if ":" in address else f"http://{address}:{port}/v1"
     say(f"serving {app.name} at {url}{'' if app.chat else ' (no chat template: /v1/completions only)'}; Ctrl-C stops")
-    run(uvicorn, app, listening, number["grace_seconds"])
+    run(uvicorn, app, bound, number["grace_seconds"])
     say("stopped")
 
 
-def run(uvicorn: Any, app: App, listening: socket.socket, grace: int) -> None:
+def run(uvicorn: Any, app: App, bound: socket.socket, grace: int) -> None:
     """Serves until a signal comes, then lets running answers end."""
 
     class Server(uvicorn.Server):
@@ -150,7 +153,7 @@ def run(uvicorn: Any, app: App, listening: socket.socket, grace: int) -> None:
     )  # fmt: skip
     app.engine.thread.start()
     try:
-        Server(settings).run(sockets=[listening])
+        Server(settings).run(sockets=[bound])
     except KeyboardInterrupt:  # which uvicorn raises again when all is done
         pass
     finally:

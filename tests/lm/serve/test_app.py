@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from lm.serve.__main__ import choose_context, listen, read_flags, read_token
+from lm.serve.__main__ import bind, choose_context, read_flags, read_token
 from lm.serve.wire import read_ask
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
@@ -290,9 +290,10 @@ def test_flags_and_token(tmp_path, monkeypatch, capsys):
     for path in (tmp_path / "t", tmp_path / "none", tmp_path):
         with pytest.raises(UserError, match="--token_file"):
             read_token(str(path))
-    taken = listen("127.0.0.1", 0)
+    taken = bind("127.0.0.1", 0)
+    taken.listen()
     with pytest.raises(UserError, match="Choose another port"):
-        listen("127.0.0.1", taken.getsockname()[1])
+        bind("127.0.0.1", taken.getsockname()[1])
     taken.close()
     assert [choose_context(0, 99, True), choose_context(0, 9999, False), choose_context(50, 99, True)] == [99, 4096, 50]
     with pytest.raises(ConfigError, match="99 positions"):
