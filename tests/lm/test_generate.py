@@ -180,5 +180,5 @@ def test_impossible_sampling_is_refused_all_at_once():
 
 
 def test_a_prompt_of_bytes_that_are_no_text_is_refused():
-    with pytest.raises(ConfigError, match="--prompt: not UTF-8"):
+    with pytest.raises(ConfigError, match="--prompt, --system: not UTF-8"):
         main(["--workdir=x", "--prompt=ab\udcff"])

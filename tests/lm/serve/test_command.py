@@ -35,19 +35,21 @@ def command(*words, given=None):
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     rows = [
-        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}], "n": n}
-        for n in range(200) for q, a in ANSWERS.items()
-    ]  # fmt: skip
-    (folder / "chat.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
-    sizes = (
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in ANSWERS.items()
+    ]
+    (folder / "chat.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in 200 * rows))
+    settings = (
         "--config.data.seq_len=128",
         "--config.model.max_len=384",
         "--config.train.steps=200",
         "--config.train.eval_every=0",
+        "--config.data.clean.exact_dedup=False",
+        "--config.data.split.validation=0",
+        "--config.data.split.test=0",
     )
     command(
         "launch.py", "--config=configs/smoke.py", f"--workdir={folder}/run", f"--config.data.path={folder}/chat.jsonl",
-        *sizes,
+        *settings,
     )  # fmt: skip
     return folder / "run"
 
