@@ -55,6 +55,17 @@ def test_a_sampled_text_follows_from_its_own_seed_and_settings(engine, ask, fini
     assert finish(ask(engine, prompts[2], NEW, sampling, 7))[0] != expected[2]
 
 
+def test_the_cache_has_room_for_every_write_of_a_turn(slots):
+    assert slots.lengths == [256, 512]
+    for prompt in range(1, PLACES):
+        for start in (*range(0, prompt, 256), prompt):
+            room = slots.room(start, prompt)
+            end = min(start + 256, prompt)
+            assert end < room <= slots.lengths[-1]  # the step after the chunk writes to slot `end`
+            assert start == prompt or room >= start + (32 if end - start <= 32 else 256)  # as the chunk is filled up
+    assert [slots.room(0, n) for n in (1, 32, 33, 256)] == [32, 33, 256, 257]
+
+
 def test_a_short_one_does_not_wait_for_a_long_one(engine, ask, finish):
     long = ask(engine, [9] * 10, PLACES - 10)
     long.pieces.get(timeout=60)
