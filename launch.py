@@ -79,10 +79,10 @@ def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
     """Says what a run would need, on the page and in plan.json; trains nothing."""
     from data_pipeline.batch import open_data
     from lm import hosts
-    from lm.start import find_peak_lr
     from lm.logger import write_json
     from lm.memory import resident_bytes
     from lm.plan import format_plan, make_plan
+    from lm.start import find_peak_lr
 
     def say(text: str) -> None:
         if hosts.is_main():

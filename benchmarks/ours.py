@@ -10,7 +10,6 @@ import jax
 
 from benchmarks.cases import make_config
 from lm.aot import memory_limit, topology_devices
-from lm.start import start_state
 from lm.config import Config
 from lm.memory import keep_memory, release_memory
 from lm.metrics import peak_flops
@@ -19,6 +18,7 @@ from lm.parts import Parts, abstract_batch, make_parts, param_shapes
 from lm.plan import compile_step, random_batch
 from lm.receipt import xla_flops
 from lm.sharding import put_batch
+from lm.start import start_state
 
 
 def matrix_numbers(parts: Parts) -> int:

@@ -19,7 +19,7 @@ from lm.checkpoint import Checkpoints, load, read_meta
 from lm.clock import Clock
 from lm.config import Config, ConfigError, MeshConfig, UserError, check_resume, from_mapping, to_json
 from lm.evaluate import make_eval_step
-from lm.generate import Sampling, generate
+from lm.generate import generate
 from lm.hosts import from_main, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger
@@ -40,6 +40,7 @@ from lm.parts import (
     with_shardings,
 )
 from lm.receipt import Receipt, make_receipt
+from lm.sampling import Sampling
 from lm.sharding import local_rows, make_mesh, param_shardings
 from lm.start import find_peak_lr, load_params, start_state
 from lm.step import TrainState
@@ -170,11 +171,12 @@ def make_sampler(model: Model, tokenizer: Any, config: Config) -> Callable[[Para
 
     def sample(params: Params, prompt: str) -> str:
         ids = bos + tokenizer.encode(prompt)
-        out = generate(
-            model, params, [ids], max_new_tokens=config.train.sample_tokens, eos=tokenizer.special.eos,
+        (out,) = generate(
+            model, params, [ids], max_new_tokens=config.train.sample_tokens, stop_ids=tokenizer.stop_ids,
             sampling=Sampling(temperature=0.0),
         )  # fmt: skip
-        return tokenizer.decode(out[0])
+        stream = tokenizer.stream()  # `decode` takes away the space that some tokenizers put before a text
+        return "".join(map(stream.push, out)) + stream.close()
 
     return sample
 
@@ -223,6 +225,9 @@ def load_run(workdir: str, step: str, log: Log, seq_len: int = 0) -> Loaded:
 
 def parse_number(name: str, text: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise ConfigError(f"--{name} must be a number, got {text!r}") from None
+        value = float("nan")
+    if not abs(value) < 2**63:
+        raise ConfigError(f"--{name} must be a number, got {text!r}")
+    return value

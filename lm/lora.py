@@ -33,26 +33,22 @@ from lm.config import (
     adapters_only,
     to_json,
 )
+from lm.hf.config_json import write_config
+from lm.hf.names import module_names
+from lm.hf.source import keep_origin, read_origin
+from lm.hf.tensors import open_tensors, write_tensors
 from lm.model.adapters import MATRIX, base_of, make_adapters, merge
 from lm.model.transformer import Model
-from lm.params import Params, block_name, match_table, split_stacks, to_host
+from lm.params import Params, match_table, split_stacks, to_host
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 Names = Mapping[str, str]  # {our path of a single layer: the module's name}
 
-# Modules as Llama, Mistral, Qwen2, Qwen3 and OLMo 2 name them.
-LLAMA = {
-    "attn/q": "self_attn.q_proj", "attn/k": "self_attn.k_proj", "attn/v": "self_attn.v_proj", "attn/out": "self_attn.o_proj",
-    "mlp/gate": "mlp.gate_proj", "mlp/up": "mlp.up_proj", "mlp/down": "mlp.down_proj",
-}  # fmt: skip
 
-
-def llama_names(layers: int) -> dict[str, str]:
-    """{our path: module name} of the matrices of a model in Llama's naming, with embedding, head and last norm."""
-    names = {
-        f"{block_name(i)}/{ours}": f"model.layers.{i}.{theirs}" for i in range(layers) for ours, theirs in LLAMA.items()
-    }
-    return {**names, "embed": "model.embed_tokens", "head": "lm_head", "norm_out/scale": "model.norm"}
+def names_of(workdir: str | Path, model: ModelConfig, shapes: Mapping[str, Any]) -> dict[str, str]:
+    """Returns {our path: module name} in the family that a run goes back to, or that can hold its model."""
+    family = (read_origin(Path(workdir)) or write_config(model, 1))["model_type"]
+    return module_names(family, model, {path: tuple(leaf.shape) for path, leaf in shapes.items()})
 
 
 def save_peft(
@@ -89,17 +85,8 @@ def save_peft(
     }  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file = _safetensors().save_file
-    save_file({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, folder / TENSORS, {"format": "pt"})
+    write_tensors(folder / TENSORS, {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise UserError("PEFT folders need the safetensors package: pip install safetensors") from None
-    return safetensors.numpy
 
 
 # Keys of adapter_config.json that say nothing about how the adapters compute. Any other that is set is refused.
@@ -146,12 +133,8 @@ def load_peft(folder: str | Path, names: Names) -> tuple[LoraConfig, Params]:
     """
     folder = Path(folder)
     lora, saved = read_peft_config(folder / CONFIG)
-    safetensors = _safetensors()
-    try:
-        with safetensors.safe_open(folder / TENSORS, framework="flax") as file:  # numpy itself has no bfloat16
-            tensors = {key: np.asarray(file.get_tensor(key), np.float32) for key in file.keys()}  # noqa: SIM118
-    except Exception as error:  # the package raises its own kinds, and OSError
-        raise UserError(f"{folder / TENSORS} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    with open_tensors(folder / TENSORS) as file:
+        tensors = {name: np.asarray(file.read(name), np.float32) for name in file.shapes}
     ours, params, homeless = {name: path for path, name in names.items()}, {}, []
     parts = {
         "lora_A.weight": "_lora_a",
@@ -209,6 +192,7 @@ def write_run(out: str | Path, source: str, config: Config, params: Params, meta
         raise UserError(f"{folder} is not empty: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(Path(source) / "tokenizer", folder / "tokenizer")
+    keep_origin(source, folder)
     meta = {**meta, "config": to_json(config), "best_step": step, "saved_step": step}
     checkpoints = Checkpoints(folder, 1, lambda text: print(text, file=sys.stderr))
     checkpoints.save(step, {"params": params}, meta)
@@ -224,7 +208,7 @@ usage: python -m lm.lora merge WORKDIR OUT [--step=best|last|N]
 merge: melts the adapters of the run in WORKDIR into its weights; OUT is a run without adapters, in float32.
 export: writes them as a PEFT folder; --base names the model that PEFT should load them onto.
 import: puts the adapters of a PEFT folder beside the weights of the run in WORKDIR; OUT is a run with adapters.
-PEFT folders name modules as Llama's family does (q_proj, k_proj, ...).
+PEFT folders name modules as the model's family does; where q, k and v are one tensor (GPT-2, Phi-3), they have no place.
 
 example: python -m lm.lora merge runs/lora runs/merged
 """
@@ -243,19 +227,19 @@ def main(argv: list[str]) -> None:
     source, out = folders[-2:]
     loaded = build.load_run(source, flags["step"], lambda text: print(text, file=sys.stderr))
     config, model, params = loaded.config, loaded.model.config, split_stacks(loaded.params)
-    if command != "merge" and (model.position, model.norm, model.mlp_gated) != ("rope", "rmsnorm", True):
-        raise UserError(f"{source}: PEFT folders are known here for Llama's family only, and this model is of another")
+    plain, names = merge(params, model.adapters)[0], {}
+    if command != "merge":
+        names = names_of(source, model, plain)
     if command == "export":
         trained = match_table(config.optim.train, list(params), "optim.train")
         also = [path for path, on in trained.items() if on and base_of(path) == path]
-        save_peft(out, params, config.lora, llama_names(model.layers), also, flags["base"])
+        save_peft(out, params, config.lora, names, also, flags["base"])
     else:
-        plain = merge(params, model.adapters)[0]
         table, lora = ((".*", True),), LoraConfig()
         if command == "import":
             if config.lora.rank:
                 raise UserError(f"{source} has adapters already: merge them first")
-            lora, adapters = load_peft(folders[0], llama_names(model.layers))
+            lora, adapters = load_peft(folders[0], names)
             plain = join_adapters(plain, model, lora, adapters)
             table = adapters_only("|".join(path for path in adapters if base_of(path) == path))
         changed = replace(config, lora=lora, optim=replace(config.optim, train=table, frozen_dtype="float32"))

@@ -21,6 +21,7 @@ from lm.hf.families import read_config
 from lm.hf.source import find_foreign, follow_source, keep_origin, read_origin, same_model
 from lm.hf.weights import open_weights, tensors_of
 from lm.logger import write_json
+from lm.model.adapters import merge
 from lm.model.transformer import Model
 from lm.params import count, split_stacks
 from lm.parts import param_shapes, with_shardings
@@ -88,7 +89,10 @@ def export_run(workdir: Path, out: Path, step: str, dtype: str, family: str, log
     fields = {key: value for key, value in fields.items() if key != old} | {name: dtype}
     if "eos_token_id" not in fields:
         fields = add_tokens(fields, tokenizer.special, tokenizer.stop_ids)
-    shapes, make = tensors_of(split_stacks(loaded.params), fields["model_type"], model, lambda path: jnp.dtype(dtype))
+    params = split_stacks(loaded.params)
+    if loaded.config.lora.rank or any(path.endswith("_absmax") for path in params):
+        params = merge(params, loaded.model.config.adapters)[0]
+    shapes, make = tensors_of(params, fields["model_type"], model, lambda path: jnp.dtype(dtype))
     out.parent.mkdir(parents=True, exist_ok=True)
     half = out.parent / f".{out.name}.half"
     shutil.rmtree(half, ignore_errors=True)

@@ -150,3 +150,14 @@ def plain_names(family: str, names: Sequence[str]) -> dict[str, str]:
     if family == "gpt_neox" and "lm_head.weight" in plain:
         plain["embed_out.weight"] = plain.pop("lm_head.weight")
     return plain
+
+
+def module_names(family: str, config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Returns {parameter: name of the module whose weight it is}; those fused with others, and GPT-2's Conv1D, are left out."""
+    rows = rows_of(family, config, shapes)
+    alone = [row for row in rows if len(row.ours) == 1 and row.hf.endswith(".weight")]
+    return {
+        row.ours[0]: row.hf.removesuffix(".weight")
+        for row in alone
+        if row.transpose or not row.ours[0].startswith("block_") or row.ours[0].endswith("scale")
+    }

@@ -52,7 +52,21 @@ class Tensors:
 def open_folder(folder: str | Path) -> Tensors:
     """Opens the safetensors of a folder, whose headers are checked whole before any tensor is read."""
     folder = Path(folder)
-    shards = _find_shards(folder)
+    return _open(str(folder), _find_shards(folder), folder / INDEX)
+
+
+def open_tensors(path: str | Path) -> Tensors:
+    """Opens one safetensors file, whatever its name."""
+    return _open(str(path), {Path(path): None}, Path(path))
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one safetensors file."""
+    shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    _write_file(Path(path), shapes, tensors.__getitem__)
+
+
+def _open(name: str, shards: Mapping[Path, set[str] | None], index: Path) -> Tensors:
     shapes: Shapes = {}
     places: dict[str, tuple[Path, BinaryIO, int]] = {}
     with ExitStack() as files:
@@ -60,7 +74,7 @@ def open_folder(folder: str | Path) -> Tensors:
             file = open_file(path, files)
             found = read_header(path, file)
             if expected is not None:
-                _check_shard(folder / INDEX, path.name, expected, found)
+                _check_shard(index, path.name, expected, found)
             for name, (dtype, shape, offset) in found.items():
                 shapes[name], places[name] = (dtype, shape), (path, file, offset)
         kept = files.pop_all()
@@ -70,7 +84,7 @@ def open_folder(folder: str | Path) -> Tensors:
         size = math.prod(shape) * dtype.itemsize
         return read_bytes(file, offset, size, f"{path}: tensor {name!r}").view(dtype).reshape(shape)
 
-    return Tensors(str(folder), shapes, read, kept)
+    return Tensors(name, shapes, read, kept)
 
 
 def open_file(path: Path, files: ExitStack) -> BinaryIO:

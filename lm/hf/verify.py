@@ -18,12 +18,13 @@ import numpy as np
 from data_pipeline.tokenizer import load_tokenizer
 from lm.build import Loaded
 from lm.config import MeshConfig, UserError
-from lm.generate import Sampling, generate
+from lm.generate import generate
 from lm.hf.source import find_foreign
 from lm.hf.weights import open_weights
 from lm.model.transformer import Model
 from lm.params import Params
 from lm.parts import make_model, param_shapes, with_shardings
+from lm.sampling import Sampling
 from lm.sharding import make_mesh, param_shardings
 
 TOLERANCE = 1e-3  # of a logit in float32; of the largest logit where that is above 1
@@ -146,7 +147,7 @@ def _logits(
 def _same_greedy(model: Model, params: Params, theirs: Any, prompt: list[int], tolerance: float) -> bool:
     import torch
 
-    ours = generate(model, params, [prompt], max_new_tokens=NEW_TOKENS, eos=-1, sampling=Sampling(temperature=0.0))[0]
+    ours = generate(model, params, [prompt], max_new_tokens=NEW_TOKENS, sampling=Sampling(temperature=0.0))[0]
     row = torch.tensor([prompt])
     with torch.no_grad():
         out = theirs.generate(

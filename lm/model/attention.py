@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from lm.config import ModelConfig
 from lm.model.formula import attend
@@ -18,7 +19,8 @@ from lm.model.kernels import Kernel
 from lm.model.layers import dense, init_matrix, init_out, norm_scale, normalise
 from lm.model.rope import Rope, rotate
 
-Cache = dict[str, jax.Array]  # k, v: [L, B, S, K, H]; segments, positions: [B, S]; index: next free slot
+# k, v: [L, B, S, K, H]; segments, positions: [B, S]; index: next free slot, one number, or [B] where rows differ in it
+Cache = dict[str, jax.Array]
 
 
 class View(NamedTuple):
@@ -27,6 +29,14 @@ class View(NamedTuple):
     rope: Rope | None
     segments_BT: jax.Array
     mask_BTS: jax.Array | None  # with a cache, and for the plain formula; None: the kernel finds it from the segments
+
+
+def write_slots(old_BS: jax.Array, new_BT: jax.Array, index: jax.Array | int) -> jax.Array:
+    """Returns `old` [B, S, ...] with `new` [B, T, ...] from slot `index` on, of all rows or of each its own."""
+    update = jax.lax.dynamic_update_slice_in_dim
+    if jnp.ndim(index):
+        return jax.vmap(lambda old, new, at: update(old, new, at, axis=0))(old_BS, new_BT, index)
+    return update(old_BS, new_BT, index, axis=1)
 
 
 class Attention(nn.Module):
@@ -66,8 +76,8 @@ class Attention(nn.Module):
             q_BTNH *= math.sqrt(H / config.attn_scale)  # whoever computes the scores divides them by sqrt(H)
         k_BSKH, v_BSKH = k_BTKH, v_BTKH
         if cache is not None:
-            k_BSKH = jax.lax.dynamic_update_slice_in_dim(cache[0], k_BTKH, index, axis=1)
-            v_BSKH = jax.lax.dynamic_update_slice_in_dim(cache[1], v_BTKH, index, axis=1)
+            k_BSKH = write_slots(cache[0], k_BTKH, index)
+            v_BSKH = write_slots(cache[1], v_BTKH, index)
             cache = (k_BSKH, v_BSKH)
         if view.mask_BTS is None:
             assert self.kernels is not None

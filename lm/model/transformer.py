@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from lm.config import ModelConfig
 from lm.model.adapters import base_of, init_adapters
-from lm.model.attention import Attention, Cache, View
+from lm.model.attention import Attention, Cache, View, write_slots
 from lm.model.formula import attention_mask, softcap
 from lm.model.kernels import Kernel
 from lm.model.layers import MLP, Norm, init_matrix
@@ -103,8 +103,8 @@ class Transformer(nn.Module):
         index: jax.Array | int = 0
         if cache is not None:
             index = cache["index"]
-            k_segments = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments_BT, index, axis=1)
-            k_positions = jax.lax.dynamic_update_slice_in_dim(cache["positions"], positions_BT, index, axis=1)
+            k_segments = write_slots(cache["segments"], segments_BT, index)
+            k_positions = write_slots(cache["positions"], positions_BT, index)
 
         def view(local: bool) -> View:
             rope = mask_BTS = None

@@ -9,17 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.start import load_params, start_state
 from lm.check import find_problems
 from lm.checkpoint import Checkpoints
-from lm.config import InitConfig, LoraConfig, UserError, adapters_only, to_json, with_layers
-from lm.lora import join_adapters, llama_names, read_peft_config, save_peft
+from lm.config import InitConfig, LoraConfig, ModelConfig, UserError, adapters_only, to_json, with_layers
+from lm.hf.names import module_names
+from lm.lora import join_adapters, read_peft_config, save_peft
 from lm.model.adapters import base_of, matrix_of, merge, start_magnitudes, unmerge
 from lm.model.codes import NF4, decode, encode, matmul_coded
 from lm.model.transformer import Model
 from lm.optim import count_slots
 from lm.params import hash_leaves, make_runs, split_stacks
-from lm.parts import cast_frozen, make_parts, model_config, treat
+from lm.parts import cast_frozen, make_parts, model_config, param_shapes, treat
+from lm.start import load_params, start_state
+
+
+def llama_names(layers):
+    """{our path: module name} of a Llama."""
+    model = ModelConfig(layers=layers, vocab_size=32, tie_embeddings=False)
+    shapes = {path: leaf.shape for path, leaf in param_shapes(Model(model)).items()}
+    return module_names("llama", model, shapes)
+
 
 ALL = {"rank": 4, "alpha": 8.0}
 SOME = {**ALL, "targets": ("block_0[12]/attn/[qv]", "block_.*/mlp/down")}  # layers 0, and 1 and 2, differ
@@ -325,8 +334,8 @@ def test_what_peft_cannot_hold_and_what_does_not_fit_is_named(make_config, make_
     config = make_config(lora=ALL)
     model = model_of(config)
     params = model.init_params(jax.random.key(0))
-    with pytest.raises(UserError, match="block_00/norm_mlp/scale"):
-        save_peft(tmp_path, params, config.lora, llama_names(2), also=["block_00/norm_mlp/scale"])
+    with pytest.raises(UserError, match="no module name for block_00/attn/q_bias"):
+        save_peft(tmp_path, params, config.lora, llama_names(2), also=["block_00/attn/q_bias"])
     _, base = make_model()
     with pytest.raises(UserError, match="no adapters"):
         save_peft(tmp_path, base, LoraConfig(), llama_names(2))

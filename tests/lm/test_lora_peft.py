@@ -11,9 +11,11 @@ import pytest
 from data_pipeline.config import DataConfig
 from lm import build
 from lm.config import AdaptedModel, Config, ConfigError, LoraConfig, ModelConfig, UserError
-from lm.lora import llama_names, load_peft, main, save_peft, write_run
+from lm.hf.names import module_names
+from lm.lora import load_peft, main, save_peft, write_run
 from lm.model.adapters import base_of, make_adapters
 from lm.model.transformer import Model
+from lm.parts import param_shapes
 
 pytestmark = pytest.mark.slow
 KINDS = {
@@ -22,6 +24,13 @@ KINDS = {
     "dora": LoraConfig(rank=3, alpha=6.0, dora=True),
 }
 TOLERANCE = 1e-5
+
+
+def llama_names(layers):
+    """{our path: module name} of a Llama."""
+    model = ModelConfig(layers=layers, vocab_size=32, tie_embeddings=False)
+    shapes = {path: leaf.shape for path, leaf in param_shapes(Model(model)).items()}
+    return module_names("llama", model, shapes)
 
 
 @pytest.fixture(scope="module")
