@@ -16,6 +16,7 @@ from configs import base
 
 def get_config() -> ml_collections.ConfigDict:
     c = base.get_config()
+    c.init.source = "hf:"  # which model is for the command line to say
     c.data.split.validation = 0.1
     c.data.seq_len = 512
     c.data.batch_size = 8

@@ -43,6 +43,8 @@ def is_foreign(source: str) -> bool:
 def find_foreign(source: str) -> Foreign:
     """Reads what `hf:...` or `gguf:...` is, without its weights; a name that is no folder is asked of the hub."""
     kind, _, name = source.partition(":")
+    if not name:
+        raise UserError(f"name a model after {source!r}: --config.init.source=hf:FOLDER (or hf:ORG/NAME, gguf:FILE)")
     if kind == "gguf":
         from lm.hf.gguf_file import open_gguf
 
