@@ -21,7 +21,7 @@ demo: setup
 	$(PY) examples/demo.py
 
 test: setup
-	$(PY) -m pytest -m "not slow" --doctest-modules lm data_pipeline tests
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" --doctest-modules lm data_pipeline tests
 
 test-slow: setup
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m slow tests

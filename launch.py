@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
             raise ConfigError("--topology: only --plan reads it; training needs the devices themselves")
         aot.check_topology(topology)
 
-    config = read_config(flags["config"], overrides, needs_data=not planning)
+    config = read_config(flags["config"], overrides, needs_data=not planning, workdir=workdir)
 
     import jax
 
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     peers = hosts.join(hosts.read_launch(os.environ, flags), facts, again)
     try:
         devices = len(aot.topology_devices(topology)) if topology else jax.device_count()
-        config = read_config(flags["config"], overrides, devices, needs_data=not planning)  # the mesh fits the devices
+        config = read_config(flags["config"], overrides, devices, not planning, workdir)  # the mesh fits the devices
         code = plan(config, workdir, topology, flags["config"]) if planning else run(config, workdir, peers, began)
         if peers:
             peers.leave()
@@ -79,10 +79,10 @@ def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
     """Says what a run would need, on the page and in plan.json; trains nothing."""
     from data_pipeline.batch import open_data
     from lm import hosts
-    from lm.build import find_peak_lr
     from lm.logger import write_json
     from lm.memory import resident_bytes
     from lm.plan import format_plan, make_plan
+    from lm.start import find_peak_lr
 
     def say(text: str) -> None:
         if hosts.is_main():
@@ -125,6 +125,7 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
     from lm import hosts
     from lm.build import make_run
     from lm.clock import Clock
+    from lm.hf.source import keep_origin
     from lm.lease import Lease
     from lm.logger import describe_time, write_json
     from lm.plan import describe_shortage, is_out_of_memory
@@ -162,6 +163,7 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
         if hosts.is_main():
             data.tokenizer.save(workdir / "tokenizer")
             write_json(workdir / "config.json", to_json(config))
+            keep_origin(config.init.source, workdir)
             write_json(workdir / "receipt.json", receipt)
         say(format_receipt(receipt))
         try:

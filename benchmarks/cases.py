@@ -19,7 +19,7 @@ CHARACTERS = 65  # of tiny Shakespeare
 
 def make_config(
     case: str, dtype: str = "float32", train: Sequence[Sequence[Any]] = ((".*", True),), scan: bool = False,
-    changes: Mapping[str, Any] | None = None, mesh: Mapping[str, int] | None = None,
+    changes: Mapping[str, Any] | None = None, mesh: Mapping[str, int] | None = None, lora_rank: int = 0,
 ) -> Config:  # fmt: skip
     """Returns the config of a case, with AdamW and a clip at 1.0. `changes` are of the model, `mesh` of the mesh, by key.
 
@@ -43,6 +43,7 @@ def make_config(
     c.model.update(dict(changes or {}))
     c.mesh.update(dict(mesh or {}))
     c.data.path, c.data.seq_len, c.data.batch_size = "-", int(found[2]), int(found[3])
+    c.lora.rank = lora_rank
     c.optim.train = tuple((pattern, on) for pattern, on in train)
     c.optim.schedule, c.optim.peak_lr = "constant", 1e-4
     config = from_mapping(Config, c)

@@ -1,9 +1,9 @@
-"""What does training only the top layers save, of time and of memory, beside transformers?
+"""What does training only the top layers, or only adapters, save, of time and of memory, beside transformers?
 
-All layers, the top half and the top tenth train (with the last norm); ours with scanned layers, transformers' GPT-2 of the
-same shape with requires_grad=False below. All take turns. `of full` is a step's time as a share of the same side's full
+All layers, the top half and the top tenth train (with the last norm), or LoRA of rank 8 on all linear layers; ours with scanned
+layers, transformers' GPT-2 of the same shape with requires_grad=False below, and with peft's LoRA. All take turns. `of full` is a step's time as a share of the same side's full
 one; theory is (2 + 4 (1 - f)) / 6 with the bottom fraction f frozen: two parts forward, two each for the gradient of weights
-and of what comes in. FLOPs are XLA's count of the program. Memory: `XLA` what the compiled step holds on the device, `peak`
+and of what comes in (LoRA: 4 / 6, its own products left out). FLOPs are XLA's count of the program. Memory: `XLA` what the compiled step holds on the device, `peak`
 the most that the process held (on a GPU: that the device held for it). Needs no TensorFlow; without torch, ours only.
 
     python benchmarks/freeze.py [--out=FILE.jsonl] [--quick] [--case=20x384/256x8] [--rounds=5] [--seconds=5]
@@ -34,10 +34,11 @@ from benchmarks.turns import (
     warn_of_others,
 )
 from data_pipeline.schema import ConfigError, run_main, split_flags
-from lm.config import last_layers
+from lm.config import adapters_only, last_layers
 
 CASES = {"cpu": "20x384/256x8", "gpu": "20x1024/1024x16"}
 TREATMENTS = {"all": 1.0, "top half": 0.5, "top tenth": 0.1}  # share of the layers that train
+LORA, RANK = "LoRA", 8
 
 
 def theory(share: float) -> float:
@@ -47,16 +48,20 @@ def theory(share: float) -> float:
 
 def start(side: str, treatment: str, case: str, dtype: str, scan: bool) -> Side:
     layers = make_config(case).model.layers
-    top = max(round(TREATMENTS[treatment] * layers), 1)
+    adapters = treatment == LORA
+    top = layers if adapters else max(round(TREATMENTS[treatment] * layers), 1)
     say(f"{case}: starting {side}, {treatment}")
-    spec: dict[str, Any] = {"case": case, "dtype": dtype}
+    spec: dict[str, Any] = {"case": case, "dtype": dtype, "lora_rank": RANK if adapters else 0}
     if side == "ours":
         table = ((".*", True),) if top == layers else last_layers(top, layers)
+        table = adapters_only() if adapters else table
         target, spec = "ours:Steps", {**spec, "train": table, "scan": scan, "plan": True}
     else:
         target, spec = "peer_torch:Steps", {**spec, "peer": "huggingface", "train_top": 0 if top == layers else top}
     child = Side(side, target, spec)
-    child.facts.update(treatment=treatment, theory=theory(top / layers), layers=layers, trained_layers=top)
+    child.facts.update(
+        treatment=treatment, theory=4 / 6 if adapters else theory(top / layers), layers=layers, trained_layers=top
+    )
     return child
 
 
@@ -65,7 +70,10 @@ def measure(sides: list[str], case: str, dtype: str, scan: bool, rounds: int, se
     children = []
     try:
         for side in sides:
-            for treatment in TREATMENTS:
+            for treatment in (*TREATMENTS, LORA):
+                if treatment == LORA and side == "transformers" and not importlib.util.find_spec("peft"):
+                    say("left out: transformers, LoRA; peft is not installed")
+                    continue
                 children.append(start(side, treatment, case, dtype, scan))
         alternate(children, rounds, seconds)
         rows = [median_row(child) for child in children]

@@ -10,7 +10,6 @@ import jax
 
 from benchmarks.cases import make_config
 from lm.aot import memory_limit, topology_devices
-from lm.build import start_state
 from lm.config import Config
 from lm.memory import keep_memory, release_memory
 from lm.metrics import peak_flops
@@ -19,6 +18,7 @@ from lm.parts import Parts, abstract_batch, make_parts, param_shapes
 from lm.plan import compile_step, random_batch
 from lm.receipt import xla_flops
 from lm.sharding import put_batch
+from lm.start import start_state
 
 
 def matrix_numbers(parts: Parts) -> int:
@@ -30,9 +30,10 @@ def matrix_numbers(parts: Parts) -> int:
 
 
 def read_spec(spec: Mapping[str, Any]) -> Config:
-    """The config of a spec {case, dtype, train, scan, model, mesh}; all but the case may be left out."""
+    """The config of a spec {case, dtype, train, scan, model, mesh, lora_rank}; all but the case may be left out."""
     train, dtype = spec.get("train", [[".*", True]]), spec.get("dtype", "float32")
-    return make_config(spec["case"], dtype, train, spec.get("scan", False), spec.get("model"), spec.get("mesh"))
+    others = {name: spec[name] for name in ("mesh", "lora_rank") if name in spec}
+    return make_config(spec["case"], dtype, train, spec.get("scan", False), spec.get("model"), **others)
 
 
 class Steps:

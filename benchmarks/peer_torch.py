@@ -111,10 +111,20 @@ def freeze_below(model: nn.Module, layers: int, top: int) -> None:
         parameter.requires_grad_(any(part in name for part in kept))
 
 
-class Steps:
-    """The step of a spec {case, dtype, model, peer, compiled, train_top, warm}; run once, so compiled, unless not `warm`.
+def add_adapters(model: HuggingFace, rank: int) -> None:
+    """peft's LoRA on all linear layers of a GPT-2, whose q, k and v are one."""
+    import peft
 
-    With `train_top` only that many layers at the top train, and the norm after them.
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=16, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True, task_type="CAUSAL_LM"
+    )
+    model.model = peft.get_peft_model(model.model, config)
+
+
+class Steps:
+    """The step of a spec {case, dtype, model, peer, compiled, train_top, lora_rank, warm}; run once, so compiled, unless not `warm`.
+
+    With `train_top` only that many layers at the top train, and the norm after them; with `lora_rank` only adapters.
     """
 
     def __init__(self, spec: Mapping[str, Any]):
@@ -123,9 +133,11 @@ class Steps:
         if self.where == "cuda":
             torch.set_float32_matmul_precision("high")  # as nanoGPT; only what autocast leaves in float32
         torch.manual_seed(0)
-        self.model = MODELS[spec["peer"]](config.model, config.data.seq_len).to(self.where)
+        self.model: Any = MODELS[spec["peer"]](config.model, config.data.seq_len).to(self.where)
         if spec.get("train_top"):
             freeze_below(self.model, config.model.layers, spec["train_top"])
+        if spec.get("lora_rank"):
+            add_adapters(self.model, spec["lora_rank"])
         self.forward = torch.compile(self.model) if spec.get("compiled") else self.model
         self.optimizer = make_optimizer(config, self.model)
         rng, shape = np.random.default_rng(0), (config.data.batch_size, config.data.seq_len)

@@ -214,6 +214,16 @@ def open_chat(tokenizer: Tokenizer, config: ChatConfig | None = None) -> Chat:
     )  # fmt: skip
 
 
+def open_trained_chat(tokenizer: Tokenizer, workdir: str) -> Chat:
+    """Returns the chat of a run's tokenizer; raises UserError where the run learned no conversations and has no template."""
+    if not tokenizer.template:
+        raise UserError(
+            f"{workdir}: its tokenizer has no chat template, as the model was not trained on conversations. Fine-tune it on "
+            "rows with messages (docs/finetuning.md), or continue text: python -m lm.generate --prompt=TEXT"
+        )
+    return open_chat(tokenizer)
+
+
 def template_source(tokenizer: Tokenizer, config: ChatConfig | None = None) -> tuple[str, str]:
     """Returns (source, where it is from) of the template in use."""
     name = config.template if config else ""

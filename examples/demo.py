@@ -42,7 +42,8 @@ def completions(count: int) -> None:
     """Prints what both models write for a few held-out functions, next to the docstring that a person wrote."""
     from data_pipeline.batch import open_data
     from lm.build import load_run
-    from lm.generate import Sampling, generate
+    from lm.generate import generate
+    from lm.sampling import Sampling
 
     def quiet(text: str) -> None:
         del text
@@ -62,7 +63,7 @@ def completions(count: int) -> None:
             print(f"  a person:    {data.tokenizer.decode(reference)!r}")
             for name, loaded in (("pretrained", before), ("fine-tuned", after)):
                 ids = generate(
-                    loaded.model, loaded.params, [prompt], max_new_tokens=40, eos=data.tokenizer.special.eos,
+                    loaded.model, loaded.params, [prompt], max_new_tokens=40, stop_ids=data.tokenizer.stop_ids,
                     sampling=Sampling(temperature=0.0),
                 )  # fmt: skip
                 print(f"  {name}:  {data.tokenizer.decode(ids[0])!r}", flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,15 +19,15 @@ from lm.checkpoint import Checkpoints, load, read_meta
 from lm.clock import Clock
 from lm.config import Config, ConfigError, MeshConfig, UserError, check_resume, from_mapping, to_json
 from lm.evaluate import make_eval_step
-from lm.generate import Sampling, generate
+from lm.generate import generate
 from lm.hosts import from_main, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger
 from lm.metrics import peak_flops, token_flops
-from lm.model.kernels import compare
+from lm.model.kernels import compare, windows
 from lm.model.transformer import Model
-from lm.optim import make_optimizer, make_schedule, observe_eval, read_tables
-from lm.params import Params, count, join_stacks, layer_paths, make_runs, match_table, split_stacks
+from lm.optim import observe_eval
+from lm.params import Params, count, make_runs
 from lm.parts import (
     Parts,
     abstract_batch,
@@ -38,10 +36,13 @@ from lm.parts import (
     make_parts,
     model_config,
     param_shapes,
+    treat,
     with_shardings,
 )
 from lm.receipt import Receipt, make_receipt
+from lm.sampling import Sampling
 from lm.sharding import local_rows, make_mesh, param_shardings
+from lm.start import find_peak_lr, load_params, start_state
 from lm.step import TrainState
 from lm.train import Progress, Run
 
@@ -49,91 +50,20 @@ Log = Callable[[str], None]
 KERNEL_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # measured: 6e-7 and 7e-3 (tests/lm/test_kernels.py)
 
 
-def find_peak_lr(config: Config, log: Log) -> float:
-    """Returns optim.peak_lr, or for "auto" a tenth of the peak that the checkpoint at init.source was trained with."""
-    if isinstance(config.optim.peak_lr, float):
-        return config.optim.peak_lr
-    step = checkpoint.find_step(config.init.source, config.init.step, log)
-    theirs = float(read_meta(config.init.source, step)["peak_lr"])
-    log(f"optim.peak_lr='auto': {theirs / 10:g}, a tenth of the {theirs:g} that {config.init.source} was trained with")
-    return theirs / 10
-
-
-def start_state(parts: Parts, params: Params | None = None) -> TrainState:
-    """A new run's state: on `params`, or on random weights made on the devices that hold them; the optimizer is fresh."""
-    config = parts.config
-    schedule = make_schedule(config.optim, parts.peak_lr, config.train.steps)
-    optimizer = make_optimizer(config.optim, parts.state.params, parts.treatment, schedule)
-
-    def init(params: Params) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    def draw(key: jax.Array) -> TrainState:
-        return init(cast_frozen(parts.model.init_params(key), parts.treatment, config.optim.frozen_dtype))
-
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
-    if params is None:
-        return jax.jit(draw, out_shardings=shardings)(jax.random.key(config.train.seed))
-    return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params)
-
-
-def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
-    """Loads the weights of the checkpoint at init.source in this run's grouping; random ones for what is init.fresh."""
-    init = parts.config.init
-    step = checkpoint.find_step(init.source, init.step, log)
-    theirs = read_meta(init.source, step)["tokenizer_sha256"]
-    if theirs != tokenizer_sha256:
-        raise UserError(
-            f"the tokenizer differs from the one that {init.source} was trained with (sha256 {tokenizer_sha256[:12]}, "
-            f"theirs {theirs[:12]}). Set config.data.tokenizer.path={init.source}/tokenizer"
-        )
-    flat = Model(parts.model.config)
-    shapes = param_shapes(flat)
-    keep = match_table([*((p, True) for p in init.fresh), (".*", False)], list(shapes), "init.fresh")
-    wanted = [path for path in shapes if not keep[path]]
-    stored = checkpoint.stored_shapes(init.source, step)
-    extra = [p.removeprefix("params/") for p in stored if p.startswith("params/")]
-    extra = [p for p in extra if p not in wanted and not any(re.fullmatch(f, p) for f in init.fresh)]
-    if extra:
-        lines = "\n  ".join(
-            f"{p}: in the checkpoint ({checkpoint.describe(stored[f'params/{p}'])}), not in this model" for p in extra
-        )
-        raise UserError(f"checkpoint {init.source} step {step} does not fit the config:\n  {lines}")
-    held = cast_frozen(shapes, parts.treatment, parts.config.optim.frozen_dtype)
-    grouped = {path: leaf for path, leaf in parts.state.params.items() if not any(keep[p] for p in layer_paths(path))}
-    singles = {
-        p: held[p] for path in parts.state.params if path not in grouped for p in layer_paths(path) if not keep[p]
-    }
-    abstract = {**grouped, **with_shardings(singles, param_shardings(singles, parts.mesh))}
-    casts = frozenset(f"params/{path}" for path, leaf in held.items() if leaf.dtype != shapes[path].dtype)
-    params = load(init.source, step, abstract, "params/", init.cast or casts)
-    numbers = f"{len(wanted)} tensors, {count(params):,} numbers loaded"
-    fresh = [path for path in shapes if keep[path]]
-    if fresh:
-
-        def draw(key: jax.Array) -> Params:
-            random = split_stacks(cast_frozen(parts.model.init_params(key), parts.treatment, str(held[fresh[0]].dtype)))
-            return {path: random[path].astype(held[path].dtype) for path in fresh}
-
-        leaves = {**params, **jax.jit(draw)(jax.random.key(parts.config.train.seed))}
-        mixed = {path: leaf.sharding for path, leaf in parts.state.params.items() if path not in grouped}
-        joined = jax.jit(lambda leaves: join_stacks(leaves, list(mixed)), out_shardings=mixed)(leaves)
-        params = {path: joined[path] if path in mixed else params[path] for path in parts.state.params}
-        numbers += f", random: {', '.join(fresh)}"
-    log(f"starting from {init.source} step {step}: {numbers}")
-    return params
-
-
 def check_kernel(parts: Parts, data: Any, log: Log) -> None:
     """Compares the attention kernel with the formula on the first batch; raises ConfigError when they disagree."""
     config = parts.config
-    if parts.model.kernel is None:
+    if parts.model.kernels is None:
         return
     batches = data.train_batches(0, local_rows(parts.mesh, config.data.batch_size), None)
     segments = np.frombuffer(gather_bytes(next(batches)["segments"].tobytes())[0], np.int32)
     batches.close()
     began = time.perf_counter()
-    found = compare(parts.attention, parts.model.config, parts.model.mesh, segments.reshape(-1, config.data.seq_len))
+    found: dict[str, float] = {}
+    for window in sorted(windows(parts.model.config)):
+        kind = replace(parts.model.config, window=window)
+        differs = compare(parts.attention, kind, parts.model.mesh, segments.reshape(-1, config.data.seq_len))
+        found |= {f"{part} (window {window})" if window else part: size for part, size in differs.items()}
     part, worst = max(found.items(), key=lambda item: item[1] if item[1] == item[1] else float("inf"))
     text = f"attention by {parts.attention}: {part} differs from the formula by {worst:.1e} of its largest number"
     if not worst <= KERNEL_TOLERANCE[parts.model.config.dtype]:
@@ -241,11 +171,12 @@ def make_sampler(model: Model, tokenizer: Any, config: Config) -> Callable[[Para
 
     def sample(params: Params, prompt: str) -> str:
         ids = bos + tokenizer.encode(prompt)
-        out = generate(
-            model, params, [ids], max_new_tokens=config.train.sample_tokens, eos=tokenizer.special.eos,
+        (out,) = generate(
+            model, params, [ids], max_new_tokens=config.train.sample_tokens, stop_ids=tokenizer.stop_ids,
             sampling=Sampling(temperature=0.0),
         )  # fmt: skip
-        return tokenizer.decode(out[0])
+        stream = tokenizer.stream()  # `decode` takes away the space that some tokenizers put before a text
+        return "".join(map(stream.push, out)) + stream.close()
 
     return sample
 
@@ -283,7 +214,7 @@ def load_run(workdir: str, step: str, log: Log, seq_len: int = 0) -> Loaded:
     except ConfigError:  # other devices than the run had
         mesh = make_mesh(MeshConfig())
     resolved = replace(model_config(config, meta["vocab_size"]), remat="none", attention="auto")
-    treatment = read_tables(config.optim, list(param_shapes(Model(resolved))))
+    treatment = treat(config.optim, param_shapes(Model(resolved)))
     runs = make_runs(treatment.trained, resolved.layers) if resolved.scan else ()
     model, _ = make_model(resolved, runs, mesh, seq_len or config.data.seq_len)
     shapes = cast_frozen(param_shapes(model), treatment, config.optim.frozen_dtype)
@@ -294,6 +225,9 @@ def load_run(workdir: str, step: str, log: Log, seq_len: int = 0) -> Loaded:
 
 def parse_number(name: str, text: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise ConfigError(f"--{name} must be a number, got {text!r}") from None
+        value = float("nan")
+    if not abs(value) < 2**63:
+        raise ConfigError(f"--{name} must be a number, got {text!r}")
+    return value

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from data_pipeline import schema
 from data_pipeline.config import check_data_config
-from lm.config import Config, ConfigError, MeshConfig, mesh_shape
+from lm.config import Config, ConfigError, LoraConfig, MeshConfig, UserError, mesh_shape
+from lm.hf.source import follow_source
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.activation": ("silu", "gelu", "gelu_tanh", "relu2"),
     "model.position": ("rope", "learned", "none"),
     "model.norm": ("rmsnorm", "layernorm"),
+    "model.norm_order": ("pre", "post", "both"),
+    "model.rope_scaling.kind": ("none", "linear", "dynamic", "yarn", "llama3", "longrope"),
     "model.init_out": ("scaled", "zero"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("auto", "xla", "chunked", "cudnn", "splash"),
     "model.remat": ("none", "dots", "full"),
     "optim.name": ("adamw", "sgd", "lion", "adafactor", "muon"),
-    "optim.frozen_dtype": ("float32", "bfloat16"),
+    "optim.frozen_dtype": ("float32", "bfloat16", "int8", "nf4"),
     "optim.schedule": ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "plateau"),
 }
 
 AT_LEAST: dict[str, float] = {
     "model.layers": 1, "model.dim": 1, "model.heads": 1, "model.kv_heads": 0, "model.head_dim": 0, "model.mlp_dim": 0,
     "model.vocab_size": 0, "model.max_len": 0, "model.window": 0, "model.attn_softcap": 0, "model.logit_softcap": 0,
-    "model.init_std": 0, "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.end_lr_ratio": 0,
+    "model.attn_scale": 0, "model.rope_local_theta": 0, "model.rope_scaling.original_len": 0,
+    "model.init_std": 0, "lora.rank": 0, "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.end_lr_ratio": 0,
     "optim.plateau_patience": 1, "optim.weight_decay": 0, "optim.clip_norm": 0, "train.steps": 1, "train.seed": 0,
     "train.micro_batches": 1, "train.loss_chunk": 0, "train.z_loss": 0, "train.log_every": 1, "train.eval_every": 0,
     "train.eval_batch_size": 1, "train.eval_rows": 0, "train.save_every": 0, "train.keep_last": 1,
@@ -36,18 +42,41 @@ AT_LEAST: dict[str, float] = {
     "train.sample_tokens": 1, "train.peak_tflops": 0,
 }  # fmt: skip
 
-BELOW_ONE = ("model.dropout", "train.label_smoothing", "optim.b1", "optim.b2", "optim.momentum", "optim.plateau_factor")
-ABOVE_ZERO = ("model.rope_theta", "model.norm_eps", "optim.eps", "optim.plateau_factor")
+BELOW_ONE = (
+    "model.dropout",
+    "lora.dropout",
+    "train.label_smoothing",
+    "optim.b1",
+    "optim.b2",
+    "optim.momentum",
+    "optim.plateau_factor",
+)
+ABOVE_ZERO = (
+    "lora.alpha", "model.rope_theta", "model.rope_fraction", "model.norm_eps", "model.rope_scaling.factor",
+    "model.rope_scaling.attention_factor", "model.rope_scaling.beta_fast", "model.rope_scaling.beta_slow",
+    "model.rope_scaling.low_freq_factor", "model.rope_scaling.high_freq_factor", "optim.eps", "optim.plateau_factor",
+)  # fmt: skip
 
 
-def read_config(path: str, overrides: Mapping[str, str], devices: int | None = None, needs_data: bool = True) -> Config:
-    """Reads a config file with command-line overrides; raises ConfigError with all that is wrong, at once."""
+def read_config(
+    path: str, overrides: Mapping[str, str], devices: int | None = None, needs_data: bool = True,
+    workdir: Path | None = None,
+) -> Config:  # fmt: skip
+    """Reads a config file with command-line overrides; raises ConfigError with all that is wrong, at once.
+
+    What an open-weight `init.source` decides is filled in; from the run in `workdir` where it has begun.
+    """
 
     def check(config: Config) -> list[str]:
-        problems = find_problems(config, devices)
+        try:
+            problems = find_problems(follow_source(config, workdir), devices)
+        except ConfigError as error:
+            problems = [*find_problems(config), *error.problems]
+        except UserError as error:
+            problems = [*find_problems(config), f"config.init.source: {error}"]
         return problems if needs_data else [p for p in problems if not p.startswith("config.data.path:")]
 
-    return schema.read_config(path, overrides, Config, check)
+    return follow_source(schema.read_config(path, overrides, Config, check), workdir)
 
 
 def check_config(config: Config, devices: int | None = None) -> None:
@@ -71,8 +100,11 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
         must(by_heads, f"model.dim={model.dim} is not divisible by model.heads={model.heads} (or set model.head_dim)")
         by_kv = model.heads % model.n_kv_heads == 0
         must(by_kv, f"model.heads={model.heads} is not divisible by model.kv_heads={model.kv_heads}")
-        even = not by_heads or model.position != "rope" or model.q_head_dim % 2 == 0
-        must(even, f"model.head_dim: rope needs an even head size, got {model.q_head_dim}")
+        if by_heads and model.position == "rope":
+            problems += _check_rope(config)
+    odd = [layer for layer in model.global_layers if not 0 <= layer < model.layers]
+    must(not odd, f"model.global_layers: {odd} are no layers of {model.layers}")
+    must(model.window > 0 or not model.global_layers, "model.global_layers: only a model with model.window reads it")
     if model.position == "learned" and model.max_len:
         must(
             model.max_len >= data.seq_len, f"model.max_len={model.max_len} is shorter than data.seq_len={data.seq_len}"
@@ -95,6 +127,9 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
         problems += _check_patterns(f"optim.{key}", [pattern for pattern, _ in getattr(optim, key)])
     must(any(on for _, on in optim.train), "optim.train: no row says True, so nothing would be trained")
     must(all(value >= 0 for _, value in optim.lr_multipliers), "optim.lr_multipliers: values must be >= 0")
+    problems += _check_patterns("lora.targets", list(config.lora.targets))
+    off = config.lora.rank > 0 or config.lora == LoraConfig(rank=config.lora.rank)
+    must(off, "lora: lora.rank=0 means no adapters, so its other keys do nothing; set lora.rank, such as 8")
     problems += _check_patterns("init.fresh", list(config.init.fresh), empty_ok=True)
     must(not config.init.fresh or bool(config.init.source), "init.fresh: only a run with init.source reads it")
     is_step = config.init.step in ("best", "last") or config.init.step.isdigit()
@@ -110,6 +145,26 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
         )
     problems += _check_profile(config)
     return problems + _check_mesh(config, devices)
+
+
+def _check_rope(config: Config) -> list[str]:
+    model, scaling = config.model, config.model.rope_scaling
+    dims = int(model.q_head_dim * model.rope_fraction)
+    problems = []
+    if model.rope_fraction > 1:
+        problems.append(f"config.model.rope_fraction: must be in (0, 1], got {model.rope_fraction:g}")
+    elif dims % 2 or not dims:
+        fraction = f" x rope_fraction={model.rope_fraction:g}" if model.rope_fraction != 1 else ""
+        problems.append(f"config.model.head_dim: rope needs an even head size, got {model.q_head_dim}{fraction}")
+    if scaling.kind not in ("none", "linear") and not scaling.original_len:
+        problems.append(f"config.model.rope_scaling.original_len: {scaling.kind!r} needs the length of the pretraining")
+    for key in ("short_factor", "long_factor") if scaling.kind == "longrope" else ():
+        found = len(getattr(scaling, key))
+        if found != dims // 2:
+            problems.append(f"config.model.rope_scaling.{key}: needs {dims // 2} numbers, one a pair, got {found}")
+    if scaling.kind == "llama3" and scaling.low_freq_factor >= scaling.high_freq_factor:
+        problems.append("config.model.rope_scaling: low_freq_factor must be below high_freq_factor")
+    return problems
 
 
 def _check_profile(config: Config) -> list[str]:
@@ -131,8 +186,7 @@ def _validation_users(config: Config) -> list[tuple[str, bool]]:
 
 def _check_ranges(config: Config) -> list[str]:
     def value(key: str) -> Any:
-        section, name = key.split(".")
-        return getattr(getattr(config, section), name)
+        return functools.reduce(getattr, key.split("."), config)
 
     problems = []
     for key, valid in CHOICES.items():

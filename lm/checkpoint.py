@@ -28,7 +28,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.config import UserError
 from lm.hosts import from_main, is_main
-from lm.params import join_stacks, layer_paths, leaf_paths, split_stacks
+from lm.params import join_stacks, keeps, layer_paths, leaf_paths, split_stacks
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -300,7 +300,7 @@ def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any], cast: Cast) ->
             lines.append(f"{path}: not in the checkpoint, config wants {describe(leaf)}")
         elif tuple(stored[path].shape) != tuple(leaf.shape):
             lines.append(f"{path}: checkpoint {describe(stored[path])}, config wants {describe(leaf)}")
-        elif stored[path].dtype != leaf.dtype and not (cast is True or (cast and path in cast)):
+        elif not keeps(stored[path].dtype, leaf.dtype) and not (cast is True or (cast and path in cast)):
             lines.append(
                 f"{path}: checkpoint {describe(stored[path])}, config wants {describe(leaf)} (init.cast=True allows it)"
             )

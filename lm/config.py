@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from data_pipeline.config import DataConfig, SourceConfig
@@ -18,6 +18,46 @@ from data_pipeline.schema import UserError as UserError
 from data_pipeline.schema import diff as diff
 from data_pipeline.schema import from_mapping as from_mapping
 from data_pipeline.schema import to_json as to_json
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How positions beyond those of the pretraining are rotated (lm/model/rope.py has the formulas)."""
+
+    kind: str = "none"  # none | linear | dynamic | yarn | llama3 | longrope
+    factor: float = 1.0  # how many times longer
+    original_len: int = 0  # positions of the pretraining: dynamic, yarn, llama3, longrope
+    attention_factor: float = 1.0  # yarn, longrope: multiplies cos and sin
+    beta_fast: float = 32.0  # yarn: dimensions with more turns than this in original_len stay as they are ...
+    beta_slow: float = 1.0  # ... those with fewer are slowed by factor
+    truncate: bool = True  # yarn: the edges between are whole dimensions
+    low_freq_factor: float = 1.0  # llama3: as beta_slow ...
+    high_freq_factor: float = 4.0  # ... and beta_fast
+    short_factor: tuple[float, ...] = ()  # longrope: of each pair of dimensions, in documents up to original_len
+    long_factor: tuple[float, ...] = ()  # longrope: in longer ones
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside the matrices in blocks (lm/model/adapters.py). `adapters_only` freezes all else."""
+
+    rank: int = 0  # 0: no adapters
+    alpha: float = 16.0  # their scale is alpha / rank ...
+    rslora: bool = False  # ... or alpha / sqrt(rank)
+    dropout: float = 0.0  # on what goes into an adapter
+    targets: tuple[str, ...] = (".*",)  # which matrices get one: regexes on whole paths, such as block_.*/attn/[qv]
+    dora: bool = False  # the length of each column is learned apart from its direction
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What `config.lora` comes to in one model."""
+
+    rank: int = 0
+    scale: float = 1.0
+    dropout: float = 0.0
+    dora: bool = False
+    layers: tuple[tuple[str, ...], ...] = ()  # of each layer, the matrices with an adapter: attn/q, ...
 
 
 @dataclass(frozen=True)
@@ -37,12 +77,21 @@ class ModelConfig:
     max_len: int = 0  # learned positions: rows of the table; 0: data.seq_len
     position: str = "rope"  # rope | learned | none
     rope_theta: float = 10_000.0
+    rope_local_theta: float = 0.0  # of layers with a window, which then know no scaling; 0: as the others
+    rope_fraction: float = 1.0  # share of a head's dimensions that is rotated
+    rope_scaling: RopeScaling = RopeScaling()
     norm: str = "rmsnorm"  # rmsnorm | layernorm (with bias)
     norm_eps: float = 1e-6
+    norm_order: str = "pre"  # norms stand before attention and MLP, or after them (post), or both
+    norm_offset: bool = False  # scales are held less 1 (Gemma)
+    parallel: bool = False  # attention and MLP of a block read the same x (GPT-NeoX)
     qk_norm: bool = False  # normalise each query and key head
+    qk_norm_joint: bool = False  # all heads as one vector (OLMo 2)
     attn_bias: bool = False  # biases on q, k, v
     attn_out_bias: bool = False
+    attn_scale: float = 0.0  # scores are divided by the square root of this; 0: of the head size
     window: int = 0  # each token sees this many positions back, itself included; 0: all
+    global_layers: tuple[int, ...] = ()  # layers without the window
     attn_softcap: float = 0.0  # c * tanh(scores / c); 0: off
     logit_softcap: float = 0.0  # the same on the output logits
     tie_embeddings: bool = True  # the head is the embedding, transposed
@@ -55,6 +104,12 @@ class ModelConfig:
     scan: bool = False  # loop over runs of layers instead of unrolling: compile time stays flat in depth
     remat: str = "none"  # recompute in the backward: none | dots (keep matmul results) | full
 
+    adapters = Adapters()  # no key, so no field: `AdaptedModel` has those of config.lora
+
+    def is_local(self, layer: int) -> bool:
+        """Says whether a layer has the window."""
+        return self.window > 0 and layer not in self.global_layers
+
     @property
     def q_head_dim(self) -> int:
         return self.head_dim or self.dim // self.heads
@@ -66,6 +121,19 @@ class ModelConfig:
     @property
     def mlp_width(self) -> int:
         return self.mlp_dim or (-(-8 * self.dim // 3 // 64) * 64 if self.mlp_gated else 4 * self.dim)
+
+
+@dataclass(frozen=True)
+class AdaptedModel(ModelConfig):
+    """What `lm.parts.model_config` makes of config.model and config.lora together."""
+
+    adapters: Adapters = Adapters()
+
+
+def with_layers(model: ModelConfig, layers: Sequence[int]) -> ModelConfig:
+    """The model with only these of its layers, in order."""
+    few, kept = replace(model, layers=len(layers)), [model.adapters.layers[i] for i in layers if model.adapters.layers]
+    return replace(few, adapters=replace(few.adapters, layers=tuple(kept))) if kept else few
 
 
 Table = tuple[tuple[str, bool], ...]
@@ -87,7 +155,7 @@ class OptimConfig:
     lr_multipliers: tuple[tuple[str, float], ...] = ((".*", 1.0),)
     weight_decay: float = 0.1  # decoupled; times the rate
     decay: tuple[tuple[str, bool], ...] = ((r".*(scale|bias)", False), (".*", True))  # what weight_decay applies to
-    frozen_dtype: str = "float32"  # of weights that do not train; bfloat16 halves their memory
+    frozen_dtype: str = "float32"  # of weights that do not train: float32 | bfloat16 | int8 | nf4 (matrices in blocks, the rest bfloat16)
     clip_norm: float = 1.0  # largest norm of the gradient over the trained parameters; 0: off
     b1: float = 0.9  # adamw, lion; momentum of sgd and muon is `momentum`
     b2: float = 0.95
@@ -148,6 +216,7 @@ class DebugConfig:
 class Config:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
@@ -182,10 +251,19 @@ def last_layers(count: int, layers: int, also: str = "norm_out/.*") -> Table:
     return (*blocks, (also, True), (".*", False))
 
 
+def adapters_only(also: str = "") -> Table:
+    """The `optim.train` table that trains the adapters of `config.lora`, what matches `also`, and nothing else.
+
+    >>> adapters_only("embed|head")
+    (('.*_(lora_[ab]|dora_scale)', True), ('embed|head', True), ('.*', False))
+    """
+    return ((".*_(lora_[ab]|dora_scale)", True), *([(also, True)] if also else []), (".*", False))
+
+
 # These decide what a run's numbers mean, so a resumed run may not change them. Where the data lies is no part of that:
 # the fingerprint of what was read is compared.
 RESUME_REFUSED = re.compile(
-    r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype)|train\.seed|init\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
+    r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype)|train\.seed|init\..*|lora\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
 )
 RESUME_IGNORED = re.compile(r"data\.(cache_dir|on_bad|max_bad_fraction)|debug\..*")
 

@@ -8,9 +8,9 @@ Prefill and one-token decoding with a key/value cache, both jitted; the same tok
 from __future__ import annotations
 
 import functools
+import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -18,64 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import ConfigError, UserError
-from lm.model.formula import NEVER
 from lm.model.transformer import Model
 from lm.params import Params
+from lm.sampling import Sampling, check_sampling, pick
+
+DEFAULT = Sampling()
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn; the filters apply in the order of the fields."""
-
-    repetition_penalty: float = 1.0  # > 1 makes tokens already in the text less likely (arXiv:1909.05858)
-    temperature: float = 1.0  # 0: always the likeliest token
-    top_k: int = 0  # keep the k likeliest; 0: all
-    top_p: float = 1.0  # keep the likeliest that together reach this probability (arXiv:1904.09751)
-
-
-def check_sampling(sampling: Sampling) -> None:
-    problems = []
-    if sampling.temperature < 0:
-        problems.append(f"--temperature must be >= 0, got {sampling.temperature}")
-    if sampling.top_k < 0:
-        problems.append(f"--top_k must be >= 0 (0: all), got {sampling.top_k}")
-    if not 0 < sampling.top_p <= 1:
-        problems.append(f"--top_p must be in (0, 1], got {sampling.top_p}")
-    if sampling.repetition_penalty <= 0:
-        problems.append(f"--repetition_penalty must be > 0, got {sampling.repetition_penalty}")
-    if problems:
-        raise ConfigError(problems)
-
-
-def filter_logits(logits_BV: jax.Array, seen_BV: jax.Array, sampling: Sampling) -> jax.Array:
-    """Applies penalty, temperature, top-k and top-p; tokens that are out get a score of NEVER."""
-    if sampling.repetition_penalty != 1.0:
-        penalty = sampling.repetition_penalty
-        lowered = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-        logits_BV = jnp.where(seen_BV, lowered, logits_BV)
-    if sampling.temperature == 0:
-        return logits_BV
-    logits_BV = logits_BV / sampling.temperature
-    if sampling.top_k:
-        kth = jax.lax.top_k(logits_BV, min(sampling.top_k, logits_BV.shape[-1]))[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < kth, NEVER, logits_BV)
-    if sampling.top_p < 1:
-        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-        before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1) - jax.nn.softmax(sorted_BV, axis=-1)
-        last_BV = jnp.where(before_BV < sampling.top_p, sorted_BV, jnp.inf).min(-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV < last_BV, NEVER, logits_BV)
-    return logits_BV
-
-
-def pick(logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draws one id a row. Each row has a key of its own, so its text does not depend on the other prompts."""
-    filtered_BV = filter_logits(logits_BV, seen_BV, sampling)
-    if sampling.temperature == 0:
-        return filtered_BV.argmax(-1)
-    return jax.vmap(jax.random.categorical)(keys_B, filtered_BV)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "sampling", "length"))
+@functools.partial(jax.jit, static_argnames=("model", "length"))
 def prefill(
     model: Model, params: Params, tokens_BT: jax.Array, segments_BT: jax.Array, keys_B: jax.Array, *,
     sampling: Sampling, length: int,
@@ -90,7 +40,7 @@ def prefill(
     return pick(logits_BV, seen_BV, keys_B, sampling), cache, seen_BV
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames=("cache", "seen_BV"))
+@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache", "seen_BV"))
 def decode(
     model: Model, params: Params, ids_B: jax.Array, positions_B: jax.Array, cache: Any, seen_BV: jax.Array,
     keys_B: jax.Array, *, sampling: Sampling,
@@ -103,10 +53,10 @@ def decode(
 
 
 def generate(
-    model: Model, params: Params, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos: int = -1,
-    sampling: Sampling = Sampling(), seed: int = 0, on_token: Callable[[int, int], None] | None = None,
+    model: Model, params: Params, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
+    stop_ids: Collection[int] = (), sampling: Sampling = DEFAULT, seed: int = 0, on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:  # fmt: skip
-    """Continues every prompt by up to `max_new_tokens` ids, stopping each at `eos`, which is not returned.
+    """Continues every prompt by up to `max_new_tokens` ids, stopping each at any of `stop_ids`, which is not returned.
 
     `on_token(row, id)` is called as tokens come. Raises UserError for an empty prompt, ids outside the vocabulary, and
     more positions than a model with learned positions has.
@@ -120,7 +70,7 @@ def generate(
     if model.config.position == "learned" and longest + max_new_tokens > model.config.max_len:
         what = f"{longest} prompt tokens + {max_new_tokens} new ones"
         raise UserError(f"{what} are more than the {model.config.max_len} positions of this model")
-    width = -(-longest // 32) * 32  # few shapes, few compilations
+    width = max(32, 1 << (longest - 1).bit_length())  # few shapes, few compilations
     tokens = np.zeros((len(prompts), width), np.int32)
     segments = np.zeros((len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
@@ -144,7 +94,7 @@ def generate(
         current = np.asarray(ids)
         for row in sorted(open_rows):
             token = int(current[row])
-            if token == eos:
+            if token in stop_ids:
                 open_rows.discard(row)
                 continue
             texts[row].append(token)
@@ -158,13 +108,24 @@ def generate(
     return texts
 
 
-USAGE = """
-usage: python -m lm.generate --workdir=DIR --prompt=TEXT [--prompt=TEXT ...] [--max_new_tokens=200] [--temperature=0.8]
-         [--top_k=0] [--top_p=1] [--repetition_penalty=1] [--seed=0] [--step=best|last|N]
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-Continues a prompt with a run's checkpoint, as text on the terminal. --temperature=0 takes the likeliest token each time.
+
+def visible(text: str) -> str:
+    """Returns `text` with control characters but newline and tab written out: none of a model's reach the terminal."""
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+USAGE = """
+usage: python -m lm.generate --workdir=DIR --prompt=TEXT [--prompt=TEXT ...] | --chat [--system=TEXT] | --messages=FILE
+         [--max_new_tokens=200] [--temperature=0.8] [--top_k=0] [--top_p=1] [--repetition_penalty=1] [--seed=0]
+         [--step=best|last|N]
+
+Continues a prompt with a run's checkpoint, as text on the terminal; or answers, in a chat (/help lists its commands) or once:
+FILE is a JSON list of {"role", "content"} messages, or an object with such "messages". --temperature=0 takes the likeliest token.
 
 example: python -m lm.generate --workdir=runs/finetune --prompt="To be" --max_new_tokens=200 --temperature=0.8 --top_k=50 --seed=0
+example: python -m lm.generate --workdir=runs/chat --chat --system="You are brief."
 """
 
 
@@ -178,37 +139,63 @@ def main(argv: list[str]) -> None:
     numbers = {
         "max_new_tokens": "200", "temperature": "0.8", "top_k": "0", "top_p": "1", "repetition_penalty": "1", "seed": "0",
     }  # fmt: skip
-    flags, extra = split_flags(argv, {"workdir": "", "step": "best", "prompt": "", **numbers}, USAGE)
+    texts = {"workdir": "", "step": "best", "prompt": "", "chat": "false", "system": "", "messages": ""}
+    flags, extra = split_flags(argv, {**texts, **numbers}, USAGE)
     prompts += [flags["prompt"]] if flags["prompt"] else []
-    if any(
-        "\udc80" <= char <= "\udcff" for char in "".join(prompts)
-    ):  # how Python passes on bytes of argv that are no text
-        raise ConfigError("--prompt: not UTF-8; give it as UTF-8 text")
-    if not flags["workdir"] or not prompts or extra:
-        raise ConfigError("name a run and a prompt: python -m lm.generate --workdir=DIR --prompt=TEXT; see --help")
+    if any("\udc80" <= char <= "\udcff" for char in "".join([*prompts, flags["system"]])):
+        raise ConfigError(
+            "--prompt, --system: not UTF-8; give it as UTF-8 text"
+        )  # how Python passes on such bytes of argv
+    wanted = (bool(prompts), flags["chat"] == "true", bool(flags["messages"]))
+    if not flags["workdir"] or sum(wanted) != 1 or extra:
+        raise ConfigError(
+            "name a run and one of a prompt, a chat, a file of messages: python -m lm.generate --workdir=DIR --prompt=TEXT "
+            "(or --chat, or --messages=FILE); see --help"
+        )
+    if flags["system"] and not wanted[1]:
+        raise ConfigError("--system goes with --chat; in a file of messages it is the first of them")
     value = {key: build.parse_number(key, flags[key]) for key in numbers}
-    if value["max_new_tokens"] < 1:
+    if not 1 <= value["max_new_tokens"] < 2**31:
         raise ConfigError(f"--max_new_tokens must be >= 1, got {flags['max_new_tokens']}")
     sampling = Sampling(value["repetition_penalty"], value["temperature"], int(value["top_k"]), value["top_p"])
     check_sampling(sampling)
     loaded = build.load_run(flags["workdir"], flags["step"], log=lambda text: print(text, file=sys.stderr))
     tokenizer = load_tokenizer(f"{flags['workdir']}/tokenizer")
+    most, seed = int(value["max_new_tokens"]), int(value["seed"])
+    if prompts:
+        write_on(loaded, tokenizer, prompts, most, sampling, seed)
+    else:
+        from data_pipeline.chat import open_trained_chat
+        from lm.chat import Speaker, answer_file, converse, open_terminal
+
+        chat = open_trained_chat(tokenizer, flags["workdir"])
+        speaker = Speaker(loaded.model, loaded.params, chat, loaded.config.data.add_bos, sampling, most, seed)
+        if flags["messages"]:
+            answer_file(speaker, flags["messages"])
+        else:
+            converse(speaker, flags["system"], *open_terminal())
+
+
+def write_on(loaded: Any, tokenizer: Any, prompts: list[str], most: int, sampling: Sampling, seed: int) -> None:
+    """Prints each prompt with what the model makes of it; one alone as it comes."""
     bos = [tokenizer.special.bos] if loaded.config.data.add_bos else []
     ids = [bos + tokenizer.encode(prompt) for prompt in prompts]
     alone = len(prompts) == 1
+    shown = visible if sys.stdout.isatty() else str
     if alone:
         print(prompts[0], end="", flush=True)
     stream = tokenizer.stream()  # holds back bytes that do not make a whole character yet
     results = generate(
-        loaded.model, loaded.params, ids, max_new_tokens=int(value["max_new_tokens"]), eos=tokenizer.special.eos,
-        sampling=sampling, seed=int(value["seed"]), on_token=(lambda row, token: print(stream.push(token), end="", flush=True)) if alone else None,
+        loaded.model, loaded.params, ids, max_new_tokens=most, stop_ids=tokenizer.stop_ids, sampling=sampling, seed=seed,
+        on_token=(lambda row, token: print(shown(stream.push(token)), end="", flush=True)) if alone else None,
     )  # fmt: skip
     if alone:
         print(stream.close())
     else:
         for prompt, result in zip(prompts, results):
             stream = tokenizer.stream()
-            print(f"--- {prompt}{''.join(map(stream.push, result))}{stream.close()}")
+            text = "".join(map(stream.push, result)) + stream.close()
+            print(f"--- {prompt}{shown(text)}")
 
 
 if __name__ == "__main__":

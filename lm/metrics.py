@@ -47,9 +47,10 @@ def peak_flops(stated_tflops: float, device: Any = None, measure: bool = True) -
 
 
 # Where in a block a parameter acts; what stands at one place acts side by side.
+BESIDE = "(_bias|_lora_[ab]|_dora_scale)?"
 IN_BLOCK = (
-    r"norm_attn/.*", r"attn/[qkv](_bias)?", r"attn/[qk]_scale", r"attn/out(_bias)?", r"norm_mlp/.*",
-    r"mlp/(up|gate)(_bias)?", r"mlp/down(_bias)?",
+    r"norm_attn/.*", r"attn/[qkv]" + BESIDE, r"attn/[qk]_scale", r"attn/out" + BESIDE, r"norm_attn_out/.*",
+    r"norm_mlp/.*", r"mlp/(up|gate)" + BESIDE, r"mlp/down" + BESIDE, r"norm_mlp_out/.*",
 )  # fmt: skip
 
 
@@ -60,6 +61,17 @@ def stage_of(path: str, layers: int) -> int:
         place = next(i for i, pattern in enumerate(IN_BLOCK, 1) if re.fullmatch(pattern, rest))
         return int(block.removeprefix("block_")) * len(IN_BLOCK) + place
     return {"embed": 0, "positions": 0, "norm_out": layers * len(IN_BLOCK) + 1}.get(block, layers * len(IN_BLOCK) + 2)
+
+
+def branch_of(path: str, config: ModelConfig) -> str:
+    """Where the two branches of a block stand side by side: which one a parameter is in; else ""."""
+    found = re.match(r"(block_\d+)/(?:norm_)?(attn|mlp)", path)
+    return f"{found[1]}/{found[2]}" if found and config.parallel else ""
+
+
+def _other_branch(branch: str) -> str:
+    block, _, name = branch.partition("/")
+    return f"{block}/{'mlp' if name == 'attn' else 'attn'}" if branch else "none"
 
 
 def mean_keys(seq_len: int, window: int) -> float:
@@ -80,23 +92,34 @@ def token_flops(
     A matrix of n numbers costs 2n forward, 2n for its own gradient if it is trained, and 2n to pass the gradient down
     if anything that acts before it is trained: 6n when all is (arXiv:2001.08361 section 2.1). Scores are two products
     forward and up to four backward, 2 N H each per key (`mean_keys`). Norms, softmax and the embedding look-up are left
-    out, and so is what `remat` computes twice: this is what the model needs, not what the program does.
+    out, DoRA's norms too (a product of A and B a step, whatever the tokens), and what `remat` computes twice: this is what
+    the model needs, not what the program does.
     """
-    trained_stages = [stage_of(path, config.layers) for path, on in trained.items() if on]
-    lowest = min(trained_stages, default=math.inf)
+    lowest: dict[str, float] = {}  # stage of the first trained leaf, by branch
+    for path, on in trained.items():
+        if on:
+            branch = branch_of(path, config)
+            lowest[branch] = min(lowest.get(branch, math.inf), stage_of(path, config.layers))
+
+    def has_trained_before(path: str, acts_as: str = "") -> bool:
+        stage, other = stage_of(acts_as or path, config.layers), _other_branch(branch_of(path, config))
+        return any(first < stage for branch, first in lowest.items() if branch != other)
+
     flops: dict[str, float] = {}
     for path, shape in shapes.items():
         tied = path == "embed" and config.tie_embeddings
         if len(shape) < 2 or path == "positions" or (path == "embed" and not tied):
             flops[path] = 0.0
             continue
-        stage = stage_of("head" if tied else path, config.layers)
-        flops[path] = math.prod(shape) * (2.0 + 2.0 * trained[path] + 2.0 * (lowest < stage))
-    product = 2 * config.heads * config.q_head_dim * mean_keys(seq_len, config.window)
+        below = has_trained_before(path, "head" if tied else "")
+        below = below or (path.endswith("_lora_b") and trained[path[:-1] + "a"])
+        flops[path] = math.prod(shape) * (2.0 + 2.0 * trained[path] + 2.0 * below)
     for layer in range(config.layers):
         attn = f"{block_name(layer)}/attn"
-        below = lowest < stage_of(f"{attn}/q", config.layers)
-        ends = ("", "_bias", "_scale")
+        window = config.window if config.is_local(layer) else 0
+        product = 2 * config.heads * config.q_head_dim * mean_keys(seq_len, window)
+        below = has_trained_before(f"{attn}/q")
+        ends = ("", "_bias", "_scale", "_lora_a", "_lora_b", "_dora_scale")
         q, k, v = (below or any(trained.get(f"{attn}/{x}{end}", False) for end in ends) for x in "qkv")
         flops[f"{attn}/scores"] = product * (2 + v + (q or k) + q + k)  # P = QK, PV; dV, dP, dQ, dK
     return flops

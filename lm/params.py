@@ -49,13 +49,16 @@ def layer_paths(path: str) -> list[str]:
 def match_table(table: Sequence[tuple[str, V]], paths: Sequence[str], key: str) -> dict[str, V]:
     """Gives each path the value of the first pattern that matches all of it.
 
+    A pattern with `block_-` counts layers from the end: of 12, `block_-02/.*` means block_10.
+
     Raises UserError for a path that nothing matches and for a pattern that matches no path (a final '.*' may idle).
     """
     values: dict[str, V] = {}
     used = set()
+    from_end = _count_from_end(paths)
     for path in paths:
         for row, (pattern, value) in enumerate(table):
-            if re.fullmatch(pattern, path):
+            if re.fullmatch(pattern, from_end.get(path, path) if "block_-" in pattern else path):
                 values[path] = value
                 used.add(row)
                 break
@@ -67,10 +70,22 @@ def match_table(table: Sequence[tuple[str, V]], paths: Sequence[str], key: str) 
         )
     for row, (pattern, _) in enumerate(table):
         if row not in used and pattern != ".*":
-            first = [p for p in paths if re.fullmatch(pattern, p)]
+            first = [p for p in paths if re.fullmatch(pattern, from_end.get(p, p) if "block_-" in pattern else p)]
             why = f"only what earlier rows took ({first[0]} ...)" if first else "no parameter"
             raise UserError(f"{key}: pattern {pattern!r} matches {why}. {_inventory(paths)} Remove or change it")
     return values
+
+
+def _count_from_end(paths: Sequence[str]) -> dict[str, str]:
+    """Returns {path: the same with its layer counted from the end} for all paths in blocks.
+
+    >>> _count_from_end(["block_00/attn/q", "block_01/attn/q"])["block_00/attn/q"]
+    'block_-02/attn/q'
+    """
+    found = [(path, re.match(r"block_(\d+)(/.*)", path)) for path in paths]
+    blocks = [(path, int(match[1]), match[2]) for path, match in found if match]
+    layers = max((layer for _, layer, _ in blocks), default=-1) + 1
+    return {path: f"block_-{layers - layer:02d}{rest}" for path, layer, rest in blocks}
 
 
 def _inventory(paths: Sequence[str]) -> str:
@@ -126,6 +141,11 @@ def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
 def count(leaves: Mapping[str, Any]) -> int:
     """Number of scalars in all leaves."""
     return sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
+
+
+def keeps(stored: Any, wanted: Any) -> bool:
+    """Says whether numbers of one dtype stay what they are in another, as bfloat16 does in float32."""
+    return jnp.promote_types(stored, wanted) == wanted
 
 
 def to_host(leaf: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from lm.batch import BATCH_KEYS
-from lm.config import Config, ConfigError, ModelConfig
+from lm.config import AdaptedModel, Config, ConfigError, ModelConfig, OptimConfig, UserError
 from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
-from lm.model.kernels import choose, make_kernel, refusal
+from lm.model.adapters import MATRIX, base_of, make_adapters
+from lm.model.codes import KINDS, encode
+from lm.model.kernels import choose, make_kernels, refusal
 from lm.model.transformer import Model
 from lm.optim import Treatment, make_optimizer, make_schedule, read_tables
 from lm.params import Params, Runs, layer_paths, make_runs
@@ -33,13 +36,17 @@ from lm.step import Loss, TrainState, make_grad_fn, make_train_step
 
 
 def model_config(config: Config, vocab_size: int) -> ModelConfig:
-    """Fills in what the tokenizer and the row length decide; raises ConfigError when the vocabulary is too small."""
+    """Fills in what the tokenizer, the row length and config.lora decide; ConfigError when the vocabulary is too small."""
     model = config.model
     if model.vocab_size and model.vocab_size < vocab_size:
         raise ConfigError(
             f"tokenizer has {vocab_size} pieces, config.model.vocab_size={model.vocab_size}; set it to 0 or at least {vocab_size}"
         )
-    return replace(model, vocab_size=model.vocab_size or vocab_size, max_len=model.max_len or config.data.seq_len)
+    model = replace(model, vocab_size=model.vocab_size or vocab_size, max_len=model.max_len or config.data.seq_len)
+    if not config.lora.rank:
+        return model
+    paths = list(param_shapes(Model(model)))
+    return AdaptedModel(**vars(model), adapters=make_adapters(config.lora, paths, model.layers))
 
 
 def make_loss(model: Model, config: Config, head_trained: bool = True, whole: bool = False) -> Loss:
@@ -81,15 +88,41 @@ def trained_paths(params: Mapping[str, Any], treatment: Treatment) -> frozenset[
 
 
 def cast_frozen(params: Mapping[str, Any], treatment: Treatment, dtype: str) -> Params:
-    """Returns `params` (arrays or shapes) with those that do not train in `optim.frozen_dtype`."""
-    trained = trained_paths(params, treatment)
+    """Returns `params` (arrays or shapes) with those that do not train held as `optim.frozen_dtype` says.
 
-    def cast(leaf: Any) -> Any:
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf.update(dtype=dtype)
-        return leaf.astype(dtype)
+    int8 and nf4 hold a matrix in a block as codes at its path, and their scale at `PATH_absmax`; the rest is bfloat16.
+    """
+    trained, held = trained_paths(params, treatment), {}
 
-    return {path: leaf if path in trained else cast(leaf) for path, leaf in params.items()}
+    def hold(path: str, leaf: jax.Array) -> Params:
+        if dtype in KINDS and MATRIX.fullmatch(path):
+            return dict(zip((path, f"{path}_absmax"), encode(leaf, dtype)))
+        return {path: leaf.astype(jnp.bfloat16 if dtype in KINDS else dtype)}
+
+    for path, leaf in params.items():
+        if path in trained:
+            held[path] = leaf
+        else:
+            abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+            held |= jax.eval_shape(partial(hold, path), leaf) if abstract else hold(path, leaf)
+    return held
+
+
+def treat(config: OptimConfig, shapes: Mapping[str, Any]) -> Treatment:
+    """Matches the config's tables against the parameters of single layers, and says the same of what holds frozen ones.
+
+    Raises UserError for adapters that would never move.
+    """
+    treatment = read_tables(config, list(shapes))
+    idle = [path for path in shapes if path.endswith("_lora_b") and not treatment.trained[path]]
+    if idle:
+        raise UserError(
+            f"optim.train freezes adapters, {idle[0]} among {len(idle)}, which then do nothing: begin it with "
+            "('.*_(lora_[ab]|dora_scale)', True), as adapters_only() of lm.config does, or narrow lora.targets"
+        )
+    held = cast_frozen(shapes, treatment, config.frozen_dtype)
+    scales = [path for path in held if path not in shapes]
+    return Treatment(*({**values, **{path: values[base_of(path)] for path in scales}} for values in treatment))
 
 
 def make_step_of(config: Config, peak_lr: float) -> StepMaker:
@@ -102,7 +135,7 @@ def make_step_of(config: Config, peak_lr: float) -> StepMaker:
         schedule = make_schedule(config.optim, peak_lr, config.train.steps)
         optimizer = make_optimizer(config.optim, shapes, treatment, schedule)
         state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), shapes)
-        drop = config.model.dropout > 0
+        drop = config.model.dropout > 0 or config.lora.dropout > 0
         loss = make_loss(model, config, treatment.trained[model.head_path], whole)
         keyed: Loss = loss if drop else (lambda params, batch, key: loss(params, batch, None))
         grad_fn = make_grad_fn(keyed, micro_batches)
@@ -142,15 +175,14 @@ def make_model(resolved: ModelConfig, runs: Runs, mesh: Mesh, seq_len: int) -> t
     reason = refusal(name, resolved, mesh, seq_len)
     if reason:
         raise ConfigError(f"config.model.attention={resolved.attention!r}: {reason}. Set it to 'auto' or 'xla'")
-    return Model(resolved, runs, place, make_kernel(name, resolved, place, seq_len)), name
+    return Model(resolved, runs, place, make_kernels(name, resolved, place, seq_len)), name
 
 
 def make_parts(config: Config, vocab_size: int, peak_lr: float, devices: list[Any] | None = None) -> Parts:
     """The parts of a run on `devices` (default: all there are), which may be of a topology that is not here."""
     mesh = make_mesh(config.mesh, devices)
     resolved = model_config(config, vocab_size)
-    flat = Model(resolved)
-    treatment = read_tables(config.optim, list(param_shapes(flat)))
+    treatment = treat(config.optim, param_shapes(Model(resolved)))
     runs = make_runs(treatment.trained, resolved.layers) if resolved.scan else ()
     model, attention = make_model(resolved, runs, mesh, config.data.seq_len)
     make_step = make_step_of(config, peak_lr)

@@ -18,7 +18,6 @@ import numpy as np
 
 from lm import aot
 from lm.batch import BATCH_KEYS
-from lm.build import start_state
 from lm.checkpoint import state_bytes
 from lm.collectives import count_collectives
 from lm.config import Config, ConfigError
@@ -29,6 +28,7 @@ from lm.params import layer_paths
 from lm.parts import Parts, abstract_batch, make_parts, param_shapes
 from lm.receipt import Receipt, format_receipt, make_receipt
 from lm.sharding import batch_sharding, local_rows, put_batch, row_shards
+from lm.start import start_state
 
 Log = Callable[[str], None]
 Plan = dict[str, Any]

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 
-from lm.config import Config
+from lm.config import Adapters, Config, with_layers
 from lm.metrics import token_flops
+from lm.model.adapters import base_of
 from lm.model.transformer import Model
 from lm.optim import Treatment, count_slots
-from lm.params import Params, block_name, hash_leaves, layer_paths, make_runs, split_stacks
+from lm.params import Params, block_name, hash_leaves, layer_paths, make_runs
 
 Receipt = dict[str, Any]
 StepMaker = Callable[
@@ -52,7 +53,7 @@ def _flops_of_layers(
             if top in names or not top.startswith("block_")
         }
 
-    few = replace(model.config, layers=len(layers), scan=False, remat="none")
+    few = replace(with_layers(model.config, layers), scan=False, remat="none")
     step, state = make_step(Model(few), Treatment(*map(keep, treatment)), 1, True)
     key = jax.eval_shape(lambda: jax.random.key(0))
     cost: Any = jax.jit(step).lower(state, batch, key).cost_analysis()
@@ -67,7 +68,7 @@ def make_receipt(
 
     `hashes` of the frozen leaves need real arrays; everything else works on shapes.
     """
-    single = split_stacks({p: _Shape(leaf.shape) for p, leaf in params.items()})
+    single = jax.eval_shape(Model(model.config).init_params, jax.random.key(0))  # of what codes stand for, too
     sizes = {path: leaf.size for path, leaf in single.items()}
     slots = count_slots(opt_state, params)
     shapes = {path: leaf.shape for path, leaf in single.items()}
@@ -89,37 +90,23 @@ def make_receipt(
             "optimizer_numbers": sum(slots[p] for p in matched),
             "flops_share": sum(flops[p] for p in inside) / total_flops,
         })  # fmt: skip
-    everything = Treatment(dict.fromkeys(treatment.trained, True), treatment.decayed, treatment.lr_multiplier)
-    all_trained = all(treatment.trained.values())
+    whole = model  # without adapters
+    if model.config.adapters.rank:
+        whole = replace(model, config=replace(model.config, adapters=Adapters()))
+    everything = Treatment({p: True for p in single if base_of(p) == p}, treatment.decayed, treatment.lr_multiplier)
+    all_trained = whole is model and all(treatment.trained.values())
     here = xla_flops(make_step, model, treatment, batch)
     frozen = {p: leaf for p, leaf in params.items() if not treatment.trained[layer_paths(p)[0]]}
     return {
-        "trained_params": sum(sizes[p] for p, on in treatment.trained.items() if on),
-        "frozen_params": sum(sizes[p] for p, on in treatment.trained.items() if not on),
+        "trained_params": sum(size for p, size in sizes.items() if treatment.trained[p]),
+        "frozen_params": sum(size for p, size in sizes.items() if not treatment.trained[p]),
         "optimizer_numbers": sum(slots.values()),
         "flops_per_step": here,
-        "flops_per_step_if_all_trained": here if all_trained else xla_flops(make_step, model, everything, batch),
+        "flops_per_step_if_all_trained": here if all_trained else xla_flops(make_step, whole, everything, batch),
         "table": rows,
         "frozen_sha256_before": hash_leaves(frozen) if hashes else None,
         "frozen_sha256_after": None,
     }
-
-
-class _Shape:
-    """A shape that can be indexed like the stack it describes."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        self.shape = tuple(shape)
-
-    def __getitem__(self, layer: int) -> _Shape:
-        return _Shape(self.shape[1:])
-
-    @property
-    def size(self) -> int:
-        n = 1
-        for dim in self.shape:
-            n *= dim
-        return n
 
 
 def format_receipt(receipt: Receipt) -> str:

@@ -23,12 +23,13 @@ ROWS = ("data", "fsdp")
 
 # The axis of each dimension of a single layer's leaf; a stack has a leading layer dimension, never sharded.
 TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r".*attn/[qkv]", ("fsdp", "tensor")),
-    (r".*attn/[qkv]_bias", ("tensor",)),
-    (r".*attn/out", ("tensor", "fsdp")),
-    (r".*mlp/(up|gate)", ("fsdp", "tensor")),
-    (r".*mlp/(up|gate)_bias", ("tensor",)),
-    (r".*mlp/down", ("tensor", "fsdp")),
+    (r".*(attn/[qkv]|mlp/(up|gate))(_absmax)?", ("fsdp", "tensor")),
+    (r".*(attn/[qkv]|mlp/(up|gate))_lora_a", ("fsdp", None)),
+    (r".*(attn/[qkv]|mlp/(up|gate))_lora_b", (None, "tensor")),
+    (r".*(attn/[qkv]|mlp/(up|gate))_(bias|dora_scale)", ("tensor",)),
+    (r".*(attn/out|mlp/down)(_absmax)?", ("tensor", "fsdp")),
+    (r".*(attn/out|mlp/down)_lora_a", ("tensor", None)),
+    (r".*(attn/out|mlp/down)_lora_b", (None, "fsdp")),
     (r"embed", ("tensor", "fsdp")),
     (r"head", ("fsdp", "tensor")),
     (r"positions", (None, "fsdp")),

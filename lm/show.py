@@ -24,12 +24,12 @@ def main(argv: list[str]) -> None:
 
     from data_pipeline.batch import open_data
     from data_pipeline.schema import split_flags
-    from lm.build import find_peak_lr
     from lm.model.transformer import Model
     from lm.params import count
     from lm.parts import abstract_batch, make_parts, param_shapes
     from lm.receipt import format_receipt, make_receipt
     from lm.sharding import param_spec
+    from lm.start import find_peak_lr
 
     flags, overrides = split_flags(argv, {"config": ""}, USAGE)
     if not flags["config"]:

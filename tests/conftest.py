@@ -10,4 +10,12 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402  the environment must be set first
 
+# Files that take minutes come first, so that at the end no worker waits for the other (`make test` has two).
+LONG = ("test_launch.py", "test_multihost.py", "test_plan.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -61,7 +61,7 @@ def test_step_time_runs_without_tensorflow_and_adds_rows_to_a_file(no_tensorflow
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "flags", "rows"),
-    [("freeze", ("--sides=ours",), 3), ("compile_time", (), 3), ("scaling", ("--devices=1,2",), 8)],
+    [("freeze", ("--sides=ours",), 4), ("compile_time", (), 3), ("scaling", ("--devices=1,2",), 8)],
 )
 def test_the_others_run_without_tensorflow(program, flags, rows, no_tensorflow, tmp_path):
     out = tmp_path / "rows.jsonl"

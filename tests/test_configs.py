@@ -18,10 +18,12 @@ RUNNABLE = sorted(p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_every_config_builds_and_traces_a_step(name):
-    needs_path = name == "base.py" or name.startswith("shakespeare")
+    needs_path = name in ("base.py", "finetune_hf.py") or name.startswith("shakespeare")
     overrides = {"data.batch_size": "16"}  # nanoGPT's 12 rows do not divide over eight devices
     if needs_path:
         overrides["data.path"] = "text.txt"
+    if name == "finetune_hf.py":
+        overrides["init.source"] = ""  # tests/lm/hf/test_folder.py has it with a model
     config = read_config(str(CONFIGS / name), overrides, jax.device_count())
     assert from_mapping(Config, to_json(config)) == config
     parts = make_parts(config, 300, 1e-3)

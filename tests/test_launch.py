@@ -233,6 +233,55 @@ def test_finetune_evaluate_and_generate(place):
     assert one.stdout.startswith("the cat")
 
 
+@pytest.mark.slow
+def test_adapters_on_a_base_resume_merge_and_generate(place):
+    """On a base held in four bits: only adapters move; stopped and gone on with, merged and unmerged, it is the same."""
+    text = (place / "config.py").read_text()
+    extra = (
+        "    from lm.config import adapters_only\n"
+        f"    c.init.source = {str(place / 'base')!r}\n"
+        "    c.lora.rank, c.lora.dropout, c.lora.dora = 2, 0.1, True\n"
+        "    c.optim.train = adapters_only()\n"
+        "    c.optim.frozen_dtype = 'nf4'\n    c.model.scan = True\n    return c\n"
+    )
+    (place / "lora.py").write_text(text.replace("    return c\n", extra))
+    done = launch(place, "lora", "--config.train.steps=20", config="lora.py")
+    assert done.returncode == 0, done.stderr
+    assert "new adapters at 28 matrices" in done.stdout
+    receipt = read(place / "lora/receipt.json")
+    assert receipt["frozen_sha256_before"] == receipt["frozen_sha256_after"]
+    assert "block_03/attn/q_absmax" in receipt["frozen_sha256_after"]
+    assert receipt["optimizer_numbers"] == 2 * receipt["trained_params"]
+    first = launch(place, "lora2", "--config.train.steps=10", config="lora.py")
+    then = launch(place, "lora2", "--config.train.steps=20", config="lora.py")
+    assert (first.returncode, then.returncode) == (0, 0), then.stderr
+    assert read(place / "lora2/summary.json")["params_sha256"] == read(place / "lora/summary.json")["params_sha256"]
+    refused = launch(place, "lora2", "--config.lora.alpha=4", config="lora.py")
+    assert refused.returncode == 2
+    assert "lora.alpha 16.0 -> 4.0 (refused)" in refused.stderr
+    merged = python_m(place, "lm.lora", "merge", "lora", "merged")
+    assert merged.returncode == 0, merged.stderr
+    again = python_m(place, "lm.lora", "merge", "lora", "merged")
+    assert again.returncode == 1
+    assert "not empty" in again.stderr
+    losses = []
+    for workdir in ("lora", "merged"):
+        result = python_m(place, "lm.evaluate", f"--workdir={workdir}", "--split=validation")
+        assert result.returncode == 0, result.stderr
+        losses.append(json.loads(result.stdout)["loss"])
+        said = python_m(place, "lm.generate", f"--workdir={workdir}", "--prompt=the cat", "--max_new_tokens=4")
+        assert said.returncode == 0, said.stderr
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0] == pytest.approx(read(place / "lora/summary.json")["best/eval/loss"], abs=1e-5)
+    flags = ("--config.lora.rank=0", "--config.lora.dropout=0", "--config.lora.dora=false", "--config.train.steps=2")
+    whole = ("--config.optim.train=(('.*',True),)", "--config.optim.frozen_dtype=float32")
+    on = launch(place, "on", f"--config.init.source={place / 'merged'}", *flags, *whole, config="lora.py")
+    assert on.returncode == 0, on.stderr
+    lost = launch(place, "lost", f"--config.init.source={place / 'lora'}", *flags, *whole, config="lora.py")
+    assert lost.returncode == 1
+    assert "python -m lm.lora merge" in lost.stderr
+
+
 def test_kill_9_at_any_moment_changes_nothing(place):
     """Killed again and again at random moments, then run to the end: bit-equal to the run that nobody disturbed."""
     moments = random.Random(1)

@@ -14,16 +14,25 @@ PACKAGES = ("lm", "data_pipeline", "configs")
 # A module of ours -> its layer. A module imports modules of its own layer or of lower ones.
 LAYERS = {
     "lm.config": 0, "lm.check": 0, "lm.batch": 0, "lm.peers": 0, "lm.memory": 0, "data_pipeline.config": 0, "data_pipeline.schema": 0,
+    "lm.hf": 0, "lm.hf.names": 0, "lm.hf.families": 0, "lm.hf.source": 0, "lm.hf.config_json": 0, "lm.hf.tensors": 0,
+    "lm.hf.safetensors_header": 0, "lm.hf.gguf_header": 0, "lm.hf.gguf_metadata": 0, "lm.hf.gguf_rope": 0,
+    "lm.hf.gguf_config": 0, "lm.hf.gguf_tokenizer": 0, "lm.hf.gguf_file": 0,
     "lm.params": 1, "lm.aot": 1, "lm.collectives": 1, "lm.sharding": 1, "lm.metrics": 1, "lm.hosts": 1, "lm.lease": 1,
-    "lm.clock": 1, "lm.profile": 1,
-    "lm.model": 2, "lm.model.products": 2, "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
+    "lm.clock": 1, "lm.profile": 1, "lm.hf.weights": 1,
+    "lm.model": 2, "lm.model.adapters": 2, "lm.model.codes": 2, "lm.model.rope": 2, "lm.model.products": 2,
+    "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
     "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
-    "lm.losses": 3, "lm.optim": 3, "lm.step": 3,
+    "lm.losses": 3, "lm.optim": 3, "lm.sampling": 3, "lm.step": 3,
     "lm.checkpoint": 4,
-    "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
+    "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
+    "lm.lora": 5, "lm.serve": 5, "lm.serve.errors": 5, "lm.serve.answer": 5, "lm.serve.slots": 5, "lm.serve.engine": 5,
+    "lm.serve.wire": 5, "lm.serve.exchange": 5, "lm.serve.app": 5, "lm.serve.__main__": 5,
     "lm.train": 6,
-    "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
+    "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.start": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
+    "lm.hf.folder": 7, "lm.hf.verify": 7, "lm.hf.__main__": 7,
 }  # fmt: skip
+COMMANDS = {"lm.hf.folder", "lm.hf.verify"}  # what entry points alone import, and which may import what they may
+EXTRAS = ("lm.lora", "lm.serve")  # which the core never imports, nor they each other
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
 FOR_CONFIGS = {"lm.config", *SCHEMA}
 
@@ -37,15 +46,18 @@ LIBRARIES = {
     "tensorflow": ("data_pipeline",),
     "tensorflow_datasets": ("data_pipeline",),
     "sentencepiece": ("data_pipeline",),
-    "tokenizers": ("data_pipeline",),
+    "tokenizers": ("data_pipeline", "lm.hf"),
+    "gguf": ("lm.hf",),
     "jinja2": ("data_pipeline",),
     "ml_collections": ("data_pipeline.schema", "configs"),
     "absl": (),
+    "uvicorn": (),
     "transformers": (),
     "torch": (),
 }
 INSIDE_FUNCTIONS = {
-    "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "jinja2", "matplotlib", "tensorboardX",
+    "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "gguf", "jinja2", "matplotlib",
+    "tensorboardX",
 }  # fmt: skip
 NO_JAX = {module for module, layer in LAYERS.items() if layer == 0}
 DRAWERS = {
@@ -123,7 +135,7 @@ def find_faults(module, source, known, is_package=False):
         where = f"{module}:{line}: imports {target}"
         if not ours and top and library in INSIDE_FUNCTIONS:
             faults.append(f"{where} at module level")
-        if entry or package == "launch":
+        if entry or package == "launch" or module in COMMANDS:
             continue
         if not ours:
             if library in LIBRARIES and not within(module, LIBRARIES[library]):
@@ -144,6 +156,12 @@ def find_faults(module, source, known, is_package=False):
                 faults.append(f"{where} as a whole")
         elif library != "lm" or target not in LAYERS:
             faults.append(f"{where}, which has no layer")
+        elif target in COMMANDS:
+            faults.append(f"{where}, which only entry points may")
+        elif LAYERS[module] < LAYERS["lm.build"] and any(
+            within(target, (extra,)) and not within(module, (extra,)) for extra in EXTRAS
+        ):
+            faults.append(f"{where}, an extra, which the core does without")
         elif module != "lm" and LAYERS[target] > LAYERS[module]:
             faults.append(f"{where}: layer {LAYERS[module]} may not import layer {LAYERS[target]}")
     return faults
@@ -191,7 +209,11 @@ def test_imports_follow_the_layers():
         ("lm.train", "from data_pipeline.batch import open_data", "lm may import only"),
         ("lm.train", "from data_pipeline import batch", "lm may import only"),
         ("lm.train", "def f():\n    def main():\n        from data_pipeline import batch", "lm may import only"),
+        ("lm.evaluate", "from lm.serve.engine import Engine", "an extra"),
+        ("lm.serve.app", "from lm.train import Run", "layer 5 may not import layer 6"),
+        ("lm.serve.app", "def f():\n    import uvicorn", "only entry points"),
         ("lm.drawer", "", "give it a layer"),
+        ("lm.evaluate", "from lm.lora import merge", "an extra"),
         ("configs.x", "from lm.optim import make_schedule", "a config may import"),
         ("configs.x", "import jax", "without jax"),
     ],

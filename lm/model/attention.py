@@ -6,69 +6,90 @@ softmax(QK^T / sqrt(d_k)) V (arXiv:1706.03762, equation 1), with the softmax in 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from lm.config import ModelConfig
 from lm.model.formula import attend
 from lm.model.kernels import Kernel
-from lm.model.layers import init_matrix, init_out, normalise, rotate
-from lm.model.products import matmul
+from lm.model.layers import dense, init_matrix, init_out, norm_scale, normalise
+from lm.model.rope import Rope, rotate
 
-Cache = dict[str, jax.Array]  # k, v: [L, B, S, K, H]; segments, positions: [B, S]; index: next free slot
+# k, v: [L, B, S, K, H]; segments, positions: [B, S]; index: next free slot, one number, or [B] where rows differ in it
+Cache = dict[str, jax.Array]
 
 
-class Visible(NamedTuple):
-    """What decides which tokens a token sees: documents alone, or a mask (with a cache, and for the plain formula)."""
+class View(NamedTuple):
+    """What a layer knows of where tokens stand: how they are rotated and whom they see."""
 
+    rope: Rope | None
     segments_BT: jax.Array
-    mask_BTS: jax.Array | None
+    mask_BTS: jax.Array | None  # with a cache, and for the plain formula; None: the kernel finds it from the segments
+
+
+def write_slots(old_BS: jax.Array, new_BT: jax.Array, index: jax.Array | int) -> jax.Array:
+    """Returns `old` [B, S, ...] with `new` [B, T, ...] from slot `index` on, of all rows or of each its own."""
+    update = jax.lax.dynamic_update_slice_in_dim
+    if jnp.ndim(index):
+        return jax.vmap(lambda old, new, at: update(old, new, at, axis=0))(old_BS, new_BT, index)
+    return update(old_BS, new_BT, index, axis=1)
 
 
 class Attention(nn.Module):
     config: ModelConfig
     deterministic: bool = True
-    kernel: Kernel | None = None  # None: the plain formula
+    kernels: tuple[Kernel, Kernel] | None = None  # without and with the window; None: the plain formula
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array] | None, visible: Visible,
-        cache: tuple[jax.Array, jax.Array] | None, index: jax.Array | int,
+        self, x_BTD: jax.Array, view: View, local: bool | jax.Array, cache: tuple[jax.Array, jax.Array] | None,
+        index: jax.Array | int,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:  # fmt: skip
-        """Returns the output and this layer's (k, v) [B, S, K, H] with the new ones written at slot `index`."""
-        config, dtype = self.config, x_BTD.dtype
+        """Returns the output and this layer's (k, v) [B, S, K, H] with the new ones written at slot `index`.
+
+        `local`: whether this layer has the window; an array where layers of both kinds share one program.
+        """
+        config = self.config
         B, T, D = x_BTD.shape
         N, K, H = config.heads, config.n_kv_heads, config.q_head_dim
 
         def heads(name: str, count: int) -> jax.Array:
-            y = matmul(x_BTD, self.param(name, init_matrix(config), (D, count * H)).astype(dtype))
-            if config.attn_bias:
-                y += self.param(f"{name}_bias", nn.initializers.zeros, (count * H,)).astype(dtype)[None, None]
+            y = dense(self, name, x_BTD, count * H, init_matrix(config), config.attn_bias)
             return y.reshape(B, T, count, H)
 
         q_BTNH, k_BTKH, v_BTKH = heads("q", N), heads("k", K), heads("v", K)
-        if config.qk_norm:  # arXiv:2302.05442
-            q_BTNH = normalise(q_BTNH, self.param("q_scale", nn.initializers.ones, (H,)), None, config.norm_eps)
-            k_BTKH = normalise(k_BTKH, self.param("k_scale", nn.initializers.ones, (H,)), None, config.norm_eps)
-        if rope is not None:
-            q_BTNH, k_BTKH = rotate(q_BTNH, *rope), rotate(k_BTKH, *rope)
+        if config.qk_norm or config.qk_norm_joint:  # arXiv:2302.05442
+
+            def norm(name: str, y: jax.Array) -> jax.Array:
+                flat = y.reshape(B, T, -1) if config.qk_norm_joint else y
+                scale = norm_scale(self, name, config, flat.shape[-1])
+                return normalise(flat, scale, None, config.norm_eps).reshape(y.shape)
+
+            q_BTNH, k_BTKH = norm("q_scale", q_BTNH), norm("k_scale", k_BTKH)
+        if view.rope is not None:
+            q_BTNH, k_BTKH = rotate(q_BTNH, *view.rope), rotate(k_BTKH, *view.rope)
+        if config.attn_scale and config.attn_scale != H:
+            q_BTNH *= math.sqrt(H / config.attn_scale)  # whoever computes the scores divides them by sqrt(H)
         k_BSKH, v_BSKH = k_BTKH, v_BTKH
         if cache is not None:
-            k_BSKH = jax.lax.dynamic_update_slice_in_dim(cache[0], k_BTKH, index, axis=1)
-            v_BSKH = jax.lax.dynamic_update_slice_in_dim(cache[1], v_BTKH, index, axis=1)
+            k_BSKH = write_slots(cache[0], k_BTKH, index)
+            v_BSKH = write_slots(cache[1], v_BTKH, index)
             cache = (k_BSKH, v_BSKH)
-        if visible.mask_BTS is None:
-            assert self.kernel is not None
-            y_BTNH = self.kernel(q_BTNH, k_BTKH, v_BTKH, visible.segments_BT)
+        if view.mask_BTS is None:
+            assert self.kernels is not None
+            everything = (q_BTNH, k_BTKH, v_BTKH, view.segments_BT)
+            if isinstance(local, bool):
+                y_BTNH = self.kernels[local](*everything)
+            else:
+                y_BTNH = jax.lax.cond(local, self.kernels[True], self.kernels[False], *everything)
         else:
             drops = config.dropout > 0 and not self.deterministic
             dropout = nn.Dropout(config.dropout, deterministic=False) if drops else None
             q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-            y_BTNH = attend(q_BTKGH, k_BSKH, v_BSKH, visible.mask_BTS, config.attn_softcap, dropout)
-        y_BTD = y_BTNH.reshape(B, T, N * H)
-        y_BTD = matmul(y_BTD, self.param("out", init_out(config), (N * H, D)).astype(dtype))
-        if config.attn_out_bias:
-            y_BTD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)[None, None]
+            y_BTNH = attend(q_BTKGH, k_BSKH, v_BSKH, view.mask_BTS, config.attn_softcap, dropout)
+        y_BTD = dense(self, "out", y_BTNH.reshape(B, T, N * H), D, init_out(config), config.attn_out_bias)
         return y_BTD, cache

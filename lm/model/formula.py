@@ -20,12 +20,12 @@ def attention_mask(
 ) -> jax.Array:  # fmt: skip
     """Returns mask_BTS: True where query t may see key s.
 
-    Same segment, key slot not after the query's (query t is in slot `first_slot` + t), and, with a window, fewer than
-    `window` positions back. Padding is segment 0 and sees only padding.
+    Same segment, key slot not after the query's (query t is in slot `first_slot` + t, one number or one a row), and, with
+    a window, fewer than `window` positions back. Padding is segment 0 and sees only padding.
     """
     T, S = q_segments_BT.shape[1], k_segments_BS.shape[1]
-    causal_TS = jnp.arange(S)[None, :] <= first_slot + jnp.arange(T)[:, None]
-    mask_BTS = causal_TS[None] & (q_segments_BT[:, :, None] == k_segments_BS[:, None, :])
+    causal_BTS = jnp.arange(S)[None, None] <= jnp.reshape(first_slot, (-1, 1, 1)) + jnp.arange(T)[None, :, None]
+    mask_BTS = causal_BTS & (q_segments_BT[:, :, None] == k_segments_BS[:, None, :])
     if window:
         mask_BTS &= q_positions_BT[:, :, None] - k_positions_BS[:, None, :] < window
     return mask_BTS

@@ -144,6 +144,18 @@ def make_kernel(name: str, config: ModelConfig, mesh: Mesh | None, seq_len: int)
     return lambda q, k, v, segments: run(splash, q, k, v, segments)
 
 
+def make_kernels(name: str, config: ModelConfig, mesh: Mesh | None, seq_len: int) -> tuple[Kernel, Kernel] | None:
+    """Returns the attention of layers without and with the window, one of them twice where the model has but one kind."""
+    made = {w: make_kernel(name, replace(config, window=w), mesh, seq_len) for w in windows(config)}
+    first, last = made[min(made)], made[max(made)]
+    return None if first is None or last is None else (first, last)
+
+
+def windows(config: ModelConfig) -> set[int]:
+    """The windows that layers of this model have; 0: all earlier tokens."""
+    return {config.window if config.is_local(layer) else 0 for layer in range(config.layers)} or {0}
+
+
 def compare(name: str, config: ModelConfig, mesh: Mesh | None, segments: np.ndarray) -> dict[str, float]:
     """Largest difference between a kernel and the formula in float32, relative to the formula's largest number.
 

@@ -1,4 +1,4 @@
-"""What are the parts of a block, besides attention? Norms, the MLP, rotary positions."""
+"""What are the parts of a block, besides attention? Norms, products, the MLP."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from lm.config import ModelConfig
+from lm.model.adapters import adapt
+from lm.model.codes import matmul_coded
 from lm.model.products import matmul, settle
 
 ACTIVATIONS = {
@@ -76,15 +78,39 @@ def _normalise_backward(eps: float, kept: Any, g: jax.Array) -> tuple[jax.Array,
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
+def norm_scale(module: nn.Module, name: str, config: ModelConfig, width: int) -> jax.Array:
+    """The parameter `name` [width] of `module`, starting so that it does nothing."""
+    if config.norm_offset:
+        return 1 + module.param(name, nn.initializers.zeros, (width,)).astype(jnp.float32)
+    return module.param(name, nn.initializers.ones, (width,))
+
+
 class Norm(nn.Module):
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],))
+        scale = norm_scale(self, "scale", self.config, x_BTD.shape[-1])
         layernorm = self.config.norm == "layernorm"
         bias = self.param("bias", nn.initializers.zeros, (x_BTD.shape[-1],)) if layernorm else None
         return normalise(x_BTD, scale, bias, self.config.norm_eps)
+
+
+def dense(
+    module: nn.Module, name: str, x_BTD: jax.Array, width: int, init: nn.initializers.Initializer, bias: bool
+) -> jax.Array:
+    """x W, or x W + b, with the parameters `name` [D, width] and `name`_bias of `module`; in the dtype of `x`.
+
+    W may be held as codes (lm/model/codes.py), and have an adapter (lm/model/adapters.py).
+    """
+    if module.has_variable("params", f"{name}_absmax"):
+        y = matmul_coded(x_BTD, *(module.get_variable("params", path) for path in (name, f"{name}_absmax")))
+    else:
+        y = matmul(x_BTD, module.param(name, init, (x_BTD.shape[-1], width)).astype(x_BTD.dtype))
+    y = adapt(module, name, x_BTD, y)
+    if bias:
+        y += module.param(f"{name}_bias", nn.initializers.zeros, (width,)).astype(x_BTD.dtype)[None, None]
+    return y
 
 
 class MLP(nn.Module):
@@ -95,31 +121,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config, act = self.config, ACTIVATIONS[self.config.activation]
-        D, F = config.dim, config.mlp_width
-
-        def dense(name: str, x: jax.Array, shape: tuple[int, int], init: nn.initializers.Initializer) -> jax.Array:
-            y = matmul(x, self.param(name, init, shape).astype(x.dtype))
-            if config.mlp_bias:
-                y += self.param(f"{name}_bias", nn.initializers.zeros, shape[1:]).astype(x.dtype)[None, None]
-            return y
-
-        up_BTF = dense("up", x_BTD, (D, F), init_matrix(config))
+        F, wide, bias = config.mlp_width, init_matrix(config), config.mlp_bias
+        h_BTF = dense(self, "up", x_BTD, F, wide, bias)
         if config.mlp_gated:
-            h_BTF = act(dense("gate", x_BTD, (D, F), init_matrix(config))) * up_BTF
+            h_BTF = act(dense(self, "gate", x_BTD, F, wide, bias)) * h_BTF
         else:
-            h_BTF = act(up_BTF)
-        return dense("down", h_BTF, (F, D), init_out(config))
-
-
-def rope_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Returns cos and sin [B, T, H/2] in float32 (RoPE, arXiv:2104.09864)."""
-    freqs = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions_BT[..., None].astype(jnp.float32) * freqs[None, None]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates [B, T, heads, H] by position; dimension i is paired with i + H/2, as Llama's published weights are."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+            h_BTF = act(h_BTF)
+        return dense(self, "down", h_BTF, config.dim, init_out(config), bias)

@@ -13,11 +13,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from lm.config import ModelConfig
-from lm.model.attention import Attention, Cache, Visible
+from lm.model.adapters import base_of, init_adapters
+from lm.model.attention import Attention, Cache, View, write_slots
 from lm.model.formula import attention_mask, softcap
 from lm.model.kernels import Kernel
-from lm.model.layers import MLP, Norm, init_matrix, rope_angles
+from lm.model.layers import MLP, Norm, init_matrix
 from lm.model.products import einsum_f32
+from lm.model.rope import rope_angles
 from lm.params import Params, Runs, block_name, run_name
 from lm.sharding import constrain_rows
 
@@ -25,24 +27,46 @@ LayerCache = tuple[jax.Array, jax.Array] | None
 
 
 class Block(nn.Module):
-    """x + attn(norm(x)), then x + mlp(norm(x)) (pre-norm)."""
+    """x + attn(norm(x)), then x + mlp(norm(x)) (pre-norm); `norm_order` and `parallel` have the other ways."""
 
     config: ModelConfig
+    local: bool | None = False  # whether its attention has the window; None: as the call says
     deterministic: bool = True
     mesh: Mesh | None = None
-    kernel: Kernel | None = None
+    kernels: tuple[Kernel, Kernel] | None = None
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, cache: LayerCache, rope: Any, visible: Visible, index: jax.Array | int
-    ) -> tuple[jax.Array, LayerCache]:
+        self, x_BTD: jax.Array, cache: LayerCache, local: jax.Array | None, views: tuple[View, View],
+        index: jax.Array | int,
+    ) -> tuple[jax.Array, LayerCache]:  # fmt: skip
         config = self.config
         drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
-        attn = Attention(config, self.deterministic, self.kernel, name="attn")
-        y_BTD, cache = attn(Norm(config, name="norm_attn")(x_BTD), rope, visible, cache, index)
-        x_BTD = constrain_rows(x_BTD + drop(y_BTD), self.mesh)
-        y_BTD = MLP(config, name="mlp")(Norm(config, name="norm_mlp")(x_BTD))
-        return constrain_rows(x_BTD + drop(y_BTD), self.mesh), cache
+
+        def norm(name: str, y_BTD: jax.Array, orders: tuple[str, str]) -> jax.Array:
+            return Norm(config, name=name)(y_BTD) if config.norm_order in orders else y_BTD
+
+        def before(name: str, y_BTD: jax.Array) -> jax.Array:
+            return norm(name, y_BTD, ("pre", "both"))
+
+        def after(name: str, y_BTD: jax.Array) -> jax.Array:
+            return drop(norm(name, y_BTD, ("post", "both")))
+
+        which: Any = local if self.local is None else self.local
+        view = views[which] if isinstance(which, bool) else _choose(which, views)
+        attn = Attention(config, self.deterministic, self.kernels, name="attn")
+        y_BTD, cache = attn(before("norm_attn", x_BTD), view, which, cache, index)
+        y_BTD = after("norm_attn_out", y_BTD)
+        if config.parallel:
+            y_BTD += after("norm_mlp_out", MLP(config, name="mlp")(before("norm_mlp", x_BTD)))
+            return constrain_rows(x_BTD + y_BTD, self.mesh), cache
+        x_BTD = constrain_rows(x_BTD + y_BTD, self.mesh)
+        y_BTD = MLP(config, name="mlp")(before("norm_mlp", x_BTD))
+        return constrain_rows(x_BTD + after("norm_mlp_out", y_BTD), self.mesh), cache
+
+
+def _choose(local: jax.Array, views: tuple[View, View]) -> View:
+    return jax.tree.map(lambda others, windowed: jnp.where(local, windowed, others), *views)
 
 
 def remat(block: type[Block], policy: str, scanned: bool) -> type[Block]:
@@ -58,7 +82,7 @@ class Transformer(nn.Module):
     runs: Runs = ()
     deterministic: bool = True
     mesh: Mesh | None = None
-    kernel: Kernel | None = None
+    kernels: tuple[Kernel, Kernel] | None = None
 
     @nn.compact
     def __call__(
@@ -75,18 +99,25 @@ class Transformer(nn.Module):
                 dtype
             )
         x_BTD = nn.Dropout(config.dropout, deterministic=self.deterministic)(constrain_rows(x_BTD, self.mesh))
-        rope = rope_angles(positions_BT, config.q_head_dim, config.rope_theta) if config.position == "rope" else None
         k_segments, k_positions = segments_BT, positions_BT
         index: jax.Array | int = 0
         if cache is not None:
             index = cache["index"]
-            k_segments = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments_BT, index, axis=1)
-            k_positions = jax.lax.dynamic_update_slice_in_dim(cache["positions"], positions_BT, index, axis=1)
-        visible = Visible(segments_BT, None)
-        if cache is not None or self.kernel is None:
-            mask_BTS = attention_mask(segments_BT, k_segments, positions_BT, k_positions, index, config.window)
-            visible = Visible(segments_BT, mask_BTS)
-        x_BTD, layers = self._blocks(x_BTD, cache, rope, visible, index)
+            k_segments = write_slots(cache["segments"], segments_BT, index)
+            k_positions = write_slots(cache["positions"], positions_BT, index)
+
+        def view(local: bool) -> View:
+            rope = mask_BTS = None
+            if config.position == "rope":
+                rope = rope_angles(positions_BT, segments_BT, config, local)
+            if cache is not None or self.kernels is None:
+                window = config.window if local else 0
+                mask_BTS = attention_mask(segments_BT, k_segments, positions_BT, k_positions, index, window)
+            return View(rope, segments_BT, mask_BTS)
+
+        kinds = sorted({config.is_local(layer) for layer in range(config.layers)}) or [False]
+        views = {local: view(local) for local in kinds}
+        x_BTD, layers = self._blocks(x_BTD, cache, (views[kinds[0]], views[kinds[-1]]), index)
         if cache is not None and layers is not None:
             end = jnp.asarray(index + tokens_BT.shape[1])
             cache = {"k": layers[0], "v": layers[1], "segments": k_segments, "positions": k_positions, "index": end}
@@ -96,23 +127,26 @@ class Transformer(nn.Module):
         return x_BTD, cache
 
     def _blocks(
-        self, x_BTD: jax.Array, cache: Cache | None, rope: Any, visible: Visible, index: jax.Array | int
+        self, x_BTD: jax.Array, cache: Cache | None, views: tuple[View, View], index: jax.Array | int
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Runs all blocks, one by one or run after run; returns x and the new (k, v) [L, B, S, K, H]."""
         block = remat(Block, self.config.remat, bool(self.runs))
         parts = []
-        in_axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
+        in_axes: Any = (0, 0, nn.broadcast, nn.broadcast)
         for start, stop in self.runs or [(i, i + 1) for i in range(self.config.layers)]:
             kv = None if cache is None else (cache["k"][start:stop], cache["v"][start:stop])
+            kinds = [self.config.is_local(layer) for layer in range(start, stop)]
+            mixed = len(set(kinds)) > 1  # then one program does both kinds
+            fields = (self.config, None if mixed else kinds[0], self.deterministic, self.mesh, self.kernels)
             if self.runs:
                 scanned = nn.scan(
                     block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
                     in_axes=in_axes, length=stop - start,
-                )(self.config, self.deterministic, self.mesh, self.kernel, name=run_name(start, stop))  # fmt: skip
-                x_BTD, kv = scanned(x_BTD, kv, rope, visible, index)
+                )(*fields, name=run_name(start, stop))  # fmt: skip
+                x_BTD, kv = scanned(x_BTD, kv, jnp.array(kinds) if mixed else None, views, index)
             else:
-                single = block(self.config, self.deterministic, self.mesh, self.kernel, name=block_name(start))
-                x_BTD, kv = single(x_BTD, None if kv is None else (kv[0][0], kv[1][0]), rope, visible, index)
+                kv = None if kv is None else (kv[0][0], kv[1][0])
+                x_BTD, kv = block(*fields, name=block_name(start))(x_BTD, kv, None, views, index)
                 kv = None if kv is None else (kv[0][None], kv[1][None])
             parts.append(kv)
         if cache is None or not parts:
@@ -127,7 +161,8 @@ class Model:
     config: ModelConfig
     runs: Runs = ()  # layers held as stacks; (): one by one
     mesh: Mesh | None = None
-    kernel: Kernel | None = None  # attention of whole rows, lm/model/kernels.py; None: the plain formula
+    # Attention of whole rows without and with the window, lm/model/kernels.py; None: the plain formula.
+    kernels: tuple[Kernel, Kernel] | None = None
 
     @property
     def head_path(self) -> str:
@@ -140,24 +175,27 @@ class Model:
         ids = jnp.zeros((1, 1), jnp.int32)
         trunk = Transformer(replace(config, layers=0)).init(key, ids, ids, ids, None)["params"]
         block, x = Block(config), jnp.zeros((1, 1, config.dim))
-        rope = rope_angles(ids, config.q_head_dim, config.rope_theta) if config.position == "rope" else None
-        visible = Visible(ids, jnp.ones((1, 1, 1), bool))
+        rope = rope_angles(ids, ids, config) if config.position == "rope" else None
+        view = View(rope, ids, jnp.ones((1, 1, 1), bool))
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(1, config.layers + 1))
-        layers = jax.vmap(lambda k: block.init(k, x, None, rope, visible, 0)["params"])(keys)
+        layers = jax.vmap(lambda k: block.init(k, x, None, None, (view, view), 0)["params"])(keys)
         # Else XLA may fuse, and round, by the grouping that follows; leaf by leaf, so that unused ones are not computed.
-        layers = jax.tree.map(jax.lax.optimization_barrier, layers)
-        if self.runs:
-            blocks = {run_name(a, b): jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], layers) for a, b in self.runs}
-        else:
-            blocks = {block_name(i): jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(config.layers)}
-        return dict(sorted(flatten_dict({**trunk, **blocks}, sep="/").items()))
+        layers = jax.tree.map(jax.lax.optimization_barrier, dict(flatten_dict(layers, sep="/")))
+        layers |= jax.tree.map(jax.lax.optimization_barrier, init_adapters(layers, config.adapters, keys))
+        blocks = {}
+        for start, stop in self.runs or [(i, i + 1) for i in range(config.layers)]:
+            name = run_name(start, stop) if self.runs else block_name(start)
+            adapted = config.adapters.layers[start] if config.adapters.layers else ()
+            here = {p: leaf for p, leaf in layers.items() if base_of(p) == p or base_of(p) in adapted}
+            blocks |= {f"{name}/{p}": leaf[start:stop] if self.runs else leaf[start] for p, leaf in here.items()}
+        return dict(sorted({**flatten_dict(trunk, sep="/"), **blocks}.items()))
 
     def hidden(
         self, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array,
         dropout_key: jax.Array | None = None, cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
         """Returns hidden states [B, T, D] ready for `unembed`, and the cache. No key: no dropout."""
-        module = Transformer(self.config, self.runs, dropout_key is None, self.mesh, self.kernel)
+        module = Transformer(self.config, self.runs, dropout_key is None, self.mesh, self.kernels)
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         variables = {"params": unflatten_dict(params, sep="/")}
         return module.apply(variables, tokens_BT, positions_BT, segments_BT, cache, rngs=rngs)  # pyright: ignore

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig
-from lm.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from lm.config import Config, LoraConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from lm.model.codes import KINDS
 from lm.model.transformer import Model
-from lm.optim import make_optimizer, make_schedule, read_tables
+from lm.optim import make_optimizer, make_schedule
 from lm.params import layer_paths, make_runs, split_stacks
-from lm.parts import make_parts, make_step_of, model_config, param_shapes
+from lm.parts import cast_frozen, make_parts, make_step_of, model_config, param_shapes, treat
 from lm.sharding import put_batch
 from lm.step import TrainState
 
@@ -24,6 +25,14 @@ STYLES = {
     "gpt2": {
         "position": "learned", "norm": "layernorm", "mlp_gated": False, "mlp_bias": True, "attn_bias": True,
         "attn_out_bias": True, "activation": "gelu_tanh", "max_len": 64,
+    },
+    "gemma": {
+        "kv_heads": 2, "norm_order": "both", "norm_offset": True, "window": 3, "global_layers": (1,), "qk_norm": True,
+        "embed_scale": True, "rope_local_theta": 50.0,
+    },
+    "neox": {
+        "position": "rope", "parallel": True, "rope_fraction": 0.5, "head_dim": 8, "norm": "layernorm", "mlp_gated": False,
+        "mlp_bias": True, "attn_bias": True, "attn_out_bias": True, "tie_embeddings": False,
     },
 }  # fmt: skip
 
@@ -91,12 +100,13 @@ def make_model(make_model_config):
 
 @pytest.fixture(scope="session")
 def make_config(make_model_config):
-    """(style=, model=, optim=, train=, data=, mesh=) -> a Config of tiny sizes with the given keys changed."""
+    """(style=, model=, optim=, train=, data=, mesh=, lora=) -> a Config of tiny sizes with the given keys changed."""
 
-    def make(style="llama", model=None, optim=None, train=None, data=None, mesh=None):
+    def make(style="llama", model=None, optim=None, train=None, data=None, mesh=None, lora=None):
         return Config(
             data=DataConfig(**{"path": "x.txt", "seq_len": 12, "batch_size": 8, **(data or {})}),
             model=make_model_config(style, **(model or {})),
+            lora=LoraConfig(**(lora or {})),
             optim=OptimConfig(**{"peak_lr": 1e-2, "schedule": "constant", **(optim or {})}),
             train=TrainConfig(**{"steps": 20, **(train or {})}),
             mesh=MeshConfig(**(mesh or {})),
@@ -112,12 +122,14 @@ def start():
     def make(config, runs=None):
         peak_lr = config.optim.peak_lr
         resolved = model_config(config, VOCAB)
-        treatment = read_tables(config.optim, list(param_shapes(Model(resolved))))
+        treatment = treat(config.optim, param_shapes(Model(resolved)))
         if runs is None:
             runs = make_runs(treatment.trained, resolved.layers) if resolved.scan else ()
         model = Model(resolved, runs)
         make_step = make_step_of(config, peak_lr)
         params = jax.tree.map(jnp.asarray, random_params(model))
+        if config.optim.frozen_dtype in KINDS:
+            params = cast_frozen(params, treatment, config.optim.frozen_dtype)
         optimizer = make_optimizer(
             config.optim, params, treatment, make_schedule(config.optim, peak_lr, config.train.steps)
         )

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from lm.config import ConfigError, UserError
-from lm.generate import Sampling, check_sampling, filter_logits, generate, main, pick
+from lm.generate import generate, main
 from lm.model.transformer import Model
 from lm.params import join_stacks
+from lm.sampling import Sampling, check_sampling, filter_logits, pick
 
 GREEDY = Sampling(temperature=0.0)
 PROMPTS = [[5, 9, 2], [7], [1 + i % 30 for i in range(33)], [4, 4, 8, 3, 3, 1, 12]]
@@ -74,7 +75,7 @@ def test_stops_at_eos_each_row_by_itself(make_model):
         params,
         PROMPTS,
         max_new_tokens=NEW,
-        eos=eos,
+        stop_ids={eos},
         sampling=GREEDY,
         on_token=lambda row, token: seen[row].append(token),
     )
@@ -179,5 +180,5 @@ def test_impossible_sampling_is_refused_all_at_once():
 
 
 def test_a_prompt_of_bytes_that_are_no_text_is_refused():
-    with pytest.raises(ConfigError, match="--prompt: not UTF-8"):
+    with pytest.raises(ConfigError, match="--prompt, --system: not UTF-8"):
         main(["--workdir=x", "--prompt=ab\udcff"])

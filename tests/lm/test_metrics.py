@@ -72,20 +72,10 @@ def count_products(jaxpr):
     return total
 
 
-@pytest.mark.parametrize("style", ["llama", "gpt2"])
-@pytest.mark.parametrize(
-    "trained",
-    [".*", "block_02/.*", "block_0[12]/.*|norm_out/.*", "block_01/mlp/.*", "block_02/attn/.*", "norm_out/.*", "embed",
-     "block_00/norm_attn/.*", ".*/attn/q", ".*/attn/v|norm_out/.*"],
-)  # fmt: skip
-def test_the_formula_counts_every_product_of_the_step(make_config, style, trained):
-    """Exactly, whatever is frozen; only that the plain attention multiplies by all T keys of a row."""
+def assert_exact(config):
+    """The formula counts the products of a step exactly; only that the plain attention multiplies by all T keys of a row."""
     from jax._src.interpreters.partial_eval import dce_jaxpr
 
-    model = {"layers": 3, "attention": "xla", "mlp_dim": 48}
-    config = make_config(
-        style, model=model, optim={"train": ((trained, True), (".*", False)), "name": "sgd"}, data={"seq_len": T}
-    )
     parts = make_parts(config, 32, 1e-2)
     step, state = parts.make_step(parts.model, parts.treatment)
     closed = jax.make_jaxpr(step)(state, abstract_batch(config), jax.eval_shape(lambda: jax.random.key(0)))
@@ -94,6 +84,38 @@ def test_the_formula_counts_every_product_of_the_step(make_config, style, traine
     flops = token_flops(parts.model.config, shapes, parts.treatment.trained, T)
     whole = sum(value * (T / mean_keys(T, 0) if path.endswith("/scores") else 1) for path, value in flops.items())
     assert count_products(live) == pytest.approx(whole * config.data.batch_size * T, rel=1e-9)
+
+
+@pytest.mark.parametrize("style", ["llama", "gpt2", "neox"])
+@pytest.mark.parametrize(
+    "trained",
+    [".*", "block_02/.*", "block_0[12]/.*|norm_out/.*", "block_01/mlp/.*", "block_02/attn/.*", "norm_out/.*", "embed",
+     "block_00/norm_attn/.*", ".*/attn/q", ".*/attn/v|norm_out/.*"],
+)  # fmt: skip
+def test_the_formula_counts_every_product_of_the_step(make_config, style, trained):
+    model = {"layers": 3, "attention": "xla", "mlp_dim": 48}
+    optim = {"train": ((trained, True), (".*", False)), "name": "sgd"}
+    assert_exact(make_config(style, model=model, optim=optim, data={"seq_len": T}))
+
+
+@pytest.mark.parametrize(
+    ("targets", "trained"),
+    [
+        (".*", ".*_lora_[ab]"),
+        ("block_0[12]/attn/[qv]", ".*_lora_[ab]"),
+        ("block_.*/mlp/.*", ".*_lora_[ab]|norm_out/scale|head"),
+        ("block_01/(attn/q|attn/v|mlp/down)", ".*_lora_b"),
+        ("block_02/attn/v|block_01/mlp/up", ".*"),
+    ],
+)
+@pytest.mark.parametrize("frozen", ["float32", "nf4"])
+def test_the_formula_counts_the_products_of_adapters(make_config, targets, trained, frozen):
+    if frozen != "float32" and trained == ".*":
+        pytest.skip("nothing is frozen")
+    model = {"layers": 3, "attention": "xla", "mlp_dim": 48}
+    optim = {"train": ((trained, True), *[(".*", False)] * (trained != ".*")), "name": "sgd", "frozen_dtype": frozen}
+    lora = {"rank": 3, "targets": (targets,)}
+    assert_exact(make_config(model=model, optim=optim, lora=lora, data={"seq_len": T}))
 
 
 def test_frozen_bottom_saves_two_thirds_of_itself(make_model_config):

@@ -1,15 +1,18 @@
 """Does the decoder see only what it may, and compute what the papers say?"""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.config import ModelConfig, RopeScaling
 from lm.losses import sum_losses, token_losses
 from lm.model.formula import attend, attention_mask
-from lm.model.layers import rope_angles, rotate
+from lm.model.kernels import make_kernels
+from lm.model.rope import rope_angles, rotate
 from lm.model.transformer import Model
 from lm.params import join_stacks, split_stacks
 from lm.parts import param_shapes
@@ -144,18 +147,21 @@ def reference(config, params, tokens, positions, segments):
 
     def norm(x, name):
         if config.norm == "rmsnorm":
-            return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * p[f"{name}scale"]
+            scale = p[f"{name}scale"] + config.norm_offset
+            return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * scale
         centred = x - x.mean(-1, keepdims=True)
         return centred / np.sqrt(x.var(-1, keepdims=True) + config.norm_eps) * p[f"{name}scale"] + p[f"{name}bias"]
 
     def dense(x, name):
         return x @ p[name] + p.get(f"{name}_bias", 0.0)
 
-    def rope(x):  # [B, T, H]
-        pairs = x[..., : H // 2] + 1j * x[..., H // 2 :]
-        angles = positions[..., None] / config.rope_theta ** (np.arange(H // 2) * 2 / H)
+    def rope(x, local):  # [B, T, H]
+        R = int(H * config.rope_fraction)
+        theta = config.rope_local_theta if local and config.rope_local_theta else config.rope_theta
+        pairs = x[..., : R // 2] + 1j * x[..., R // 2 : R]
+        angles = positions[..., None] / theta ** (np.arange(R // 2) * 2 / R)
         turned = pairs * np.exp(1j * angles)
-        return np.concatenate([turned.real, turned.imag], -1)
+        return np.concatenate([turned.real, turned.imag, x[..., R:]], -1)
 
     def act(x):
         if config.activation == "silu":
@@ -166,33 +172,40 @@ def reference(config, params, tokens, positions, segments):
             return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
         return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
-    def one_head(x, name, n, scale):
-        y = dense(x, name)[..., n * H : (n + 1) * H]
+    def one_head(x, name, n, scale, local):
+        y = dense(x, name)
+        if config.qk_norm_joint and scale:
+            y = y / np.sqrt((y**2).mean(-1, keepdims=True) + config.norm_eps) * (p[scale] + config.norm_offset)
+        y = y[..., n * H : (n + 1) * H]
         if config.qk_norm and scale:
-            y = y / np.sqrt((y**2).mean(-1, keepdims=True) + config.norm_eps) * p[scale]
-        return rope(y) if config.position == "rope" and scale else y
+            y = y / np.sqrt((y**2).mean(-1, keepdims=True) + config.norm_eps) * (p[scale] + config.norm_offset)
+        return rope(y, local) if config.position == "rope" and scale else y
 
     x = p["embed"][tokens] * (math.sqrt(config.dim) if config.embed_scale else 1.0)
     if config.position == "learned":
         x = x + p["positions"][positions]
-    mask = visible(segments, positions, config.window)
+    before, after = config.norm_order in ("pre", "both"), config.norm_order in ("post", "both")
     for layer in range(config.layers):
-        block = f"block_{layer:02d}/"
-        h, heads = norm(x, block + "norm_attn/"), []
+        block, local = f"block_{layer:02d}/", config.window > 0 and layer not in config.global_layers
+        mask = visible(segments, positions, config.window if local else 0)
+        h, heads = norm(x, block + "norm_attn/") if before else x, []
         for n in range(N):
-            q = one_head(h, block + "attn/q", n, block + "attn/q_scale")
-            k = one_head(h, block + "attn/k", n // (N // K), block + "attn/k_scale")
-            v = one_head(h, block + "attn/v", n // (N // K), "")
-            scores = q @ k.swapaxes(1, 2) / math.sqrt(H)
+            q = one_head(h, block + "attn/q", n, block + "attn/q_scale", local)
+            k = one_head(h, block + "attn/k", n // (N // K), block + "attn/k_scale", local)
+            v = one_head(h, block + "attn/v", n // (N // K), "", local)
+            scores = q @ k.swapaxes(1, 2) / math.sqrt(config.attn_scale or H)
             if config.attn_softcap:
                 scores = config.attn_softcap * np.tanh(scores / config.attn_softcap)
             weights = np.where(mask, np.exp(scores - scores.max()), 0.0)
             heads.append(weights / weights.sum(-1, keepdims=True) @ v)
-        x = x + dense(np.concatenate(heads, -1), block + "attn/out")
-        h = norm(x, block + "norm_mlp/")
+        y = dense(np.concatenate(heads, -1), block + "attn/out")
+        begun, x = x, x + (norm(y, block + "norm_attn_out/") if after else y)
+        h = begun if config.parallel else x
+        h = norm(h, block + "norm_mlp/") if before else h
         up = dense(h, block + "mlp/up")
         h = act(dense(h, block + "mlp/gate")) * up if config.mlp_gated else act(up)
-        x = x + dense(h, block + "mlp/down")
+        y = dense(h, block + "mlp/down")
+        x = x + (norm(y, block + "norm_mlp_out/") if after else y)
     x = norm(x, "norm_out/")
     logits = x @ (p["embed"].T if config.tie_embeddings else p["head"])
     return config.logit_softcap * np.tanh(logits / config.logit_softcap) if config.logit_softcap else logits
@@ -209,6 +222,10 @@ def reference(config, params, tokens, positions, segments):
         ("llama", {"activation": "relu2", "mlp_gated": False, "head_dim": 8, "rope_theta": 100.0, "attn_bias": True}),
         ("gpt2", {}),
         ("gpt2", {"activation": "gelu", "kv_heads": 1, "mlp_gated": True}),
+        ("llama", {"norm_order": "both", "norm_offset": True, "window": 3, "global_layers": (1,), "attn_scale": 9.0}),
+        ("llama", {"window": 4, "global_layers": (0,), "rope_local_theta": 50.0}),
+        ("llama", {"norm_order": "post", "qk_norm": False, "qk_norm_joint": True}),
+        ("gpt2", {"position": "rope", "parallel": True, "rope_fraction": 0.5, "head_dim": 8}),
     ],
 )
 def test_whole_decoder_against_numpy(make_model, style, changes):
@@ -220,13 +237,79 @@ def test_whole_decoder_against_numpy(make_model, style, changes):
     np.testing.assert_allclose(found, reference(model.config, params, *inputs), atol=3e-5)
 
 
+def test_layers_with_and_without_the_window_share_one_program(make_model):
+    """A stack of both kinds, by kernels and by the formula, is the same as the layers one by one; gradients too."""
+    changes = {"layers": 3, "window": 3, "global_layers": (1,), "rope_local_theta": 50.0, "qk_norm": False}
+    single, params = make_model("llama", **changes)
+    inputs = (TOKENS, *ONE)
+    stacked = join_stacks(params, list(param_shapes(replace(single, runs=((0, 3),)))))
+    kernels = make_kernels("chunked", single.config, None, TOKENS.shape[1])
+    assert kernels is not None
+    assert kernels[0] is not kernels[1]
+
+    def loss(model):
+        return lambda params: jnp.square(apply(model, params, *inputs)).mean()
+
+    wanted = jax.grad(loss(single))(params)
+    for model in (replace(single, runs=((0, 3),)), replace(single, runs=((0, 3),), kernels=kernels)):
+        np.testing.assert_allclose(apply(model, stacked, *inputs), apply(single, params, *inputs), atol=2e-5)
+        found = split_stacks(jax.grad(loss(model))(stacked))
+        for path, leaf in wanted.items():
+            np.testing.assert_allclose(found[path], leaf, atol=2e-5, err_msg=path)
+    blind = replace(single, config=replace(single.config, global_layers=()))
+    assert np.abs(apply(blind, params, *inputs) - apply(single, params, *inputs)).max() > 1e-3
+
+
+SCALINGS = {
+    "linear": RopeScaling("linear", 4.0),
+    "llama3": RopeScaling("llama3", 8.0, 64, low_freq_factor=1.0, high_freq_factor=4.0),
+    "yarn": RopeScaling("yarn", 4.0, 64, attention_factor=1.2),
+    "dynamic": RopeScaling("dynamic", 2.0, 8),
+    "longrope": RopeScaling("longrope", 1.0, 8, 1.1, short_factor=(1, 1.5, 2, 3), long_factor=(2, 4, 8, 16)),
+}
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_rope_scaling_stretches_what_its_paper_says(kind):
+    """Turns of each pair of dimensions at position 1 of a short and of a long document."""
+    scaling = SCALINGS[kind]
+    config = ModelConfig(dim=8, heads=1, rope_theta=100.0, rope_scaling=scaling)
+    plain = 100.0 ** -(np.arange(4) / 4)
+
+    def turns(length):
+        positions, ones = jnp.arange(length)[None], jnp.ones((1, length), jnp.int32)
+        cos, sin = rope_angles(positions, ones, config)
+        assert float(cos[0, 0, 0]) == pytest.approx(scaling.attention_factor)
+        return np.arctan2(sin[0, 1], cos[0, 1])
+
+    turns_in_64 = 64 * plain / (2 * np.pi)
+    grown = 100.0 * (2 * 24 / 8 - 1) ** (8 / 6)
+    short, long = {
+        "linear": (plain / 4, plain / 4),
+        "llama3": (2 * [plain * np.interp(turns_in_64, [1, 4], [1 / 8, 1])]),
+        "yarn": (2 * [plain * np.interp(np.arange(4), [0, 3], [1, 1 / 4])]),
+        "dynamic": (plain, grown ** -(np.arange(4) / 4)),
+        "longrope": (plain / [1, 1.5, 2, 3], plain / [2, 4, 8, 16]),
+    }[kind]
+    np.testing.assert_allclose(turns(6), short, rtol=1e-5)
+    np.testing.assert_allclose(turns(24), long, rtol=1e-5)
+
+
+def test_a_short_document_beside_a_long_one_is_not_stretched():
+    config = ModelConfig(dim=8, heads=1, rope_scaling=SCALINGS["dynamic"])
+    positions = jnp.array([[*range(4), *range(20)]])
+    packed = rope_angles(positions, jnp.array([[1] * 4 + [2] * 20]), config)
+    alone = rope_angles(positions[:, :4], jnp.ones((1, 4), jnp.int32), config)
+    np.testing.assert_array_equal(packed[0][:, :4], alone[0])
+
+
 def test_rope_scores_depend_on_the_distance_only():
-    H = 8
+    H, ones, config = 8, jnp.ones((1, 1), jnp.int32), ModelConfig(dim=8, heads=1)
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, H))
 
     def score(t, s):
-        q_t = rotate(q, *rope_angles(jnp.full((1, 1), t), H, 10_000.0))
-        k_s = rotate(k, *rope_angles(jnp.full((1, 1), s), H, 10_000.0))
+        q_t = rotate(q, *rope_angles(jnp.full((1, 1), t), ones, config))
+        k_s = rotate(k, *rope_angles(jnp.full((1, 1), s), ones, config))
         np.testing.assert_allclose(jnp.linalg.norm(q_t), jnp.linalg.norm(q), rtol=1e-6)
         return float((q_t * k_s).sum())
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lm.build import start_state
 from lm.config import ConfigError, MeshConfig, UserError
 from lm.model.transformer import Model
 from lm.params import leaf_paths, params_sha256
 from lm.parts import make_parts, param_shapes
 from lm.sharding import TABLE, local_rows, make_mesh, param_shardings, param_spec, put_batch
+from lm.start import start_state
 
 MESHES = [{"data": 8}, {"fsdp": 8, "data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}]
 

@@ -1,0 +1,181 @@
+"""Where does a run begin when `init.source` names an open-weight model: `hf:FOLDER`, `hf:ORG/NAME@REVISION`, `gguf:FILE`?
+
+The model's architecture and tokenizer then follow the source; how it is computed (dtype, attention, scan, remat, dropout)
+stays with the config.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lm.config import Config, ConfigError, ModelConfig, UserError, from_mapping, to_json
+from lm.hf.families import read_config
+
+ORIGIN = "hf_origin.json"  # in a workdir
+KINDS = ("hf:", "gguf:")
+# What a config decides, whatever the source is. All other keys of `model` follow the source.
+OWN = {"init_std", "init_out", "dropout", "attention", "dtype", "scan", "remat"}
+FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]  # of a hub repository
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An open-weight model on this disk."""
+
+    place: Path  # the folder, or the GGUF file
+    family: str
+    model: ModelConfig
+    fields: dict[str, Any]  # config.json
+
+
+def is_foreign(source: str) -> bool:
+    return source.startswith(KINDS)
+
+
+def find_foreign(source: str) -> Foreign:
+    """Reads what `hf:...` or `gguf:...` is, without its weights; a name that is no folder is asked of the hub."""
+    kind, _, name = source.partition(":")
+    if not name:
+        raise UserError(f"name a model after {source!r}: --config.init.source=hf:FOLDER (or hf:ORG/NAME, gguf:FILE)")
+    if kind == "gguf":
+        from lm.hf.gguf_file import open_gguf
+
+        tensors, fields = open_gguf(name)
+        tensors.close()
+        place = Path(name)
+    else:
+        place = find_folder(name)
+        fields = read_json(place / "config.json")
+    family, model = read_config(fields)
+    return Foreign(place, family, model, fields)
+
+
+def find_folder(name: str) -> Path:
+    """The folder of that name, or the hub's snapshot of it, whose last part is the commit."""
+    if Path(name).is_dir():
+        return Path(name)
+    hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
+    if not hub or name.startswith((".", "/")):
+        raise UserError(f"{name} is no folder, and no name of a model on the hub (ORG/NAME, ORG/NAME@REVISION) either")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(
+            f"{name} is no folder here, and to download a model huggingface_hub is needed: pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(hub[1], revision=hub[2], allow_patterns=FILES))
+    except Exception as error:  # it raises its own, requests' and httpx's kinds
+        raise UserError(
+            f"{name} is no folder here and could not be had from the hub: {' '.join(str(error).split())[:300]}"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: name a folder that transformers' save_pretrained wrote") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return found
+
+
+def follow_source(config: Config, workdir: Path | None = None) -> Config:
+    """Returns the config with the architecture and tokenizer of its `init.source`, where that is an open-weight model.
+
+    A run in `workdir` that was begun from the same source is followed instead: it goes on without the source's files.
+    Raises ConfigError for a model key that says something else than the source.
+    """
+    source = config.init.source
+    if not is_foreign(source):
+        return config
+    saved = _saved_config(workdir, source)
+    if saved:
+        model, place = saved.model, saved.data.tokenizer.path
+    else:
+        found = find_foreign(source)
+        model, place = found.model, str(found.place)
+        if found.place.is_file() and not config.data.tokenizer.path:
+            place = str(_unpack_tokenizer(found.place, workdir))
+    keys = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in OWN]
+    default = ModelConfig()
+    problems = [
+        f"config.model.{key}: {getattr(config.model, key)!r}, but {source} has {getattr(model, key)!r}: leave it out"
+        for key in keys
+        if getattr(config.model, key) not in (getattr(default, key), getattr(model, key))
+    ]
+    if problems:
+        raise ConfigError(problems)
+    model = replace(config.model, **{key: getattr(model, key) for key in keys})
+    tokenizer = config.data.tokenizer
+    if not tokenizer.path:
+        tokenizer = replace(tokenizer, kind="auto", path=place)
+    return replace(config, model=model, data=replace(config.data, tokenizer=tokenizer))
+
+
+def _unpack_tokenizer(file: Path, workdir: Path | None) -> Path:
+    """Writes a GGUF file's tokenizer as a folder in `workdir`, once."""
+    from lm.hf.gguf_tokenizer import write_gguf_tokenizer
+
+    if workdir is None:
+        raise ConfigError(f"config.data.tokenizer.path: needs a folder with the tokenizer of {file}")
+    folder = workdir / "gguf_tokenizer"
+    if not folder.is_dir():
+        workdir.mkdir(parents=True, exist_ok=True)
+        half = Path(tempfile.mkdtemp(dir=workdir, prefix=".gguf_tokenizer"))
+        write_gguf_tokenizer(file, half)
+        with contextlib.suppress(OSError):  # another process was first
+            half.rename(folder)
+        shutil.rmtree(half, ignore_errors=True)
+    return folder
+
+
+def keep_origin(source: str, workdir: Path) -> None:
+    """Leaves in `workdir` what an export needs to know of the open-weight model that the run goes back to, if to any."""
+    path, earlier = workdir / ORIGIN, Path(source) / ORIGIN
+    if path.exists():
+        return
+    if is_foreign(source):
+        found = find_foreign(source)
+        path.write_text(
+            json.dumps({"source": source, "place": str(found.place), "config": found.fields}, indent=1) + "\n"
+        )
+    elif source and earlier.is_file():
+        path.write_bytes(earlier.read_bytes())
+
+
+def read_origin(workdir: Path) -> dict[str, Any]:
+    """The config.json that a run goes back to; {} where it was begun from nothing."""
+    return read_json(workdir / ORIGIN)["config"] if (workdir / ORIGIN).is_file() else {}
+
+
+def _saved_config(workdir: Path | None, source: str) -> Config | None:
+    if workdir is None or not (workdir / "config.json").is_file():
+        return None
+    saved = read_json(workdir / "config.json")
+    if saved.get("init", {}).get("source") != source:
+        return None
+    return from_mapping(Config, saved)
+
+
+def same_model(one: ModelConfig, other: ModelConfig) -> bool:
+    """Says whether two configs compute the same, whatever stands for a default in them."""
+
+    def resolved(model: ModelConfig) -> dict[str, Any]:
+        model = replace(model, kv_heads=model.n_kv_heads, head_dim=model.q_head_dim, mlp_dim=model.mlp_width)
+        model = replace(model, max_len=model.max_len if model.position == "learned" else 0)
+        model = replace(model, attn_scale=model.attn_scale or model.head_dim)
+        return {key: value for key, value in to_json(model).items() if key not in OWN}
+
+    return resolved(one) == resolved(other)

@@ -1,0 +1,162 @@
+"""How do several texts go on at once, each of its own length, in the rows of one cache?
+
+A prompt is read into its row chunk by chunk; one step then draws the next token of every row. Shapes are few, and compiled
+before the first request: two sizes of chunks, and a cache that is no longer than the longest text in it needs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lm.model.transformer import Model
+from lm.params import Params
+from lm.sampling import Sampling, pick
+
+Cache = dict[str, jax.Array]
+CHUNKS = (32, 256)  # tokens of a prompt that are read at once; every length of a cache is a multiple of the last
+ROW_DIM = {"k": 1, "v": 1, "segments": 0, "positions": 0}
+
+
+def draw(logits_BV: jax.Array, sampling: Sampling, seeds_B: jax.Array, numbers_B: jax.Array) -> jax.Array:
+    """Draws id number `numbers` of texts with these seeds, as `lm.generate` does for a prompt alone."""
+
+    def key(seed: jax.Array, number: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), number)
+
+    return pick(logits_BV, None, jax.vmap(key)(seeds_B, numbers_B), sampling)
+
+
+def read_chunk(
+    model: Model, params: Params, cache: Cache, row: int, tokens_T: jax.Array, start: int, count: int,
+    sampling: Sampling, seed_1: jax.Array,
+) -> tuple[jax.Array, Cache]:  # fmt: skip
+    """Reads the first `count` of `tokens` into a row from slot `start` on; returns (the id drawn after them, the cache)."""
+    part = {name: jax.lax.dynamic_slice_in_dim(leaf, row, 1, ROW_DIM[name]) for name, leaf in cache.items()}
+    place_T = jnp.arange(len(tokens_T))
+    real_T = place_T < count
+    positions_BT = jnp.where(real_T, start + place_T, 0)[None]
+    index = jnp.asarray(start, jnp.int32)
+    x_BTD, new = model.hidden(
+        params, tokens_T[None], positions_BT, real_T.astype(jnp.int32)[None], cache={**part, "index": index}
+    )
+    assert new is not None
+    logits_BTV = model.unembed(params[model.head_path], jax.lax.dynamic_slice_in_dim(x_BTD, count - 1, 1, 1))
+    cache = {
+        name: jax.lax.dynamic_update_slice_in_dim(leaf, new[name], row, ROW_DIM[name]) for name, leaf in cache.items()
+    }
+    return draw(logits_BTV[:, 0], sampling, seed_1, jnp.zeros_like(seed_1))[0], cache
+
+
+def step(
+    model: Model, params: Params, cache: Cache, ids_B: jax.Array, lengths_B: jax.Array, sampling: Sampling,
+    seeds_B: jax.Array, numbers_B: jax.Array,
+) -> tuple[jax.Array, Cache]:  # fmt: skip
+    """Writes each row's last id into slot `lengths`, after what the row holds; returns (the ids drawn next, the cache)."""
+    x_BTD, new = model.hidden(
+        params, ids_B[:, None], lengths_B[:, None], jnp.ones_like(ids_B)[:, None], cache={**cache, "index": lengths_B}
+    )
+    assert new is not None
+    logits_BTV = model.unembed(params[model.head_path], x_BTD)
+    return draw(logits_BTV[:, 0], sampling, seeds_B, numbers_B), {name: new[name] for name in cache}
+
+
+def resize(model: Model, cache: Cache | None, rows: int, length: int) -> Cache:
+    """Returns a cache of `length` slots a row that holds what the given one does, up to there."""
+    fresh = model.init_cache(rows, length)
+    if cache is None:
+        return {name: fresh[name] for name in ROW_DIM}
+    kept = {name: leaf[tuple(map(slice, fresh[name].shape))] for name, leaf in cache.items()}
+    return {name: jax.lax.dynamic_update_slice(fresh[name], leaf, (0,) * leaf.ndim) for name, leaf in kept.items()}
+
+
+class Slots:
+    """`count` rows of up to `places` tokens each. What is in which row, and how much of it, the caller knows."""
+
+    def __init__(self, model: Model, params: Params, count: int, places: int):
+        self.model, self.params = replace(model, mesh=None, kernel=None), jax.tree.map(jnp.asarray, params)
+        where = next(iter(self.params.values())).sharding
+        if isinstance(where, NamedSharding):
+            where = NamedSharding(where.mesh, PartitionSpec())  # the cache is whole on each device
+        jit = functools.partial(jax.jit, out_shardings=where)
+        self._read = jit(functools.partial(read_chunk, self.model), donate_argnames="cache")
+        self._step = jit(functools.partial(step, self.model), donate_argnames="cache")
+        self._resize = jit(functools.partial(resize, self.model), static_argnames=("rows", "length"))
+        self.count, self.places = count, places
+        most = -(-places // CHUNKS[-1]) * CHUNKS[-1]
+        doubled = [CHUNKS[-1] << n for n in range(most.bit_length()) if CHUNKS[-1] << n < most]
+        self.lengths = [*doubled, most]
+        self.cache: Cache = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.cache = {}  # freed before the new one is made
+        self.cache = self._resize(None, rows=self.count, length=self.lengths[0])
+
+    def bytes(self) -> int:
+        """Of the longest cache."""
+        shapes = jax.eval_shape(lambda: self.model.init_cache(self.count, self.lengths[-1]))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+    def room(self, start: int, prompt: int) -> int:
+        """Returns how long a cache the next chunk (what fills it up included) and a step need where a row holds `start` ids."""
+        if start >= prompt:
+            return start + 1
+        end = min(start + CHUNKS[-1], prompt)
+        return max(start + next(n for n in CHUNKS if n >= end - start), end + 1)
+
+    def fit(self, longest: int) -> None:
+        """Gives the cache the least length that has room for `longest` ids."""
+        length = next(n for n in self.lengths if n >= longest)
+        if length != self.cache["segments"].shape[1]:
+            self.cache = self._resize(self.cache, rows=self.count, length=length)
+
+    def read(self, row: int, ids: Sequence[int], start: int, sampling: Sampling, seed: int) -> tuple[int, int | None]:
+        """Reads the next chunk of a prompt, of which `start` ids are in the row; returns (ids there now, the next if all are)."""
+        part = ids[start : start + CHUNKS[-1]]
+        tokens = np.zeros(next(n for n in CHUNKS if n >= len(part)), np.int32)
+        tokens[: len(part)] = part
+        token, self.cache = self._read(
+            self.params, self.cache, row, tokens, start, len(part), sampling, np.array([seed], np.uint32)
+        )
+        end = start + len(part)
+        return end, int(token) if end == len(ids) else None
+
+    def step(
+        self, ids: Sequence[int], lengths: Sequence[int], sampling: Sequence[Sampling], seeds: Sequence[int],
+        numbers: Sequence[int],
+    ) -> list[int]:  # fmt: skip
+        """Draws the next id of every row. A row without a text writes to slot `lengths`, where the next one begins or goes on."""
+        drawn, self.cache = self._step(
+            self.params, self.cache, np.array(ids, np.int32), np.array(lengths, np.int32), stack(sampling),
+            np.array(seeds, np.uint32), np.array(numbers, np.uint32),
+        )  # fmt: skip
+        return np.asarray(drawn).tolist()
+
+    def compile(self, log: Callable[[str], None]) -> None:
+        """Runs every program once, so that no request waits for the compiler."""
+        blank = [0] * self.count
+        for length in self.lengths:
+            log(f"compiling for texts of up to {length:,} tokens")
+            self.fit(length)
+            for size in CHUNKS:
+                self.read(0, [0] * size, 0, as_arrays(Sampling()), 0)
+            self.step(blank, blank, [as_arrays(Sampling())] * self.count, blank, blank)
+        self.clear()
+
+
+def as_arrays(sampling: Sampling) -> Sampling:
+    """One row's sampling in the types that the programs are compiled for."""
+    return Sampling(1.0, np.float32(sampling.temperature), np.int32(sampling.top_k), np.float32(sampling.top_p))  # pyright: ignore
+
+
+def stack(rows: Sequence[Sampling]) -> Sampling:
+    names = ("temperature", "top_k", "top_p")
+    return Sampling(1.0, *(np.stack([getattr(row, name) for row in rows]) for name in names))  # pyright: ignore

@@ -1,0 +1,168 @@
+"""With which weights does a new run begin: random ones, those of another run, or of an open-weight model?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm import checkpoint
+from lm.checkpoint import Cast, load, read_meta
+from lm.config import Config, ConfigError, InitConfig, UserError
+from lm.hf.source import find_foreign, is_foreign
+from lm.hf.weights import open_weights
+from lm.model.adapters import base_of, start_magnitudes
+from lm.model.codes import encode
+from lm.model.transformer import Model
+from lm.optim import make_optimizer, make_schedule
+from lm.params import Params, count, join_stacks, layer_paths, match_table, split_stacks
+from lm.parts import Parts, cast_frozen, param_shapes, with_shardings
+from lm.sharding import param_shardings
+from lm.step import TrainState
+
+Log = Callable[[str], None]
+
+
+def find_peak_lr(config: Config, log: Log) -> float:
+    """Returns optim.peak_lr, or for "auto" a tenth of the peak that the checkpoint at init.source was trained with."""
+    if isinstance(config.optim.peak_lr, float):
+        return config.optim.peak_lr
+    theirs = None
+    if not is_foreign(config.init.source):
+        step = checkpoint.find_step(config.init.source, config.init.step, log)
+        theirs = read_meta(config.init.source, step)["peak_lr"]
+    if theirs is None:
+        raise ConfigError(f"config.optim.peak_lr='auto': {config.init.source} does not say at what rate it was trained")
+    log(f"optim.peak_lr='auto': {theirs / 10:g}, a tenth of the {theirs:g} that {config.init.source} was trained with")
+    return float(theirs) / 10
+
+
+def start_state(parts: Parts, params: Params | None = None) -> TrainState:
+    """A new run's state: on `params`, or on random weights made on the devices that hold them; the optimizer is fresh."""
+    config = parts.config
+    schedule = make_schedule(config.optim, parts.peak_lr, config.train.steps)
+    optimizer = make_optimizer(config.optim, parts.state.params, parts.treatment, schedule)
+
+    def init(params: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def draw(key: jax.Array) -> TrainState:
+        random = cast_frozen(parts.model.init_params(key), parts.treatment, config.optim.frozen_dtype)
+        return init(start_magnitudes(random))
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
+    if params is None:
+        return jax.jit(draw, out_shardings=shardings)(jax.random.key(config.train.seed))
+    return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Parameters that lie somewhere, under per-layer paths."""
+
+    name: str
+    load: Callable[[Mapping[str, Any], Cast], Params]
+    close: Callable[[], None] = lambda: None
+
+
+def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
+    """Loads the weights at init.source in this run's grouping; random ones for what is init.fresh, and new adapters."""
+    init, shapes = parts.config.init, param_shapes(Model(parts.model.config))
+    keep = match_table([*((p, True) for p in init.fresh), (".*", False)], list(shapes), "init.fresh")
+    adapters = [path for path in shapes if base_of(path) != path]
+    if is_foreign(init.source):
+        keep |= dict.fromkeys(adapters, True)
+        stored = _open_foreign(init, shapes, keep)
+    else:
+        stored = _open_checkpoint(init, shapes, keep, adapters, tokenizer_sha256, log)
+    wanted = [path for path in shapes if not keep[path]]
+    held = cast_frozen(shapes, parts.treatment, parts.config.optim.frozen_dtype)
+    fresh = [path for path in held if keep[path if path in shapes else base_of(path)]]
+    coded = [path for path in wanted if f"{path}_absmax" in held]
+    made = {*fresh, *coded, *(path for path in held if path not in shapes)}
+    grouped = {path: leaf for path, leaf in parts.state.params.items() if made.isdisjoint(layer_paths(path))}
+    singles = {
+        p: held[p] for path in parts.state.params if path not in grouped for p in layer_paths(path) if p not in made
+    }
+    abstract = {**grouped, **with_shardings(singles, param_shardings(singles, parts.mesh))}
+    casts = frozenset(f"params/{path}" for path in wanted if held[path].dtype != shapes[path].dtype)
+    params = stored.load(abstract, init.cast or casts)
+    if made:
+
+        def draw(key: jax.Array) -> Params:
+            random = cast_frozen(parts.model.init_params(key), parts.treatment, parts.config.optim.frozen_dtype)
+            return {path: leaf for path, leaf in split_stacks(random).items() if path in fresh}
+
+        leaves = {**params, **_load_codes(parts, stored, {path: shapes[path] for path in coded})}
+        leaves |= jax.jit(draw)(jax.random.key(parts.config.train.seed)) if fresh else {}
+        mixed = {path: leaf.sharding for path, leaf in parts.state.params.items() if path not in grouped}
+        joined = jax.jit(lambda leaves: join_stacks(leaves, list(mixed)), out_shardings=mixed)(leaves)
+        params = {path: joined[path] if path in mixed else params[path] for path in parts.state.params}
+        whole = {path: leaf.sharding for path, leaf in parts.state.params.items()}
+        params = jax.jit(partial(start_magnitudes, fresh=fresh), out_shardings=whole, donate_argnums=0)(params)
+    stored.close()
+    numbers = f"{len(wanted)} tensors, {count({path: shapes[path] for path in wanted}):,} numbers loaded"
+    random = [path for path in fresh if base_of(path) == path]
+    numbers += f", random: {', '.join(random)}" if random else ""
+    numbers += f", new adapters at {sum(p.endswith('_lora_a') for p in fresh)} matrices" if adapters else ""
+    log(f"starting from {stored.name}: {numbers}")
+    return params
+
+
+def _open_foreign(init: InitConfig, shapes: Mapping[str, Any], keep: Mapping[str, bool]) -> Stored:
+    base = {path: leaf for path, leaf in shapes.items() if base_of(path) == path}
+    weights = open_weights(find_foreign(init.source), base, frozenset(path for path in base if keep[path]))
+    return Stored(f"{init.source} ({weights.place})", lambda abstract, cast: weights.load(abstract), weights.close)
+
+
+def _open_checkpoint(
+    init: InitConfig, shapes: Mapping[str, Any], keep: dict[str, bool], adapters: list[str], tokenizer_sha256: str, log: Log
+) -> Stored:  # fmt: skip
+    """Raises UserError for a checkpoint of another tokenizer, or with parameters that this model has no place for.
+
+    Where it is a base without adapters, `keep` says from then on that they are made now.
+    """
+    step = checkpoint.find_step(init.source, init.step, log)
+    theirs = read_meta(init.source, step)["tokenizer_sha256"]
+    if theirs != tokenizer_sha256:
+        raise UserError(
+            f"the tokenizer differs from the one that {init.source} was trained with (sha256 {tokenizer_sha256[:12]}, "
+            f"theirs {theirs[:12]}). Set config.data.tokenizer.path={init.source}/tokenizer"
+        )
+    stored = checkpoint.stored_shapes(init.source, step)
+    if not any(f"params/{path}" in stored for path in adapters):
+        keep |= dict.fromkeys(adapters, True)
+    wanted = {path for path in shapes if not keep[path]}
+    extra = [p.removeprefix("params/") for p in stored if p.startswith("params/")]
+    extra = [p for p in extra if p not in wanted and not any(re.fullmatch(f, p) for f in init.fresh)]
+    if extra:
+        lines = "\n  ".join(
+            f"{p}: in the checkpoint ({checkpoint.describe(stored[f'params/{p}'])}), not in this model" for p in extra
+        )
+        hint = ""
+        if any(base_of(p) != p for p in extra):
+            hint = f"\nTo start from it as a plain model: python -m lm.lora merge {init.source} OUT"
+        raise UserError(f"checkpoint {init.source} step {step} does not fit the config:\n  {lines}{hint}")
+    return Stored(
+        f"{init.source} step {step}", lambda abstract, cast: load(init.source, step, abstract, "params/", cast)
+    )
+
+
+def _load_codes(parts: Parts, stored: Stored, shapes: Mapping[str, Any]) -> Params:
+    """Reads matrices and turns them into codes, a layer at a time: few exist whole at once."""
+    kind, layers = parts.config.optim.frozen_dtype, {}
+    for path in shapes:
+        layers.setdefault(path.split("/")[0], []).append(path)
+    shardings, held = param_shardings(shapes, parts.mesh), {}
+    code = jax.jit(lambda matrices: [encode(w, kind) for w in matrices])
+    for paths in layers.values():
+        abstract = with_shardings({p: shapes[p] for p in paths}, {p: shardings[p] for p in paths})
+        matrices = stored.load(abstract, True)
+        for path, (codes, absmax) in zip(paths, code([matrices[path] for path in paths])):
+            held |= {path: codes, f"{path}_absmax": absmax}
+    return held
