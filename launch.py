@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 from data_pipeline.schema import run_main, split_flags
-from lm.check import read_config
+from lm.check import count_steps, read_config
 from lm.config import Config, ConfigError, UserError, changed_keys, to_json
 from lm.peers import FLAGS, Peers
 
@@ -95,6 +95,7 @@ def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
         batch = next(batches)
         batches.close()
         host_bytes = resident_bytes() - before
+        config = count_steps(config, data.summary()["rows"]["train"])
     elif not config.model.vocab_size:
         raise ConfigError("config.model.vocab_size: without data a plan needs the size of the vocabulary")
     vocab_size = data.tokenizer.vocab_size if data else config.model.vocab_size
@@ -157,6 +158,7 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
         if hosts.is_main():
             hosts.from_main(0)
         hosts.check_same("the data", data.fingerprint)
+        config = count_steps(config, data.summary()["rows"]["train"])
         if hosts.is_main():
             clock.open(workdir / EVENTS)
         job, receipt, parts = make_run(config, data, workdir, lease, say, clock)

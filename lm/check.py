@@ -6,14 +6,14 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from data_pipeline import schema
 from data_pipeline.config import check_data_config
 from lm.config import Config, ConfigError, LoraConfig, MeshConfig, UserError, mesh_shape
-from lm.hf.source import follow_source
+from lm.hf.source import follow_source, saved_config
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.activation": ("silu", "gelu", "gelu_tanh", "relu2"),
@@ -35,7 +35,7 @@ AT_LEAST: dict[str, float] = {
     "model.vocab_size": 0, "model.max_len": 0, "model.window": 0, "model.attn_softcap": 0, "model.logit_softcap": 0,
     "model.attn_scale": 0, "model.rope_local_theta": 0, "model.rope_scaling.original_len": 0,
     "model.init_std": 0, "lora.rank": 0, "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.end_lr_ratio": 0,
-    "optim.plateau_patience": 1, "optim.weight_decay": 0, "optim.clip_norm": 0, "train.steps": 1, "train.seed": 0,
+    "optim.plateau_patience": 1, "optim.weight_decay": 0, "optim.clip_norm": 0, "train.steps": 1, "train.epochs": 0, "train.seed": 0,
     "train.micro_batches": 1, "train.loss_chunk": 0, "train.z_loss": 0, "train.log_every": 1, "train.eval_every": 0,
     "train.eval_batch_size": 1, "train.eval_rows": 0, "train.save_every": 0, "train.keep_last": 1,
     "train.early_stop_patience": 0, "train.early_stop_min_delta": 0, "train.max_bad_steps": 1,
@@ -76,7 +76,26 @@ def read_config(
             problems = [*find_problems(config), f"config.init.source: {error}"]
         return problems if needs_data else [p for p in problems if not p.startswith("config.data.path:")]
 
-    return follow_source(schema.read_config(path, overrides, Config, check), workdir)
+    config = follow_source(schema.read_config(path, overrides, Config, check), workdir)
+    saved = saved_config(workdir)
+    if saved and config.train.epochs and saved.train.epochs == config.train.epochs:
+        return replace(config, train=replace(config.train, steps=saved.train.steps))
+    return config
+
+
+def count_steps(config: Config, rows: int) -> Config:
+    """Returns the config with the `train.steps` that `train.epochs` come to, where it says epochs; rows of the train split.
+
+    Raises ConfigError for a schedule that does not fit into them.
+    """
+    if not config.train.epochs:
+        return config
+    steps = max(math.ceil(config.train.epochs * rows / config.data.batch_size), 1)
+    config = replace(config, train=replace(config.train, steps=steps))
+    problems = _check_schedule(config)
+    if problems:
+        raise ConfigError([f"{problem} (train.epochs={config.train.epochs:g})" for problem in problems])
+    return config
 
 
 def check_config(config: Config, devices: int | None = None) -> None:
@@ -117,11 +136,10 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
             )
     else:
         must(optim.peak_lr > 0, f"optim.peak_lr: must be a finite number > 0, got {optim.peak_lr}")
-    shorter = train.steps < 1 or optim.warmup_steps < train.steps
-    must(shorter, f"optim.warmup_steps={optim.warmup_steps} is not shorter than train.steps={train.steps}")
-    if optim.schedule == "wsd":
-        fits = optim.warmup_steps + optim.decay_steps <= train.steps
-        must(fits, f"optim.warmup_steps + optim.decay_steps is longer than train.steps={train.steps}")
+    if train.epochs:
+        must(not data.streaming, "train.epochs: a stream has no known number of rows; set train.steps")
+    else:
+        problems += _check_schedule(config)
     must(optim.schedule == "wsd" or not optim.decay_steps, "optim.decay_steps: only optim.schedule='wsd' reads it")
     for key in ("train", "decay", "lr_multipliers"):
         problems += _check_patterns(f"optim.{key}", [pattern for pattern, _ in getattr(optim, key)])
@@ -147,6 +165,16 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
     return problems + _check_mesh(config, devices)
 
 
+def _check_schedule(config: Config) -> list[str]:
+    optim, steps = config.optim, config.train.steps
+    problems = []
+    if 1 <= steps <= optim.warmup_steps:
+        problems.append(f"config.optim.warmup_steps={optim.warmup_steps} is not shorter than train.steps={steps}")
+    if optim.schedule == "wsd" and optim.warmup_steps + optim.decay_steps > steps:
+        problems.append(f"config.optim.warmup_steps + optim.decay_steps is longer than train.steps={steps}")
+    return problems
+
+
 def _check_rope(config: Config) -> list[str]:
     model, scaling = config.model, config.model.rope_scaling
     dims = int(model.q_head_dim * model.rope_fraction)
@@ -168,7 +196,7 @@ def _check_rope(config: Config) -> list[str]:
 
 
 def _check_profile(config: Config) -> list[str]:
-    steps, last = config.debug.profile_steps, config.train.steps
+    steps, last = config.debug.profile_steps, math.inf if config.train.epochs else config.train.steps
     if not steps or (len(steps) == 2 and 1 <= steps[0] <= steps[1] <= last):
         return []
     shown = ",".join(map(str, steps))

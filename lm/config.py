@@ -166,6 +166,7 @@ class OptimConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     steps: int = 1000
+    epochs: float = 0.0  # passes over the rows of the train split instead of steps; 0: as `steps` says
     seed: int = 0  # initial weights, dropout, samples
     micro_batches: int = 1  # cut the batch in this many parts, one after the other; same result, less memory
     loss_chunk: int = 0  # tokens whose logits exist at a time; 0: as many as 256 MiB hold, of a large vocabulary

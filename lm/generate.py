@@ -70,23 +70,23 @@ def generate(
     if model.config.position == "learned" and longest + max_new_tokens > model.config.max_len:
         what = f"{longest} prompt tokens + {max_new_tokens} new ones"
         raise UserError(f"{what} are more than the {model.config.max_len} positions of this model")
-    width = max(32, 1 << (longest - 1).bit_length())  # few shapes, few compilations
-    tokens = np.zeros((len(prompts), width), np.int32)
-    segments = np.zeros((len(prompts), width), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :] = prompt
-        segments[row, width - len(prompt) :] = 1
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(prompts)))
     fold = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
-    ids, cache, seen = prefill(
-        model,
-        params,
-        tokens,
-        segments,
-        fold(row_keys, 0),
-        sampling=sampling,
-        length=-(-(width + max_new_tokens) // 64) * 64,
-    )
+
+    def read(rows: Sequence[Sequence[int]], number: int) -> tuple[jax.Array, Any, jax.Array]:
+        width = max(32, 1 << (max(map(len, rows)) - 1).bit_length())  # few shapes, few compilations
+        tokens, segments = np.zeros((2, len(rows), width), np.int32)
+        for row, ids in enumerate(rows):
+            tokens[row, width - len(ids) :] = ids
+            segments[row, width - len(ids) :] = 1
+        length = -(-(width + max_new_tokens - number) // 64) * 64
+        return prefill(model, params, tokens, segments, fold(row_keys, number), sampling=sampling, length=length)
+
+    ids, cache, seen = read(prompts, 0)
+    scaling = model.config.rope_scaling
+    turns_at = (
+        scaling.original_len if scaling.kind == "longrope" else -1
+    )  # from there on all keys are rotated otherwise
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     texts: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
@@ -102,6 +102,9 @@ def generate(
                 on_token(row, token)
         if not open_rows or number + 1 == max_new_tokens:
             break
+        if turns_at in lengths + number:
+            ids, cache, seen = read([[*prompt, *text] for prompt, text in zip(prompts, texts)], number + 1)
+            continue
         ids, cache, seen = decode(
             model, params, ids, lengths + number, cache, seen, fold(row_keys, number + 1), sampling=sampling
         )

@@ -13,16 +13,17 @@ from lm.model.transformer import Model
 from lm.parts import abstract_batch, make_parts, model_config, param_shapes
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+HF = ("finetune_hf.py", "finetune_gpt2.py", "chat.py")  # which need a model
 RUNNABLE = sorted(p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init__.py", "models.py"))
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_every_config_builds_and_traces_a_step(name):
-    needs_path = name in ("base.py", "finetune_hf.py") or name.startswith("shakespeare")
+    needs_path = name in ("base.py", *HF) or name.startswith("shakespeare")
     overrides = {"data.batch_size": "16"}  # nanoGPT's 12 rows do not divide over eight devices
     if needs_path:
         overrides["data.path"] = "text.txt"
-    if name == "finetune_hf.py":
+    if name in HF:
         overrides["init.source"] = ""  # tests/lm/hf/test_folder.py has it with a model
     config = read_config(str(CONFIGS / name), overrides, jax.device_count())
     assert from_mapping(Config, to_json(config)) == config

@@ -100,8 +100,8 @@ def follow_source(config: Config, workdir: Path | None = None) -> Config:
     source = config.init.source
     if not is_foreign(source):
         return config
-    saved = _saved_config(workdir, source)
-    if saved:
+    saved = saved_config(workdir)
+    if saved and saved.init.source == source:
         model, place = saved.model, saved.data.tokenizer.path
     else:
         found = find_foreign(source)
@@ -160,13 +160,14 @@ def read_origin(workdir: Path) -> dict[str, Any]:
     return read_json(workdir / ORIGIN)["config"] if (workdir / ORIGIN).is_file() else {}
 
 
-def _saved_config(workdir: Path | None, source: str) -> Config | None:
+def saved_config(workdir: Path | None) -> Config | None:
+    """The config of the run in `workdir`, if there is one that this code can read."""
     if workdir is None or not (workdir / "config.json").is_file():
         return None
-    saved = read_json(workdir / "config.json")
-    if saved.get("init", {}).get("source") != source:
-        return None
-    return from_mapping(Config, saved)
+    try:
+        return from_mapping(Config, read_json(workdir / "config.json"))
+    except UserError:
+        return None  # damaged or of another version: whoever needs it says so
 
 
 def same_model(one: ModelConfig, other: ModelConfig) -> bool:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.config import ConfigError, UserError
+from lm.config import ConfigError, RopeScaling, UserError
 from lm.generate import generate, main
 from lm.model.transformer import Model
 from lm.params import join_stacks
@@ -14,6 +14,7 @@ from lm.sampling import Sampling, check_sampling, filter_logits, pick
 GREEDY = Sampling(temperature=0.0)
 PROMPTS = [[5, 9, 2], [7], [1 + i % 30 for i in range(33)], [4, 4, 8, 3, 3, 1, 12]]
 NEW, WIDTH = 12, 48
+LONGROPE = RopeScaling("longrope", original_len=8, short_factor=(1.0, 1.0, 1.0, 1.0), long_factor=(2.0, 4.0, 8.0, 16.0))
 apply = jax.jit(Model.apply, static_argnums=0)
 
 
@@ -35,7 +36,13 @@ def uncached(model, params, prompt, new, penalty=1.0):
 
 @pytest.mark.parametrize(
     ("style", "changes"),
-    [("llama", {}), ("gpt2", {}), ("llama", {"window": 4, "attn_softcap": 5.0, "logit_softcap": 3.0})],
+    [
+        ("llama", {}),
+        ("gpt2", {}),
+        ("llama", {"window": 4, "attn_softcap": 5.0, "logit_softcap": 3.0}),
+        ("gemma", {}),
+        ("llama", {"head_dim": 8, "rope_scaling": LONGROPE}),  # the second prompt grows beyond 8 tokens
+    ],
 )
 def test_cached_several_at_once_is_uncached_each_alone(make_model, style, changes):
     model, params = make_model(style, layers=3, **changes)
