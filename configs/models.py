@@ -5,8 +5,8 @@ python launch.py --config=configs/models.py:llama-3-70b-top4 --plan --topology=v
 python launch.py --config=configs/models.py:gpt2 --config.data.path=text.txt --config.data.batch_size=8
 
 NAME-topN trains the last N layers and the last norm, the rest frozen in bfloat16. The batch is one row a chip of 256 chips
-unless you say otherwise. docs/what-fits.md has the table of what fits where, with the commands. gemma-3-1b is its shape
-alone: this model has no second norm a branch and one window for all layers. Other configs import the functions here.
+unless you say otherwise. docs/what-fits.md has the table of what fits where, with the commands. Other configs import the
+functions here.
 """
 
 from __future__ import annotations
@@ -111,8 +111,9 @@ def qwen3_8b(model: Model) -> None:
 def gemma_3_1b(model: Model) -> None:
     model.update({
         "layers": 26, "dim": 1152, "heads": 4, "kv_heads": 1, "head_dim": 256, "mlp_dim": 6912, "vocab_size": 262_144,
-        "rope_theta": 1_000_000.0, "qk_norm": True, "tie_embeddings": True, "embed_scale": True, "activation": "gelu_tanh",
-        "scan": True, "dtype": "bfloat16",
+        "rope_theta": 1_000_000.0, "rope_local_theta": 10_000.0, "window": 512, "global_layers": (5, 11, 17, 23),
+        "qk_norm": True, "norm_order": "both", "norm_offset": True, "tie_embeddings": True, "embed_scale": True,
+        "activation": "gelu_tanh", "scan": True, "dtype": "bfloat16",
     })  # fmt: skip
 
 

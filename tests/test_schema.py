@@ -229,7 +229,7 @@ def test_a_source_is_created_by_its_first_key_with_the_defaults_of_the_rest():
     ("key", "words"),
     [
         ("modle.dim", "config has no 'modle'; did you mean 'model'"),
-        ("lrr", "config has no 'lrr'; valid keys: data, model, optim, train, mesh, init"),
+        ("qqq", "config has no 'qqq'; valid keys: data, model, lora, optim, train, mesh, init"),
         ("model.dmi", "config.model has no 'dmi'; did you mean 'dim'"),
         ("optim.peek_lr", "did you mean 'peak_lr'"),
         ("data.tokenizer.vocab", "config.data.tokenizer has no 'vocab'; did you mean 'vocab_size'"),

@@ -80,7 +80,7 @@ class Slots:
     """`count` rows of up to `places` tokens each. What is in which row, and how much of it, the caller knows."""
 
     def __init__(self, model: Model, params: Params, count: int, places: int):
-        self.model, self.params = replace(model, mesh=None, kernel=None), jax.tree.map(jnp.asarray, params)
+        self.model, self.params = replace(model, mesh=None, kernels=None), jax.tree.map(jnp.asarray, params)
         where = next(iter(self.params.values())).sharding
         if isinstance(where, NamedSharding):
             where = NamedSharding(where.mesh, PartitionSpec())  # the cache is whole on each device
