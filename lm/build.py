@@ -42,7 +42,7 @@ from lm.parts import (
 from lm.receipt import Receipt, make_receipt
 from lm.sampling import Sampling
 from lm.sharding import local_rows, make_mesh, param_shardings
-from lm.start import find_peak_lr, load_params, start_state
+from lm.start import find_peak_lr, find_twins, load_params, start_state
 from lm.step import TrainState
 from lm.train import Progress, Run
 
@@ -115,7 +115,15 @@ def make_run(
     else:
         start = f"started from {config.init.source or 'random weights'}"
         if config.init.source:
-            state = start_state(parts, load_params(parts, tokenizer.sha256, log))
+            params = load_params(parts, tokenizer.sha256, log)
+            for end, twins in find_twins(
+                parts, params, sorted({tokenizer.special.eos, *tokenizer.stop_ids} - {-1})
+            ).items():
+                log(
+                    f"warning: the end token {end} has a row of {parts.model.head_path} that {twins - 1} others have too, and it is "
+                    f"frozen: the model cannot learn when to end. Train it: ('{parts.model.head_path}', True) in optim.train"
+                )
+            state = start_state(parts, params)
         else:
             state = start_state(parts)
             log(f"starting from random weights (seed {config.train.seed})")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lm import checkpoint
 from lm.checkpoint import Cast, load, read_meta
@@ -22,7 +23,7 @@ from lm.model.transformer import Model
 from lm.optim import make_optimizer, make_schedule
 from lm.params import Params, count, join_stacks, layer_paths, match_table, split_stacks
 from lm.parts import Parts, cast_frozen, param_shapes, with_shardings
-from lm.sharding import param_shardings
+from lm.sharding import param_shardings, replicated
 from lm.step import TrainState
 
 Log = Callable[[str], None]
@@ -112,6 +113,25 @@ def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
     numbers += f", new adapters at {sum(p.endswith('_lora_a') for p in fresh)} matrices" if adapters else ""
     log(f"starting from {stored.name}: {numbers}")
     return params
+
+
+def find_twins(parts: Parts, params: Params, ids: Sequence[int]) -> dict[int, int]:
+    """Returns {id: how many tokens have its row of the head, within a hundredth}, where the head is frozen and that is more than one.
+
+    Tokens that a model never saw keep the row they began with, but for decay. If it is that of an end token, no training of other weights
+    can tell the end from the others.
+    """
+    if parts.treatment.trained[parts.model.head_path]:
+        return {}
+    rows = params[parts.model.head_path] if parts.model.config.tie_embeddings else params[parts.model.head_path].T
+
+    def count_same(rows: jax.Array) -> jax.Array:
+        rows = rows.astype(jnp.float32)
+        gaps = [jnp.linalg.norm(rows - rows[i][None], axis=-1) / jnp.linalg.norm(rows[i]) for i in ids]
+        return jnp.stack([(gap <= 0.01).sum() for gap in gaps])  # between rows that were learned it is about 1
+
+    counts = np.asarray(jax.jit(count_same, out_shardings=replicated(parts.mesh))(rows)) if ids else []
+    return {i: int(n) for i, n in zip(ids, counts) if n > 1}
 
 
 def _open_foreign(init: InitConfig, shapes: Mapping[str, Any], keep: Mapping[str, bool]) -> Stored:

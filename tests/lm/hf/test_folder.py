@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from lm import build
 from lm.checkpoint import find_damage
-from lm.config import Config, InitConfig, MeshConfig, ModelConfig, UserError
+from lm.config import Config, InitConfig, MeshConfig, ModelConfig, OptimConfig, UserError
 from lm.hf.__main__ import main
 from lm.hf.families import read_config
 from lm.hf.source import ORIGIN, find_foreign, follow_source
@@ -18,11 +19,13 @@ from lm.hf.tensors import Tensors, open_folder, write_folder
 from lm.hf.weights import Source, open_weights, tensors_of
 from lm.model.transformer import Model
 from lm.params import split_stacks
-from lm.parts import param_shapes, with_shardings
+from lm.parts import make_parts, param_shapes, with_shardings
 from lm.sharding import make_mesh, param_shardings
+from lm.start import find_twins, load_params
 from tests.data_pipeline.small_tokenizers import MAKERS, save_folder
 from tests.lm.hf.test_families import CONFIGS
 
+FROZEN_HEAD = (("block_-01/.*", True), (".*", False))
 VOCAB = 448  # rows of the embedding; the tokenizer has fewer
 
 
@@ -157,6 +160,19 @@ def test_a_run_from_a_folder_goes_on_without_it(llama, tmp_path, monkeypatch, ca
         launch.main([*words, "--config.optim.warmup_steps=2", "--config.train.steps=14"])
     assert done.value.code == 0, capsys.readouterr().err
     assert "resumed run at step 12" in capsys.readouterr().out
+
+
+def test_an_end_that_cannot_be_told_from_other_tokens_is_warned_of(llama, tmp_path):
+    tensors = {name: tensor.copy() for name, tensor in llama[1].items()}
+    tensors["model.embed_tokens.weight"][[2, 5, 9]] = 0.5
+    folder = save(tmp_path / "model", json.loads((llama[0] / "config.json").read_text()), tensors)
+    config = follow_source(Config(init=InitConfig(source=f"hf:{folder}"), optim=OptimConfig(train=FROZEN_HEAD)))
+    config = replace(config, data=replace(config.data, seq_len=16, batch_size=8))
+    parts = make_parts(config, VOCAB, 1e-3)
+    params = load_params(parts, "", log=lambda text: None)
+    assert find_twins(parts, params, [1, 2, 5]) == {2: 3, 5: 3}
+    trained = make_parts(replace(config, optim=OptimConfig()), VOCAB, 1e-3)
+    assert find_twins(trained, params, [1, 2, 5]) == {}
 
 
 def test_the_source_decides_what_is_computed_and_the_config_how(llama):
