@@ -132,7 +132,9 @@ class AdaptedModel(ModelConfig):
 
 def with_layers(model: ModelConfig, layers: Sequence[int]) -> ModelConfig:
     """The model with only these of its layers, in order."""
-    few, kept = replace(model, layers=len(layers)), [model.adapters.layers[i] for i in layers if model.adapters.layers]
+    whole = tuple(i for i, layer in enumerate(layers) if layer in model.global_layers)
+    few = replace(model, layers=len(layers), global_layers=whole)
+    kept = [model.adapters.layers[i] for i in layers if model.adapters.layers]
     return replace(few, adapters=replace(few.adapters, layers=tuple(kept))) if kept else few
 
 
