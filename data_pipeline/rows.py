@@ -69,7 +69,7 @@ class RowReader:
         targets = np.concatenate(stretches, dtype=np.int32, casting="same_kind")
         tokens = np.empty_like(targets)
         tokens[1:] = targets[:-1]  # an input is the target before it, but where a piece begins
-        heads = np.where(real, np.where(chunks.put_bos[chunk], self.bos_id, ids[start]), self.pad_id)
+        heads = np.where(real, np.where(chunks.put_bos[chunk], self.bos_id, ids[start].astype(np.int32)), self.pad_id)
         tokens[begin[some]] = heads[some]
         segments = spread(np.where(real, nth + 1, 0), np.int32)
         positions = np.arange(len(targets), dtype=np.int32)

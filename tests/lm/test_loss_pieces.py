@@ -65,6 +65,10 @@ def test_a_train_step_in_pieces_is_the_step(make_config, start, make_batch):
         for key in one:
             np.testing.assert_allclose(two[key], one[key], rtol=1e-5, err_msg=key)
         for path in a.params:
+            if path.endswith(
+                "k_bias"
+            ):  # attention does not depend on it: its gradient is rounding, which Adam blows up
+                continue
             np.testing.assert_allclose(b.params[path], a.params[path], rtol=1e-4, atol=2e-5, err_msg=path)
 
 
