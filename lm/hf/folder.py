@@ -24,7 +24,7 @@ from lm.logger import write_json
 from lm.model.adapters import merge
 from lm.model.transformer import Model
 from lm.params import count, split_stacks
-from lm.parts import param_shapes, with_shardings
+from lm.parts import model_config, param_shapes, with_shardings
 from lm.sharding import make_mesh, param_shardings
 from lm.summary import versions
 
@@ -41,7 +41,8 @@ def import_folder(source: str, out: Path, log: Log) -> None:
     """Makes a workdir with the weights, as exact as they are stored, at step 0; everything that takes a run takes it."""
     check_new(out)
     config = follow_source(Config(init=InitConfig(source=source)), out)
-    found = find_foreign(source)
+    found, tokenizer = find_foreign(source), load_tokenizer(config.data.tokenizer.path)
+    model_config(config, tokenizer.vocab_size)  # refuses a tokenizer that the embedding has no rows for
     shapes = param_shapes(Model(config.model))
     weights = open_weights(found, shapes)
     stored = {str(weights.dtype_of(path)) for path in shapes}
@@ -51,7 +52,6 @@ def import_folder(source: str, out: Path, log: Log) -> None:
     params = weights.load(with_shardings(held_shapes, param_shardings(held_shapes, make_mesh(MeshConfig()))))
     weights.close()
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(config.data.tokenizer.path)
     tokenizer.save(out / "tokenizer")
     config = replace(
         config, data=replace(config.data, tokenizer=replace(config.data.tokenizer, path=f"{out}/tokenizer"))

@@ -200,6 +200,15 @@ def test_a_source_that_is_not_there(source, says, tmp_path, monkeypatch):
         follow_source(Config(init=InitConfig(source=source)))
 
 
+def test_a_tokenizer_that_is_larger_than_the_embedding(llama, tmp_path):
+    shutil.copytree(llama[0], tmp_path / "model")
+    fields = {**CONFIGS["llama"], "vocab_size": 300}
+    (tmp_path / "model/config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"tokenizer has \d+ pieces, config\.model\.vocab_size=300"):
+        main(["import", str(tmp_path / "model"), str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_export_that_fails_leaves_nothing(llama, tmp_path, monkeypatch):
     main(["import", str(llama[0]), str(tmp_path / "run")])
     assert find_damage(tmp_path / "run/checkpoints/0") is None

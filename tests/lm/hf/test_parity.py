@@ -21,12 +21,13 @@ from lm.params import split_stacks
 from lm.parts import make_model, param_shapes, with_shardings
 from lm.sampling import Sampling
 from lm.sharding import make_mesh, param_shardings
+from tests.data_pipeline.small_tokenizers import save_folder
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-V, T, NEW = 320, 128, 64
+V, T, NEW = 512, 128, 64
 BASE = {
     "vocab_size": V, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
@@ -84,12 +85,13 @@ def theirs(request, tmp_path):
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path / "model")
+    save_folder(tmp_path / "model", "byte_bpe")
     return tmp_path / "model", model
 
 
 def load(folder, runs):
     found = find_foreign(f"hf:{folder}")
-    mesh = make_mesh(MeshConfig())
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     model, _ = make_model(found.model, runs, mesh, T)
     weights = open_weights(found, param_shapes(Model(found.model)))
     shapes = param_shapes(model)
