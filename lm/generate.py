@@ -145,10 +145,9 @@ def main(argv: list[str]) -> None:
     texts = {"workdir": "", "step": "best", "prompt": "", "chat": "false", "system": "", "messages": ""}
     flags, extra = split_flags(argv, {**texts, **numbers}, USAGE)
     prompts += [flags["prompt"]] if flags["prompt"] else []
+    # As such characters Python passes on bytes of argv that are no text.
     if any("\udc80" <= char <= "\udcff" for char in "".join([*prompts, flags["system"]])):
-        raise ConfigError(
-            "--prompt, --system: not UTF-8; give it as UTF-8 text"
-        )  # how Python passes on such bytes of argv
+        raise ConfigError("--prompt, --system: not UTF-8; give it as UTF-8 text")
     wanted = (bool(prompts), flags["chat"] == "true", bool(flags["messages"]))
     if not flags["workdir"] or sum(wanted) != 1 or extra:
         raise ConfigError(

@@ -37,6 +37,7 @@ from lm.hf.config_json import write_config
 from lm.hf.names import module_names
 from lm.hf.source import keep_origin, read_origin
 from lm.hf.tensors import open_tensors, write_tensors
+from lm.logger import write_json
 from lm.model.adapters import MATRIX, base_of, make_adapters, merge
 from lm.model.transformer import Model
 from lm.params import Params, match_table, split_stacks, to_host
@@ -45,10 +46,10 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 Names = Mapping[str, str]  # {our path of a single layer: the module's name}
 
 
-def names_of(workdir: str | Path, model: ModelConfig, shapes: Mapping[str, Any]) -> dict[str, str]:
+def names_of(workdir: str | Path, model: ModelConfig, paths: Sequence[str]) -> dict[str, str]:
     """Returns {our path: module name} in the family that a run goes back to, or that can hold its model."""
     family = (read_origin(Path(workdir)) or write_config(model, 1))["model_type"]
-    return module_names(family, model, {path: tuple(leaf.shape) for path, leaf in shapes.items()})
+    return module_names(family, model, paths)
 
 
 def save_peft(
@@ -197,7 +198,7 @@ def write_run(out: str | Path, source: str, config: Config, params: Params, meta
     checkpoints = Checkpoints(folder, 1, lambda text: print(text, file=sys.stderr))
     checkpoints.save(step, {"params": params}, meta)
     checkpoints.close()
-    (folder / "config.json").write_text(json.dumps(to_json(config), indent=2) + "\n")
+    write_json(folder / "config.json", to_json(config))
 
 
 USAGE = """
@@ -227,14 +228,15 @@ def main(argv: list[str]) -> None:
     source, out = folders[-2:]
     loaded = build.load_run(source, flags["step"], lambda text: print(text, file=sys.stderr))
     config, model, params = loaded.config, loaded.model.config, split_stacks(loaded.params)
-    plain, names = merge(params, model.adapters)[0], {}
+    names = {}
     if command != "merge":
-        names = names_of(source, model, plain)
+        names = names_of(source, model, [path for path in params if base_of(path) == path])
     if command == "export":
         trained = match_table(config.optim.train, list(params), "optim.train")
         also = [path for path, on in trained.items() if on and base_of(path) == path]
         save_peft(out, params, config.lora, names, also, flags["base"])
     else:
+        plain = merge(params, model.adapters)[0]
         table, lora = ((".*", True),), LoraConfig()
         if command == "import":
             if config.lora.rank:

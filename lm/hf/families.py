@@ -1,4 +1,4 @@
-"""What does a Hugging Face config.json mean as a `ModelConfig`, and how is one written?
+"""What does a Hugging Face config.json mean as a `ModelConfig`?
 
 Ten families. Every field is read, known to change nothing, or refused by name: a field that we do not know may change
 what the model computes.

@@ -7,7 +7,7 @@ Linear are transposed; those of GPT-2's Conv1D are not.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,13 +49,9 @@ class Row:
         return np.ascontiguousarray(tensor)
 
 
-def _linear(hf: str, *ours: str) -> list[Row]:
-    """A torch Linear with its bias."""
-    return [Row(f"{hf}.weight", ours, True), Row(f"{hf}.bias", tuple(f"{path}_bias" for path in ours))]
-
-
-def _conv1d(hf: str, *ours: str) -> list[Row]:
-    return [Row(f"{hf}.weight", ours), Row(f"{hf}.bias", tuple(f"{path}_bias" for path in ours))]
+def _linear(hf: str, *ours: str, transpose: bool = True) -> list[Row]:
+    """A torch Linear with its bias; GPT-2's Conv1D is one that is not transposed."""
+    return [Row(f"{hf}.weight", ours, transpose), Row(f"{hf}.bias", tuple(f"{path}_bias" for path in ours))]
 
 
 def _norm(hf: str, ours: str) -> list[Row]:
@@ -84,6 +80,7 @@ _AFTER = [
     *_norm(f"{_LAYER}.post_attention_layernorm", "norm_attn_out"),
     *_norm(f"{_LAYER}.post_feedforward_layernorm", "norm_mlp_out"),
 ]
+_QKV = ("attn/q", "attn/k", "attn/v")
 _GPT2 = [
     Row("transformer.wte.weight", ("embed",)),
     Row("transformer.wpe.weight", ("positions",)),
@@ -91,12 +88,11 @@ _GPT2 = [
     Row("lm_head.weight", ("head",), True),
     *_norm("transformer.h.{i}.ln_1", "norm_attn"),
     *_norm("transformer.h.{i}.ln_2", "norm_mlp"),
-    *_conv1d("transformer.h.{i}.attn.c_attn", "attn/q", "attn/k", "attn/v"),
-    *_conv1d("transformer.h.{i}.attn.c_proj", "attn/out"),
-    *_conv1d("transformer.h.{i}.mlp.c_fc", "mlp/up"),
-    *_conv1d("transformer.h.{i}.mlp.c_proj", "mlp/down"),
+    *_linear("transformer.h.{i}.attn.c_attn", *_QKV, transpose=False),
+    *_linear("transformer.h.{i}.attn.c_proj", "attn/out", transpose=False),
+    *_linear("transformer.h.{i}.mlp.c_fc", "mlp/up", transpose=False),
+    *_linear("transformer.h.{i}.mlp.c_proj", "mlp/down", transpose=False),
 ]
-_QKV = ("attn/q", "attn/k", "attn/v")
 _NEOX = [
     Row("gpt_neox.embed_in.weight", ("embed",)),
     *_norm("gpt_neox.final_layer_norm", "norm_out"),
@@ -124,14 +120,13 @@ IGNORED = re.compile(r".*\.(attn|attention)\.(bias|masked_bias)|.*rotary_emb\.in
 PREFIXES = {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}
 
 
-def rows_of(family: str, config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> list[Row]:
-    """The rows of a model that has the parameters `shapes`, layer by layer; together they hold each parameter once."""
+def rows_of(family: str, config: ModelConfig, paths: Collection[str]) -> list[Row]:
+    """The rows of a model that has the parameters `paths`, layer by layer; together they hold each parameter once."""
     rows = []
     for row in TABLES[family]:
-        layers = range(config.layers) if "{i}" in row.hf else ()
-        found = [row.at(layer) for layer in layers] or ([] if "{i}" in row.hf else [row])
-        rows += [one for one in found if all(path in shapes for path in one.ours)]
-    missing = set(shapes) - {path for row in rows for path in row.ours}
+        found = [row.at(layer) for layer in range(config.layers)] if "{i}" in row.hf else [row]
+        rows += [one for one in found if all(path in paths for path in one.ours)]
+    missing = set(paths) - {path for row in rows for path in row.ours}
     if missing:
         raise UserError(f"{family} models have no place for {', '.join(sorted(missing))}")
     return rows
@@ -152,9 +147,9 @@ def plain_names(family: str, names: Sequence[str]) -> dict[str, str]:
     return plain
 
 
-def module_names(family: str, config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+def module_names(family: str, config: ModelConfig, paths: Collection[str]) -> dict[str, str]:
     """Returns {parameter: name of the module whose weight it is}; those fused with others, and GPT-2's Conv1D, are left out."""
-    rows = rows_of(family, config, shapes)
+    rows = rows_of(family, config, paths)
     alone = [row for row in rows if len(row.ours) == 1 and row.hf.endswith(".weight")]
     return {
         row.ours[0]: row.hf.removesuffix(".weight")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -40,6 +41,7 @@ def is_foreign(source: str) -> bool:
     return source.startswith(KINDS)
 
 
+@functools.cache  # a run asks several times; a branch on the hub could move in between
 def find_foreign(source: str) -> Foreign:
     """Reads what `hf:...` or `gguf:...` is, without its weights; a name that is no folder is asked of the hub."""
     kind, _, name = source.partition(":")

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipeline.built_in_templates import built_in_template
 from data_pipeline.config import DataConfig
+from data_pipeline.tokenizer import ByteTokenizer
 from lm.config import Config, LoraConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from lm.model.codes import KINDS
 from lm.model.transformer import Model
@@ -62,6 +64,14 @@ class OneDevice:
     def after(self, batches):
         """Per-layer parameters after a step on each batch, as numpy."""
         return {p: np.asarray(leaf) for p, leaf in split_stacks(self.steps(batches)[0].params).items()}
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Of bytes, with the chatml template."""
+    made = ByteTokenizer()
+    made.template = built_in_template("chatml", False, False)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from data_pipeline.built_in_templates import built_in_template
 from data_pipeline.chat import open_chat, open_trained_chat
 from data_pipeline.tokenizer import ByteTokenizer
 from lm import chat as chat_module
@@ -15,13 +14,6 @@ from lm.generate import generate, main, visible
 from lm.sampling import Sampling
 
 GREEDY = Sampling(temperature=0.0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    made = ByteTokenizer()
-    made.template = built_in_template("chatml", False, False)
-    return made
 
 
 @pytest.fixture(scope="module")

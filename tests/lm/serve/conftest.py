@@ -11,9 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_pipeline.built_in_templates import built_in_template
 from data_pipeline.chat import open_chat
-from data_pipeline.tokenizer import ByteTokenizer
 from lm.sampling import Sampling
 from lm.serve.answer import Answer
 from lm.serve.app import App
@@ -21,13 +19,6 @@ from lm.serve.engine import Engine, Job
 from lm.serve.slots import Slots
 
 ROWS, PLACES = 16, 300
-
-
-@pytest.fixture(scope="session")
-def tokenizer():
-    made = ByteTokenizer()
-    made.template = built_in_template("chatml", False, False)
-    return made
 
 
 @pytest.fixture(scope="session")
