@@ -134,8 +134,11 @@ def load_peft(folder: str | Path, names: Names) -> tuple[LoraConfig, Params]:
     """
     folder = Path(folder)
     lora, saved = read_peft_config(folder / CONFIG)
-    with open_tensors(folder / TENSORS) as file:
-        tensors = {name: np.asarray(file.read(name), np.float32) for name in file.shapes}
+    try:
+        with open_tensors(folder / TENSORS) as file:
+            tensors = {name: np.asarray(file.read(name), np.float32) for name in file.shapes}
+    except UserError as error:
+        raise UserError(f"the adapters cannot be read: {error}") from None
     ours, params, homeless = {name: path for path, name in names.items()}, {}, []
     parts = {
         "lora_A.weight": "_lora_a",
