@@ -189,14 +189,14 @@ def join_adapters(base: Params, model: ModelConfig, lora: LoraConfig, adapters: 
     return both
 
 
-def write_run(out: str | Path, source: str, config: Config, params: Params, meta: Meta, step: int) -> None:
+def write_run(out: str | Path, source: str | Path, config: Config, params: Params, meta: Meta, step: int) -> None:
     """Writes a run folder that holds `params` alone: enough for init.source, lm.generate and lm.evaluate."""
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(Path(source) / "tokenizer", folder / "tokenizer")
-    keep_origin(source, folder)
+    keep_origin(str(source), folder)
     meta = {**meta, "config": to_json(config), "best_step": step, "saved_step": step}
     checkpoints = Checkpoints(folder, 1, lambda text: print(text, file=sys.stderr))
     checkpoints.save(step, {"params": params}, meta)

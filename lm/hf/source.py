@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lm.config import Config, ConfigError, ModelConfig, UserError, from_mapping, to_json
+from lm.config import Config, ConfigError, ModelConfig, UserError, from_mapping
 from lm.hf.families import read_config
 
 ORIGIN = "hf_origin.json"  # in a workdir
 KINDS = ("hf:", "gguf:")
 # What a config decides, whatever the source is. All other keys of `model` follow the source.
 OWN = {"init_std", "init_out", "dropout", "attention", "dtype", "scan", "remat"}
+FOLLOWS = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in OWN]
 FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]  # of a hub repository
 
 
@@ -110,16 +111,15 @@ def follow_source(config: Config, workdir: Path | None = None) -> Config:
         model, place = found.model, str(found.place)
         if found.place.is_file() and not config.data.tokenizer.path:
             place = str(_unpack_tokenizer(found.place, workdir))
-    keys = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in OWN]
     default = ModelConfig()
     problems = [
         f"config.model.{key}: {getattr(config.model, key)!r}, but {source} has {getattr(model, key)!r}: leave it out"
-        for key in keys
+        for key in FOLLOWS
         if getattr(config.model, key) not in (getattr(default, key), getattr(model, key))
     ]
     if problems:
         raise ConfigError(problems)
-    model = replace(config.model, **{key: getattr(model, key) for key in keys})
+    model = replace(config.model, **{key: getattr(model, key) for key in FOLLOWS})
     tokenizer = config.data.tokenizer
     if not tokenizer.path:
         tokenizer = replace(tokenizer, kind="auto", path=place)
@@ -179,6 +179,6 @@ def same_model(one: ModelConfig, other: ModelConfig) -> bool:
         model = replace(model, kv_heads=model.n_kv_heads, head_dim=model.q_head_dim, mlp_dim=model.mlp_width)
         model = replace(model, max_len=model.max_len if model.position == "learned" else 0)
         model = replace(model, attn_scale=model.attn_scale or model.head_dim)
-        return {key: value for key, value in to_json(model).items() if key not in OWN}
+        return {key: getattr(model, key) for key in FOLLOWS}
 
     return resolved(one) == resolved(other)
