@@ -107,15 +107,19 @@ def alternate(sides: Sequence[Side], rounds: int, seconds: float) -> None:
     for number in range(rounds):
         order = sides if number % 2 == 0 else sides[::-1]  # so that none always follows the same one
         for side in order:
-            steps = max(1, round(seconds / side.facts["step_seconds"]))
-            waiting = [other for other in sides if other is not side]
-            before, machine = [_cpu_seconds(other.process.pid) for other in waiting], _machine_cpu_seconds()
-            began = time.perf_counter()
-            turn = side.turn(steps)
-            wall = time.perf_counter() - began
-            turn["waiting_cores"] = sum(_cpu_seconds(o.process.pid) - b for o, b in zip(waiting, before)) / wall
-            turn["busy_cores"] = (_machine_cpu_seconds() - machine) / wall
-            side.turns.append({"steps": steps, **turn})
+            give_turn(side, sides, max(1, round(seconds / side.facts["step_seconds"])))
+
+
+def give_turn(side: Side, sides: Sequence[Side], steps: int) -> None:
+    """One turn of `side` while the other `sides` wait."""
+    waiting = [other for other in sides if other is not side]
+    before, machine = [_cpu_seconds(other.process.pid) for other in waiting], _machine_cpu_seconds()
+    began = time.perf_counter()
+    turn = side.turn(steps)
+    wall = time.perf_counter() - began
+    turn["waiting_cores"] = sum(_cpu_seconds(o.process.pid) - b for o, b in zip(waiting, before)) / wall
+    turn["busy_cores"] = (_machine_cpu_seconds() - machine) / wall
+    side.turns.append({"steps": steps, **turn})
 
 
 def _cpu_seconds(process: int) -> float:
@@ -151,6 +155,7 @@ def median_row(side: Side) -> Row:
         "least_seconds": min(seconds), "cpu_seconds": statistics.median(turn["cpu_seconds"] for turn in side.turns),
         "waiting_cores": max(turn["waiting_cores"] for turn in side.turns), "others_cores": max(0.0, statistics.median(others)),
         "start_seconds": side.start_seconds, "steps": side.turns[0]["steps"], "rounds": len(side.turns), **side.facts,
+        "rss_bytes": side.turns[-1]["rss_bytes"],
     }  # fmt: skip
 
 
@@ -211,6 +216,7 @@ def _child(target: str, spec: Mapping[str, Any]) -> None:
         return {
             "seconds": (time.perf_counter() - began) / steps,
             "cpu_seconds": (time.process_time() - cpu_began) / steps,
+            "rss_bytes": _peak_rss(),
         }
 
     module, _, function = target.partition(":")

@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.train.steps = 200
     c.train.eval_every = 50
+    c.train.eval_at_start = True
     c.train.early_stop_patience = 4
     c.train.sample_prompts = ("def add(a, b):\n    return a + b\n\n# Docstring:\n",)
     return c

@@ -29,5 +29,6 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.train.steps = 200
     c.train.eval_every = 50
+    c.train.eval_at_start = True
     c.train.early_stop_patience = 4
     return c

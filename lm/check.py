@@ -209,6 +209,7 @@ def _validation_users(config: Config) -> list[tuple[str, bool]]:
         ("train.early_stop_patience", config.train.early_stop_patience > 0),
         ("optim.schedule='plateau'", config.optim.schedule == "plateau"),
         ("train.eval_every", config.train.eval_every > 0),
+        ("train.eval_at_start", config.train.eval_at_start),
     ]
 
 

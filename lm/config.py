@@ -176,6 +176,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     log_every: int = 10  # steps
     eval_every: int = 100  # steps; 0: only at the end (when there is validation data)
+    eval_at_start: bool = False  # evaluate before step 1 too: what fine-tuning has to beat
     eval_batch_size: int = 32  # rows; changes speed, not results
     eval_rows: int = 0  # at most this many rows of the validation split; 0: all of it
     save_every: int = 0  # steps; 0: at each evaluation

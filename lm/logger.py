@@ -219,6 +219,11 @@ def run_card(summary: Mapping[str, Any], receipt: Mapping[str, Any], commands: M
         value = summary.get(key)
         return "-" if value is None else f"{value:{digits}}"
 
+    def line(key: str, label: str, digits: str = ".4f") -> str:
+        columns = ["", "best/", *(["start/"] if "start/eval/loss" in summary else [])]
+        return f"| {label} | {' | '.join(number(column + key, digits) for column in columns)} |"
+
+    before = " before training |" if "start/eval/loss" in summary else ""
     splits = ""
     for name, source in data["sources"].items():
         for split, part in source["splits"].items():
@@ -233,12 +238,12 @@ after {duration(summary["wall_seconds"])}; {summary["tokens_seen"]:,} target tok
 
 ![loss](loss.png)
 
-| | last | best (step {summary["best_step"]}) |
-|---|---|---|
-| eval/loss, nats a token | {number("eval/loss")} | {number("best/eval/loss")} |
-| eval/perplexity | {number("eval/perplexity", ".3f")} | {number("best/eval/perplexity", ".3f")} |
-| eval/bits_per_byte | {number("eval/bits_per_byte")} | {number("best/eval/bits_per_byte")} |
-| eval/accuracy | {number("eval/accuracy")} | {number("best/eval/accuracy")} |
+| | last | best (step {summary["best_step"]}) |{before}
+|---|---|---|{"---|" if before else ""}
+{line("eval/loss", "eval/loss, nats a token")}
+{line("eval/perplexity", "eval/perplexity", ".3f")}
+{line("eval/bits_per_byte", "eval/bits_per_byte")}
+{line("eval/accuracy", "eval/accuracy")}
 
 Last training loss {number("train/loss")}; {summary["tokens_per_sec"]:,.0f} target tokens a second on \
 {summary["devices"]}; mfu {number("mfu", ".3f")} (peak: {summary["peak"]}).

@@ -75,7 +75,8 @@ def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment) -
     receipt = check_frozen(receipt, outcome.state.params, treatment)
     digest = params_sha256(outcome.state.params)
     progress, config = run.progress, run.config
-    evals = [record for record in progress.history if "eval/loss" in record]
+    evals = [record for record in progress.history if "eval/loss" in record and record["step"]]
+    start = next((record for record in progress.history if "eval/loss" in record and not record["step"]), {})
     best = next((record for record in evals if record["step"] == progress.best_step), {})
     trains = [record for record in progress.history if "train/loss" in record]
     rate = outcome.train_tokens / outcome.train_seconds if outcome.train_seconds else 0.0
@@ -90,6 +91,7 @@ def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment) -
         "train/loss": trains[-1]["train/loss"] if trains else None,
         **{key: value for key, value in (evals[-1] if evals else {}).items() if key != "step"},
         **{f"best/{key}": value for key, value in best.items() if key != "step"},
+        **{f"start/{key}": value for key, value in start.items() if key != "step"},
         "params_sha256": digest,
         "tokens_per_sec": rate,
         "mfu": rate * run.flops_per_token / run.peak_flops,

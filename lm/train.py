@@ -245,8 +245,10 @@ class _Loop:
 
     def _eval_due(self) -> bool:
         run, config, step = self.run, self.run.config.train, self.run.progress.step
-        if run.progress.last_eval == step or step == 0 or not run.data.has_split("validation"):
+        if run.progress.last_eval == step or not run.data.has_split("validation"):
             return False
+        if step == 0:
+            return config.eval_at_start
         return step >= config.steps or bool(config.eval_every and step % config.eval_every == 0)
 
     def _evaluate(self, stopped: Callable[[], bool]) -> bool:
@@ -261,20 +263,19 @@ class _Loop:
         )
         if result is None:
             return False
-        loss = result["loss"]
-        improved = math.isfinite(loss) and (
-            progress.best_loss is None or loss < progress.best_loss - config.early_stop_min_delta
-        )
+        loss, moved = result["loss"], progress.step > 0  # unmoved weights are no result of this run
+        better = progress.best_loss is None or loss < progress.best_loss - config.early_stop_min_delta
+        improved = moved and math.isfinite(loss) and better
         progress.last_eval = progress.step
         if improved:
             progress.best_step, progress.best_loss, progress.evals_since_best = progress.step, loss, 0
-        else:
+        elif moved:
             progress.evals_since_best += 1
         self.save_due |= improved
-        if run.observe_eval is not None:
+        if moved and run.observe_eval is not None:
             self.state = run.observe_eval(self.state, loss)
         self._record({"step": progress.step, **{f"eval/{key}": value for key, value in result.items()}})
-        mark = " *" if improved else ""
+        mark = " *" if improved else "" if moved else " before training"
         run.logger.say(
             f"step {progress.step}: eval loss {loss:.4f} +- {result.get('loss_stderr', math.nan):.4f}, "
             f"{result.get('bits_per_byte', math.nan):.4f} bits/byte ({duration(time.perf_counter() - began)}){mark}"

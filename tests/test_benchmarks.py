@@ -15,7 +15,7 @@ from benchmarks.turns import Side, SideFailed, alternate, median_row
 from data_pipeline.schema import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("step_time", "freeze", "compile_time", "scaling", "input")
+PROGRAMS = ("step_time", "freeze", "finetune", "compile_time", "scaling", "input")
 needs_torch = pytest.mark.skipif(
     not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")), reason="needs the peers"
 )
@@ -61,7 +61,12 @@ def test_step_time_runs_without_tensorflow_and_adds_rows_to_a_file(no_tensorflow
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "flags", "rows"),
-    [("freeze", ("--sides=ours",), 4), ("compile_time", (), 3), ("scaling", ("--devices=1,2",), 8)],
+    [
+        ("freeze", ("--sides=ours",), 4),
+        ("compile_time", (), 3),
+        ("scaling", ("--devices=1,2",), 8),
+        ("finetune", ("--sides=ours",), 2),
+    ],
 )
 def test_the_others_run_without_tensorflow(program, flags, rows, no_tensorflow, tmp_path):
     out = tmp_path / "rows.jsonl"

@@ -207,8 +207,13 @@ def test_finetune_evaluate_and_generate(place):
         "    c.optim.train = last_layers(1, layers=4)\n    c.optim.peak_lr = 'auto'\n    return c\n"
     )
     (place / "tune.py").write_text(text.replace("    return c\n", extra))
-    done = launch(place, "tuned", "--config.train.steps=20", config="tune.py")
+    done = launch(place, "tuned", "--config.train.steps=20", "--config.train.eval_at_start=true", config="tune.py")
     assert done.returncode == 0, done.stderr
+    base, tuned = (read(place / name / "summary.json") for name in ("base", "tuned"))
+    assert tuned["start/eval/loss"] == pytest.approx(base["best/eval/loss"], abs=1e-5)
+    assert tuned["best_step"] > 0
+    assert "before training" in done.stdout
+    assert "before training |" in (place / "tuned/README.md").read_text()
     assert "started" not in done.stderr
     assert "starting from" in done.stdout
     assert "0.0003, a tenth of the 0.003" in done.stdout
