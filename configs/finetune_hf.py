@@ -17,6 +17,7 @@ from configs import base
 def get_config() -> ml_collections.ConfigDict:
     c = base.get_config()
     c.init.source = "hf:"  # which model is for the command line to say
+    c.model.scan = True  # 30 layers of SmolLM2 with LoRA: 5.4 GiB instead of 12, 5 % slower
     c.data.split.validation = 0.1
     c.data.seq_len = 512
     c.data.batch_size = 8

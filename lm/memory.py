@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -41,10 +42,11 @@ class MemoryWatch:
 
     They stand in the hole of the step before. But XLA frees that a few milliseconds after its results are there, and the
     next step, if asked for at once, takes another: up to 4.9 GB instead of 2.5 for 6 x 384 (docs/LOG.md). Once that has
-    happened the watch is `crowded`: from then on call `settle` before each step.
+    happened, or where two would not fit, the watch is `crowded`: from then on call `settle` before each step.
     """
 
     LIMIT = 1.4
+    SHARE = 0.8  # of the memory that programs can have now, for the temporaries of two steps
     SETTLE = 0.005  # seconds; 0.002 were enough in 70 steps of 6 x 384
 
     def __init__(self, active: bool) -> None:
@@ -71,8 +73,11 @@ class MemoryWatch:
     def release(self) -> None:
         """Releases memory while no step runs; the next check sees what one step needs."""
         time.sleep(self.SETTLE)
+        before = resident_bytes()
         release_memory()
         self.full, self.needed = False, None
+        freed = before - resident_bytes()
+        self.crowded |= self.active and 2 * freed > self.SHARE * available_bytes()
 
 
 def resident_bytes() -> int:
@@ -81,6 +86,13 @@ def resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_bytes() -> int:
+    """Memory that a program could still have without swapping; where the system does not say, all of the machine's."""
+    with contextlib.suppress(OSError), open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @functools.cache

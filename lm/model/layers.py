@@ -128,7 +128,7 @@ def activate(name: str, up_BTF: jax.Array, gate_BTF: jax.Array | None = None) ->
 
 activate.defvjp(
     lambda name, *parts: (_activate(name, *parts), parts),
-    lambda name, parts, g_BTF: jax.vjp(partial(_activate, name), *parts)[1](g_BTF),
+    lambda name, parts, g_BTF: jax.vjp(partial(_activate, name), *settle(parts))[1](g_BTF),
 )
 
 
@@ -143,5 +143,5 @@ class MLP(nn.Module):
         F, wide, bias = config.mlp_width, init_matrix(config), config.mlp_bias
         up_BTF = dense(self, "up", x_BTD, F, wide, bias)
         gate_BTF = dense(self, "gate", x_BTD, F, wide, bias) if config.mlp_gated else None
-        h_BTF = activate(config.activation, up_BTF, gate_BTF)
+        h_BTF: Any = activate(config.activation, up_BTF, gate_BTF)
         return dense(self, "down", h_BTF, config.dim, init_out(config), bias)

@@ -62,3 +62,16 @@ def test_nothing_is_kept_or_waited_for_where_an_accelerator_computes() -> None:
     kept, _, crowded, full = run("cuda")
     assert int(kept) < 30
     assert (crowded, full) == ("False", "False")
+
+
+def test_a_step_that_does_not_fit_twice_is_waited_for_from_the_start(monkeypatch) -> None:
+    from lm import memory
+
+    held = iter([9 << 30, 1 << 30, 9 << 30, 1 << 30])
+    monkeypatch.setattr(memory, "resident_bytes", lambda: next(held))
+    for available, crowded in ((21 << 30, False), (19 << 30, True)):
+        monkeypatch.setattr(memory, "available_bytes", lambda available=available: available)
+        watch = memory.MemoryWatch(active=True)
+        watch.release()
+        assert watch.crowded is crowded
+    assert memory.available_bytes() > 0
