@@ -54,7 +54,7 @@ def _flops_of_layers(
         }
 
     few = replace(with_layers(model.config, layers), scan=False, remat="none")
-    step, state = make_step(Model(few), Treatment(*map(keep, treatment)), 1, True)
+    step, state = make_step(Model(few, counted=True), Treatment(*map(keep, treatment)), 1, True)
     key = jax.eval_shape(lambda: jax.random.key(0))
     cost: Any = jax.jit(step).lower(state, batch, key).cost_analysis()
     return float(cost["flops"])
