@@ -67,7 +67,7 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Returns the PartitionSpec of one leaf; an axis that does not divide its dimension is left out."""
     for pattern, axes in TABLE:
         if re.fullmatch(pattern, path):
-            axes = (None,) * (len(shape) - len(axes)) + axes if axes else axes
+            axes = (None,) * (len(shape) - len(axes)) + axes
             fitting = [a if a and shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(axes)]
             return PartitionSpec(*fitting)
     raise AssertionError(f"lm/sharding.py: TABLE has no row for parameter {path!r}")

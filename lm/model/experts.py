@@ -82,7 +82,7 @@ def run_experts(
     x_RD = _take(x_BTD.reshape(-1, D), order_R, back_R, E)
     h_RF = ACTIVATIONS[config.activation](times(x_RD, "gate")) * times(x_RD, "up")
     y_BTED = _take(times(h_RF, "down"), back_R, order_R, 1).reshape(B, T, E, D)
-    y_BTD = jnp.einsum("BTED,BTE->BTD", y_BTED, shares_BTE.astype(y_BTED.dtype))
+    y_BTD = (y_BTED * shares_BTE.astype(y_BTED.dtype)[..., None]).sum(2)
     if mesh is not None and mesh.shape["tensor"] > 1:
         y_BTD = jax.lax.psum(y_BTD, "tensor")
     return y_BTD, None if weights_BT is None else balance(probs_BTX, ids_BTE, segments_BT, weights_BT, mesh)
@@ -128,7 +128,7 @@ def balance(
         held_BS, chosen_BSX = jax.lax.psum((held_BS, chosen_BSX), "context")
     share_BSX = chosen_BSX / jnp.where(held_BS > 0, held_BS, 1.0)[..., None]
     share_BTX = jnp.take_along_axis(share_BSX, segments_BT[..., None], axis=1)
-    sums_B = probs_BTX.shape[-1] * jnp.einsum("BTX,BTX,BT->B", probs_BTX, share_BTX, weights_BT)
+    sums_B = probs_BTX.shape[-1] * (probs_BTX * share_BTX * weights_BT[..., None]).sum((1, 2))
     return sums_B if mesh is None or mesh.shape["context"] == 1 else jax.lax.psum(sums_B, "context")
 
 
@@ -142,7 +142,12 @@ def _on_mesh(run: Any, mesh: Mesh, matrices: Matrices, balanced: bool) -> Any:
             parts.append(PartitionSpec(*(None if axis == "fsdp" else axis for axis in axes)))
         specs[name] = tuple(parts)
     width = matrices["up"][0].shape[-1] // mesh.shape["tensor"]
-    if len(matrices["down"]) == 2 and matrices["down"][0].dtype == jnp.uint8 and mesh.shape["tensor"] > 1 and width % BLOCK:
+    if (
+        len(matrices["down"]) == 2
+        and matrices["down"][0].dtype == jnp.uint8
+        and mesh.shape["tensor"] > 1
+        and width % BLOCK
+    ):
         raise UserError(
             f"optim.frozen_dtype='nf4' codes experts' matrices in blocks of {BLOCK} rows, which mesh.tensor="
             f"{mesh.shape['tensor']} cuts: a device has {width} rows of mlp/down. Set mesh.tensor=1 or 'int8'"

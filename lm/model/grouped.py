@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from lm.model.codes import decode
 
 # Of the gradient of the matrices: contracts the rows, group by group.
-BY_ROWS = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[])
+BY_ROWS = jax.lax.RaggedDotDimensionNumbers(
+    (((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
+)
 
 
 @jax.custom_vjp
