@@ -73,15 +73,16 @@ def run_experts(
     back_R = jnp.argsort(order_R)
     sizes_X = jnp.bincount(ids_BTE.reshape(-1), length=config.experts).astype(jnp.int32)
 
-    def times(y_RD: jax.Array, name: str) -> jax.Array:
+    def times(y_RD: Any, name: str) -> Any:
         held = matrices[name]
         if counted:
             return matmul_balanced(y_RD, held[0] if len(held) == 1 else decode(*held).astype(y_RD.dtype))
         return (matmul_grouped if len(held) == 1 else matmul_grouped_coded)(y_RD, *held, sizes_X)
 
-    x_RD = _take(x_BTD.reshape(-1, D), order_R, back_R, E)
+    x_RD: Any = _take(x_BTD.reshape(-1, D), order_R, back_R, E)
     h_RF = ACTIVATIONS[config.activation](times(x_RD, "gate")) * times(x_RD, "up")
-    y_BTED = _take(times(h_RF, "down"), back_R, order_R, 1).reshape(B, T, E, D)
+    y_RD: Any = _take(times(h_RF, "down"), back_R, order_R, 1)
+    y_BTED = y_RD.reshape(B, T, E, D)
     y_BTD = (y_BTED * shares_BTE.astype(y_BTED.dtype)[..., None]).sum(2)
     if mesh is not None and mesh.shape["tensor"] > 1:
         y_BTD = jax.lax.psum(y_BTD, "tensor")
@@ -136,26 +137,30 @@ def _on_mesh(run: Any, mesh: Mesh, matrices: Matrices, balanced: bool) -> Any:
     """`run` on each device's tokens."""
     specs = {}
     for name, held in matrices.items():
-        parts = []
-        for leaf, path in zip(held, (f"mlp/{name}", f"mlp/{name}_absmax")):
-            axes = param_spec(path, leaf.shape, mesh)
-            parts.append(PartitionSpec(*(None if axis == "fsdp" else axis for axis in axes)))
-        specs[name] = tuple(parts)
+        leaves = zip(held, (f"mlp/{name}", f"mlp/{name}_absmax"))
+        specs[name] = tuple(param_spec(path, leaf.shape, mesh) for leaf, path in leaves)
     width = matrices["up"][0].shape[-1] // mesh.shape["tensor"]
-    if (
-        len(matrices["down"]) == 2
-        and matrices["down"][0].dtype == jnp.uint8
-        and mesh.shape["tensor"] > 1
-        and width % BLOCK
-    ):
+    in_pairs = len(matrices["down"]) == 2 and matrices["down"][0].dtype == jnp.uint8
+    if in_pairs and mesh.shape["tensor"] > 1 and width % BLOCK:
         raise UserError(
             f"optim.frozen_dtype='nf4' codes experts' matrices in blocks of {BLOCK} rows, which mesh.tensor="
             f"{mesh.shape['tensor']} cuts: a device has {width} rows of mlp/down. Set mesh.tensor=1 or 'int8'"
         )
+
+    def gather(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        """The part that a device multiplies with; the way back sums gradients where their part lies, half an all-reduce."""
+        if "fsdp" not in spec:
+            return leaf
+        return jax.lax.all_gather(leaf, "fsdp", axis=tuple(spec).index("fsdp"), tiled=True)
+
+    def on_device(x_BTD: jax.Array, router_DX: jax.Array, parts: Matrices, *places: Any) -> Any:
+        whole = {name: tuple(map(gather, held, specs[name])) for name, held in parts.items()}
+        return run(x_BTD, router_DX, whole, *places, mesh=mesh)
+
     places = PartitionSpec(ROWS, "context")
-    out = (places, PartitionSpec(ROWS) if balanced else None)
     # check_vma off: loops that start from zeros would each have to say over which axes they vary.
     return jax.shard_map(
-        partial(run, mesh=mesh), mesh=mesh, out_specs=out, check_vma=False,
+        on_device, mesh=mesh, check_vma=False,
         in_specs=(places, PartitionSpec(), specs, places, places if balanced else None),
+        out_specs=(places, PartitionSpec(ROWS) if balanced else None),
     )  # fmt: skip

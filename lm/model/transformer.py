@@ -161,7 +161,7 @@ class Transformer(nn.Module):
                 kv = None if kv is None else (kv[0][None], kv[1][None])
             parts.append(kv)
             unevens += [] if uneven is None else [uneven.sum()]
-        uneven = sum(unevens) / self.config.layers if unevens else None
+        uneven = sum(unevens, jnp.zeros(())) / self.config.layers if unevens else None
         if cache is None or not parts:
             return x_BTD, None, uneven
         return x_BTD, (jnp.concatenate([k for k, _ in parts]), jnp.concatenate([v for _, v in parts])), uneven
