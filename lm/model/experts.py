@@ -50,6 +50,8 @@ class Experts(nn.Module):
                 continue
             init, shape = (init_out(config), (X, F, D)) if name == "down" else (init_matrix(config), (X, D, F))
             matrices[name] = (self.param(name, init, shape).astype(x_BTD.dtype),)
+        if self.is_initializing():  # which wants the parameters; under its vmap ragged_dot is not implemented
+            return x_BTD, None
         run = partial(run_experts, config, counted=self.counted)
         mesh, (B, T) = self.mesh, x_BTD.shape[:2]
         # A few rows that do not fill the devices, as in generation, are left to the compiler.

@@ -289,6 +289,9 @@ def test_new_weights_do_not_depend_on_grouping(make_model_config):
     assert flat["block_02/mlp/router"].shape == (16, 4)
     np.testing.assert_allclose(flat["block_01/mlp/up"].std(), config.init_std, rtol=0.1)
     np.testing.assert_allclose(flat["block_01/mlp/down"].std(), config.init_std / 8**0.5, rtol=0.1)
+    zeros = jax.jit(Model(replace(config, init_out="zero")).init_params)(jax.random.key(0))
+    assert not zeros["block_01/mlp/down"].any()
+    assert np.array_equal(zeros["block_01/mlp/up"], flat["block_01/mlp/up"])
     for runs in (((0, 4),), ((0, 1), (1, 4))):
         grouped_ = split_stacks(jax.jit(Model(config, runs).init_params)(jax.random.key(0)))
         assert all(np.array_equal(grouped_[path], flat[path]) for path in flat)
