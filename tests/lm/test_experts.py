@@ -19,6 +19,7 @@ from lm.model.transformer import Model
 from lm.params import split_stacks
 from lm.parts import make_loss, make_parts, with_shardings
 from lm.sampling import Sampling
+from lm.serve.slots import Slots, as_arrays
 from lm.sharding import make_mesh, param_shardings, param_spec
 
 MOE = {"experts": 4, "experts_per_token": 2, "mlp_dim": 24}
@@ -280,6 +281,23 @@ def test_generation_with_a_cache_writes_what_the_whole_row_says(make_model):
         row = jnp.asarray([prompt + text])
         logits = model.apply(params, row, jnp.arange(row.shape[1])[None], jnp.ones_like(row))
         assert text == np.asarray(logits[0, len(prompt) - 1 : -1].argmax(-1)).tolist()
+
+
+def test_rows_of_a_server_are_each_as_alone(make_model):
+    model, params = make_model(**MOE)
+    slots, sampling = Slots(model, params, 3, 64), as_arrays(Sampling(temperature=0.0))
+    prompts = [[3, 1, 4, 1, 5], [9, 2, 6]]
+    ids, lengths, texts = [0] * 3, [0] * 3, [[], []]
+    for row, prompt in enumerate(prompts):
+        lengths[row], ids[row] = slots.read(row, prompt, 0, sampling, 0)
+        texts[row].append(ids[row])
+    for number in range(1, 6):
+        ids = slots.step(ids, lengths, [sampling] * 3, [0] * 3, [number] * 3)
+        for row in range(2):
+            lengths[row] += 1
+            texts[row].append(ids[row])
+    for prompt, text in zip(prompts, texts):
+        assert [text] == generate(model, params, [prompt], max_new_tokens=6, sampling=Sampling(temperature=0.0))
 
 
 def test_new_weights_do_not_depend_on_grouping(make_model_config):
