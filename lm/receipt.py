@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from lm.metrics import active_size, token_flops
 from lm.model.adapters import base_of
 from lm.model.transformer import Model
 from lm.optim import Treatment, count_slots
-from lm.params import Params, block_name, hash_leaves, layer_paths, make_runs
+from lm.params import Params, block_name, hash_leaves, layer_paths, make_runs, match_table
 
 Receipt = dict[str, Any]
 StepMaker = Callable[
@@ -74,10 +73,10 @@ def make_receipt(
     shapes = {path: leaf.shape for path, leaf in single.items()}
     flops = token_flops(model.config, shapes, treatment.trained, config.data.seq_len)
     total_flops = sum(flops.values())
-    rows, seen = [], set()
-    for pattern, value in config.optim.train:
-        matched = [p for p in single if p not in seen and re.fullmatch(pattern, p)]
-        seen.update(matched)
+    row_of = match_table([(p, row) for row, (p, _) in enumerate(config.optim.train)], list(single), "optim.train")
+    rows = []
+    for row, (pattern, value) in enumerate(config.optim.train):
+        matched = {p for p in single if row_of[p] == row}
         inside = [
             p for p in flops if p in matched or (p.endswith("/scores") and p.replace("/scores", "/out") in matched)
         ]

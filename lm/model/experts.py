@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 from lm.config import ModelConfig, UserError
 from lm.model.codes import BLOCK, decode
 from lm.model.grouped import matmul_balanced, matmul_grouped, matmul_grouped_coded
-from lm.model.layers import ACTIVATIONS, init_matrix, init_out
+from lm.model.layers import activate, init_matrix, init_out
 from lm.model.products import einsum_f32
 from lm.sharding import ROWS, param_spec, row_shards
 
@@ -82,7 +82,7 @@ def run_experts(
         return (matmul_grouped if len(held) == 1 else matmul_grouped_coded)(y_RD, *held, sizes_X)
 
     x_RD: Any = _take(x_BTD.reshape(-1, D), order_R, back_R, E)
-    h_RF = ACTIVATIONS[config.activation](times(x_RD, "gate")) * times(x_RD, "up")
+    h_RF = activate(config.activation, times(x_RD, "up"), times(x_RD, "gate"))
     y_RD: Any = _take(times(h_RF, "down"), back_R, order_R, 1)
     y_BTED = y_RD.reshape(B, T, E, D)
     y_BTD = (y_BTED * shares_BTE.astype(y_BTED.dtype)[..., None]).sum(2)

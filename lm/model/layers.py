@@ -106,11 +106,30 @@ def dense(
     if module.has_variable("params", f"{name}_absmax"):
         y = matmul_coded(x_BTD, *(module.get_variable("params", path) for path in (name, f"{name}_absmax")))
     else:
-        y = matmul(x_BTD, module.param(name, init, (x_BTD.shape[-1], width)).astype(x_BTD.dtype))
+        y = matmul(x_BTD, module.param(name, init, (x_BTD.shape[-1], width)))
     y = adapt(module, name, x_BTD, y)
     if bias:
         y += module.param(f"{name}_bias", nn.initializers.zeros, (width,)).astype(x_BTD.dtype)[None, None]
     return y
+
+
+def _activate(name: str, up_BTF: jax.Array, gate_BTF: jax.Array | None) -> jax.Array:
+    return ACTIVATIONS[name](up_BTF) if gate_BTF is None else ACTIVATIONS[name](gate_BTF) * up_BTF
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def activate(name: str, up_BTF: jax.Array, gate_BTF: jax.Array | None = None) -> jax.Array:
+    """act(up), or act(gate) * up. Its backward keeps what came in and computes the rest again.
+
+    Differentiation kept six arrays of that size a layer for GELU: 42 % of a scanned step's temporaries (8x384/256x8).
+    """
+    return _activate(name, up_BTF, gate_BTF)
+
+
+activate.defvjp(
+    lambda name, *parts: (_activate(name, *parts), parts),
+    lambda name, parts, g_BTF: jax.vjp(partial(_activate, name), *parts)[1](g_BTF),
+)
 
 
 class MLP(nn.Module):
@@ -120,11 +139,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        config, act = self.config, ACTIVATIONS[self.config.activation]
+        config = self.config
         F, wide, bias = config.mlp_width, init_matrix(config), config.mlp_bias
-        h_BTF = dense(self, "up", x_BTD, F, wide, bias)
-        if config.mlp_gated:
-            h_BTF = act(dense(self, "gate", x_BTD, F, wide, bias)) * h_BTF
-        else:
-            h_BTF = act(h_BTF)
+        up_BTF = dense(self, "up", x_BTD, F, wide, bias)
+        gate_BTF = dense(self, "gate", x_BTD, F, wide, bias) if config.mlp_gated else None
+        h_BTF = activate(config.activation, up_BTF, gate_BTF)
         return dense(self, "down", h_BTF, config.dim, init_out(config), bias)

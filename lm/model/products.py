@@ -20,18 +20,23 @@ def settle(x: Any) -> Any:
 
 @jax.custom_vjp
 def matmul(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
-    """x @ w. Its backward starts from a settled gradient and forms that of `w` in one product, in its own layout."""
-    return x_BTD @ w_DF
+    """x @ w in the dtype of `x`. Its backward starts from a settled gradient and forms that of `w` in one product.
+
+    What the backward keeps is `w` as it is held: not a copy in the dtype of `x`.
+    """
+    return x_BTD @ w_DF.astype(x_BTD.dtype)
 
 
 def _matmul_forward(x_BTD: jax.Array, w_DF: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x_BTD @ w_DF, (x_BTD, w_DF)
+    return x_BTD @ w_DF.astype(x_BTD.dtype), (x_BTD, w_DF)  # not `matmul`: remat's policies look for the product
 
 
 def _matmul_backward(kept: tuple[jax.Array, jax.Array], g_BTF: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_BTD, w_DF = kept
     x_BTD, g_BTF = settle((x_BTD, g_BTF))
-    return jnp.einsum("BTF,DF->BTD", g_BTF, w_DF), jax.lax.platform_dependent(x_BTD, g_BTF, cpu=_flat, default=_whole)
+    x_grad = jnp.einsum("BTF,DF->BTD", g_BTF, w_DF.astype(g_BTF.dtype))
+    w_grad = jax.lax.platform_dependent(x_BTD, g_BTF, cpu=_flat, default=_whole)
+    return x_grad, w_grad.astype(w_DF.dtype)
 
 
 def _whole(x_BTD: jax.Array, g_BTF: jax.Array) -> jax.Array:

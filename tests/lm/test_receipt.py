@@ -69,6 +69,16 @@ def test_the_table_adds_up(quarter):
     assert all(pattern in text for pattern, _ in TOP_QUARTER)
 
 
+def test_layers_counted_from_the_end_stand_in_their_own_row(quarter, receipt_of):
+    """They stood in the row of '.*', as frozen ones with optimizer numbers."""
+    receipt, _ = receipt_of(table=(("block_-0[12]/.*", True), ("norm_out/.*", True), (".*", False)))
+    first, second, norm, rest = ({**row, "pattern": ""} for row in quarter[0]["table"])
+    both = {key: first[key] + second[key] for key in first if key not in ("pattern", "trained", "flops_share")}
+    found = receipt["table"]
+    assert {key: found[0][key] for key in both} == both
+    assert [{**row, "pattern": ""} for row in found[1:]] == [norm, rest]
+
+
 def test_nothing_frozen_is_the_full_step(receipt_of):
     receipt, _ = receipt_of(table=((".*", True),))
     assert receipt["flops_per_step"] == receipt["flops_per_step_if_all_trained"]
