@@ -108,6 +108,18 @@ def qwen3_8b(model: Model) -> None:
     _qwen3(model, 36, 4096, 32, 12_288, False)
 
 
+def mixtral_8x7b(model: Model) -> None:
+    """46.7 billion parameters, of which a token meets 12.9."""
+    _llama(model, 32, 4096, 32, 14_336)
+    model.update({"vocab_size": 32_000, "rope_theta": 1_000_000.0, "experts": 8, "experts_per_token": 2})
+
+
+def qwen3_30b_a3b(model: Model) -> None:
+    """30.5 billion parameters, of which a token meets 3.3."""
+    _qwen3(model, 48, 2048, 32, 768, False)
+    model.update({"kv_heads": 4, "experts": 128, "experts_per_token": 8})
+
+
 def gemma_3_1b(model: Model) -> None:
     model.update({
         "layers": 26, "dim": 1152, "heads": 4, "kv_heads": 1, "head_dim": 256, "mlp_dim": 6912, "vocab_size": 262_144,
@@ -120,6 +132,7 @@ def gemma_3_1b(model: Model) -> None:
 MODELS: dict[str, Callable[[Model], None]] = {
     "gpt2": gpt2, "gpt2-xl": gpt2_xl, "llama-3.2-1b": llama_3_2_1b, "llama-3-8b": llama_3_8b, "llama-3-70b": llama_3_70b,
     "qwen3-0.6b": qwen3_0_6b, "qwen3-8b": qwen3_8b, "gemma-3-1b": gemma_3_1b, "mistral-7b": mistral_7b,
+    "mixtral-8x7b": mixtral_8x7b, "qwen3-30b-a3b": qwen3_30b_a3b,
 }  # fmt: skip
 SEQ_LEN = {"gpt2": 1024, "gpt2-xl": 1024, "llama-3-8b": 8192, "mistral-7b": 8192}  # others: 4096
 
@@ -137,6 +150,7 @@ def get_config(name: str = "") -> ml_collections.ConfigDict:
     c.model.remat = "full" if c.model.scan else "none"
     c.mesh.data = 1
     c.mesh.fsdp = -1
+    c.train.balance_loss = 1e-3 if c.model.experts else 0.0
     c.optim.peak_lr = 3e-4
     c.optim.warmup_steps = 100
     c.train.eval_every = 0

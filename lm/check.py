@@ -32,11 +32,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 AT_LEAST: dict[str, float] = {
     "model.layers": 1, "model.dim": 1, "model.heads": 1, "model.kv_heads": 0, "model.head_dim": 0, "model.mlp_dim": 0,
+    "model.experts": 0, "model.experts_per_token": 1,
     "model.vocab_size": 0, "model.max_len": 0, "model.window": 0, "model.attn_softcap": 0, "model.logit_softcap": 0,
     "model.attn_scale": 0, "model.rope_local_theta": 0, "model.rope_scaling.original_len": 0,
     "model.init_std": 0, "lora.rank": 0, "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.end_lr_ratio": 0,
     "optim.plateau_patience": 1, "optim.weight_decay": 0, "optim.clip_norm": 0, "train.steps": 1, "train.epochs": 0, "train.seed": 0,
-    "train.micro_batches": 1, "train.loss_chunk": 0, "train.z_loss": 0, "train.log_every": 1, "train.eval_every": 0,
+    "train.micro_batches": 1, "train.loss_chunk": 0, "train.z_loss": 0, "train.balance_loss": 0, "train.log_every": 1, "train.eval_every": 0,
     "train.eval_batch_size": 1, "train.eval_rows": 0, "train.save_every": 0, "train.keep_last": 1,
     "train.early_stop_patience": 0, "train.early_stop_min_delta": 0, "train.max_bad_steps": 1,
     "train.sample_tokens": 1, "train.peak_tflops": 0,
@@ -121,6 +122,11 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
         must(by_kv, f"model.heads={model.heads} is not divisible by model.kv_heads={model.kv_heads}")
         if by_heads and model.position == "rope":
             problems += _check_rope(config)
+    if model.experts > 0:
+        few = f"model.experts_per_token={model.experts_per_token} is more than model.experts={model.experts}"
+        must(model.experts_per_token <= model.experts, few)
+        must(model.mlp_gated and not model.mlp_bias, "model.experts: experts need mlp_gated=True and mlp_bias=False")
+    must(model.experts > 0 or not train.balance_loss, "train.balance_loss: only a model with model.experts reads it")
     odd = [layer for layer in model.global_layers if not 0 <= layer < model.layers]
     must(not odd, f"model.global_layers: {odd} are no layers of {model.layers}")
     must(model.window > 0 or not model.global_layers, "model.global_layers: only a model with model.window reads it")

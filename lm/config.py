@@ -72,6 +72,9 @@ class ModelConfig:
     mlp_dim: int = 0  # 0: 4 * dim, or 8/3 * dim rounded up to 64 when mlp_gated
     mlp_gated: bool = True  # down(act(gate(x)) * up(x)) instead of down(act(up(x)))
     mlp_bias: bool = False
+    experts: int = 0  # MLPs of width mlp_dim, of which each token goes to a few (mixture of experts); 0: one, for all
+    experts_per_token: int = 2
+    expert_norm: bool = True  # the shares of a token's experts are scaled to sum 1
     activation: str = "silu"  # silu | gelu | gelu_tanh | relu2 (squared ReLU)
     vocab_size: int = 0  # 0: what the tokenizer has
     max_len: int = 0  # learned positions: rows of the table; 0: data.seq_len
@@ -174,6 +177,7 @@ class TrainConfig:
     loss_chunk: int = 0  # tokens whose logits exist at a time; 0: as many as 256 MiB hold, of a large vocabulary
     z_loss: float = 0.0  # weight of log(Z)^2
     label_smoothing: float = 0.0
+    balance_loss: float = 0.0  # weight of how unevenly each document uses the experts (lm/model/experts.py: balance)
     log_every: int = 10  # steps
     eval_every: int = 100  # steps; 0: only at the end (when there is validation data)
     eval_at_start: bool = False  # evaluate before step 1 too: what fine-tuning has to beat

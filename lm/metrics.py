@@ -50,7 +50,7 @@ def peak_flops(stated_tflops: float, device: Any = None, measure: bool = True) -
 BESIDE = "(_bias|_lora_[ab]|_dora_scale)?"
 IN_BLOCK = (
     r"norm_attn/.*", r"attn/[qkv]" + BESIDE, r"attn/[qk]_scale", r"attn/out" + BESIDE, r"norm_attn_out/.*",
-    r"norm_mlp/.*", r"mlp/(up|gate)" + BESIDE, r"mlp/down" + BESIDE, r"norm_mlp_out/.*",
+    r"norm_mlp/.*", r"mlp/(up|gate)" + BESIDE, r"mlp/down" + BESIDE, r"mlp/router", r"norm_mlp_out/.*",
 )  # fmt: skip
 
 
@@ -84,13 +84,20 @@ def mean_keys(seq_len: int, window: int) -> float:
     return window - window * (window - 1) / (2 * seq_len)
 
 
+def active_size(config: ModelConfig, path: str, shape: Sequence[int]) -> float:
+    """How many numbers of a single layer's parameter a token meets: of experts' matrices, those it chooses."""
+    chosen = config.experts > 0 and re.fullmatch(r".*mlp/(up|gate|down)", path) is not None
+    return math.prod(shape) * (config.experts_per_token / config.experts if chosen else 1)
+
+
 def token_flops(
     config: ModelConfig, shapes: Mapping[str, Sequence[int]], trained: Mapping[str, bool], seq_len: int
 ) -> dict[str, float]:
     """FLOPs per token of one training step, by per-layer path, plus `block_xx/attn/scores`.
 
     A matrix of n numbers costs 2n forward, 2n for its own gradient if it is trained, and 2n to pass the gradient down
-    if anything that acts before it is trained: 6n when all is (arXiv:2001.08361 section 2.1). Scores are two products
+    if anything that acts before it is trained: 6n when all is (arXiv:2001.08361 section 2.1). Of experts' matrices n is what
+    a token chooses. Scores are two products
     forward and up to four backward, 2 N H each per key (`mean_keys`). Norms, softmax and the embedding look-up are left
     out, DoRA's norms too (a product of A and B a step, whatever the tokens), and what `remat` computes twice: this is what
     the model needs, not what the program does.
@@ -111,9 +118,10 @@ def token_flops(
         if len(shape) < 2 or path == "positions" or (path == "embed" and not tied):
             flops[path] = 0.0
             continue
-        below = has_trained_before(path, "head" if tied else "")
+        reads_as = path.replace("router", "up")  # it reads what experts read, and acts on what they made of it
+        below = has_trained_before(path, "head" if tied else reads_as)
         below = below or (path.endswith("_lora_b") and trained[path[:-1] + "a"])
-        flops[path] = math.prod(shape) * (2.0 + 2.0 * trained[path] + 2.0 * below)
+        flops[path] = active_size(config, path, shape) * (2.0 + 2.0 * trained[path] + 2.0 * below)
     for layer in range(config.layers):
         attn = f"{block_name(layer)}/attn"
         window = config.window if config.is_local(layer) else 0

@@ -61,11 +61,11 @@ def make_schedule(config: OptimConfig, peak_lr: float, steps: int) -> Schedule:
 
 def is_matrix_in_block(path: str, leaf: Any) -> bool:
     stacked = bool(STACK.search(path))
-    return path.startswith("block_") and leaf.ndim - stacked == 2
+    return path.startswith("block_") and leaf.ndim - stacked >= 2
 
 
 def _muon(config: OptimConfig, params: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Muon on the matrices inside blocks (each layer of a stack by itself), Adam on everything else."""
+    """Muon on the matrices inside blocks (each layer of a stack and each expert by itself), Adam on everything else."""
     labels = {p: "muon" if is_matrix_in_block(p, leaf) else "adam" for p, leaf in params.items()}
 
     def dims(updates: Any) -> Any:

@@ -52,6 +52,7 @@ def model_config(config: Config, vocab_size: int) -> ModelConfig:
 def make_loss(model: Model, config: Config, head_trained: bool = True, whole: bool = False) -> Loss:
     """Cross-entropy of a batch as (sum to minimise, sums); `whole`: all logits at once."""
     smoothing, z_loss, mesh = config.train.label_smoothing, config.train.z_loss, model.mesh
+    balance_loss = config.train.balance_loss
 
     def loss_of(head: jax.Array, x_BTD: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
         losses = token_losses(model.unembed(head, x_BTD), batch["targets"], smoothing, z_loss)
@@ -64,7 +65,11 @@ def make_loss(model: Model, config: Config, head_trained: bool = True, whole: bo
         return jax.lax.with_sharding_constraint(gradient, NamedSharding(mesh, spec))
 
     def loss(params: Params, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, Sums]:
-        x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"], key)
+        inputs, uneven = (batch["tokens"], batch["positions"], batch["segments"]), None
+        if balance_loss:
+            x_BTD, uneven = model.hidden_and_balance(params, *inputs, batch["weights"], key)
+        else:
+            x_BTD, _ = model.hidden(params, *inputs, key)
         head, (B, T, _) = params[model.head_path], x_BTD.shape
         targets = {name: batch[name] for name in ("targets", "weights")}
         shards = 1 if mesh is None else row_shards(mesh) * mesh.shape["context"]
@@ -74,6 +79,9 @@ def make_loss(model: Model, config: Config, head_trained: bool = True, whole: bo
         else:
             sums = sum_in_pieces(loss_of, head, x_BTD, targets, pieces, head_trained, shard_head)
         sums["tokens"] = jnp.sum(batch["segments"] > 0).astype(jnp.float32)
+        if uneven is not None:
+            sums["balance"] = uneven
+            sums["objective"] += balance_loss * uneven
         return sums["objective"], sums
 
     return loss

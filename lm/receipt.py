@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from lm.config import Adapters, Config, with_layers
-from lm.metrics import token_flops
+from lm.metrics import active_size, token_flops
 from lm.model.adapters import base_of
 from lm.model.transformer import Model
 from lm.optim import Treatment, count_slots
@@ -53,7 +53,7 @@ def _flops_of_layers(
         }
 
     few = replace(with_layers(model.config, layers), scan=False, remat="none")
-    step, state = make_step(Model(few), Treatment(*map(keep, treatment)), 1, True)
+    step, state = make_step(Model(few, counted=True), Treatment(*map(keep, treatment)), 1, True)
     key = jax.eval_shape(lambda: jax.random.key(0))
     cost: Any = jax.jit(step).lower(state, batch, key).cost_analysis()
     return float(cost["flops"])
@@ -99,6 +99,7 @@ def make_receipt(
     return {
         "trained_params": sum(size for p, size in sizes.items() if treatment.trained[p]),
         "frozen_params": sum(size for p, size in sizes.items() if not treatment.trained[p]),
+        "active_params": sum(round(active_size(model.config, p, shape)) for p, shape in shapes.items()),
         "optimizer_numbers": sum(slots.values()),
         "flops_per_step": here,
         "flops_per_step_if_all_trained": here if all_trained else xla_flops(make_step, whole, everything, batch),
@@ -117,8 +118,9 @@ def format_receipt(receipt: Receipt) -> str:
         lines.append(f"{row['pattern'][:34]:34} {kind:7} {counts}")
     trained, frozen = receipt["trained_params"], receipt["frozen_params"]
     share = receipt["flops_per_step"] / receipt["flops_per_step_if_all_trained"]
+    active = f" || active a token: {receipt['active_params']:,}" if receipt["active_params"] < trained + frozen else ""
     lines.append(
-        f"trainable params: {trained:,} || all params: {trained + frozen:,} || trainable%: {100 * trained / (trained + frozen):.4f}"
+        f"trainable params: {trained:,} || all params: {trained + frozen:,}{active} || trainable%: {100 * trained / (trained + frozen):.4f}"
     )
     lines.append(
         f"optimizer numbers: {receipt['optimizer_numbers']:,} || FLOPs a step: {receipt['flops_per_step']:.4g}"

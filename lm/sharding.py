@@ -17,13 +17,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.config import MeshConfig, UserError, mesh_shape
-from lm.params import STACK, leaf_paths
+from lm.params import leaf_paths
 
 ROWS = ("data", "fsdp")
 
-# The axis of each dimension of a single layer's leaf; a stack has a leading layer dimension, never sharded.
+# The axis of each of the last dimensions of a leaf; leading ones, of a stack's layers or of experts, are never sharded.
 TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r".*(attn/[qkv]|mlp/(up|gate))(_absmax)?", ("fsdp", "tensor")),
+    (r".*mlp/router", ("fsdp", None)),
     (r".*(attn/[qkv]|mlp/(up|gate))_lora_a", ("fsdp", None)),
     (r".*(attn/[qkv]|mlp/(up|gate))_lora_b", (None, "tensor")),
     (r".*(attn/[qkv]|mlp/(up|gate))_(bias|dora_scale)", ("tensor",)),
@@ -66,7 +67,7 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Returns the PartitionSpec of one leaf; an axis that does not divide its dimension is left out."""
     for pattern, axes in TABLE:
         if re.fullmatch(pattern, path):
-            axes = (None, *axes) if STACK.search(path) else axes
+            axes = (None,) * (len(shape) - len(axes)) + axes
             fitting = [a if a and shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(axes)]
             return PartitionSpec(*fitting)
     raise AssertionError(f"lm/sharding.py: TABLE has no row for parameter {path!r}")

@@ -93,6 +93,8 @@ def make_train_step(
             "lr": schedule(state.step) * (1.0 if plateau is None else plateau.scale),
             "skipped": 1.0 - finite.astype(jnp.float32),
         }
+        if "balance" in sums:
+            metrics["train/balance"] = sums["balance"] / weight
         return TrainState(state.step + 1, {**frozen, **moved}, opt_state), metrics
 
     return train_step

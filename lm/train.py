@@ -213,6 +213,8 @@ class _Loop:
             "mfu": None if rate is None else rate * run.flops_per_token / run.peak_flops,
             **(lap.record() if lap else {}),
         }
+        if "train/balance" in values:
+            record["train/balance"] = values["train/balance"]
         if progress.window_steps and values["skipped"]:
             record["skipped"] = 1
         progress.window_loss = progress.window_targets = 0.0

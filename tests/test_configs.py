@@ -52,6 +52,8 @@ def test_every_config_says_how_to_run_it(name):
         ("qwen3-8b", 8_190_735_360),
         ("mistral-7b", 7_241_732_096),
         ("gemma-3-1b", 999_885_952),
+        ("mixtral-8x7b", 46_702_792_704),
+        ("qwen3-30b-a3b", 30_532_122_624),
     ],
 )
 def test_published_shapes_have_their_published_sizes(name, size):

@@ -21,7 +21,7 @@ LAYERS = {
     "lm.clock": 1, "lm.profile": 1, "lm.hf.weights": 1,
     "lm.model": 2, "lm.model.adapters": 2, "lm.model.codes": 2, "lm.model.rope": 2, "lm.model.products": 2,
     "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
-    "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
+    "lm.model.grouped": 2, "lm.model.experts": 2, "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
     "lm.losses": 3, "lm.optim": 3, "lm.sampling": 3, "lm.step": 3,
     "lm.checkpoint": 4,
     "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,

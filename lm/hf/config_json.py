@@ -39,7 +39,7 @@ def _unusual(model: ModelConfig) -> list[str]:
     default = ModelConfig()
     keys = (
         "activation", "mlp_gated", "mlp_bias", "position", "norm", "norm_order", "norm_offset", "parallel", "qk_norm",
-        "qk_norm_joint", "attn_bias", "attn_out_bias", "attn_softcap", "logit_softcap", "embed_scale", "rope_fraction",
+        "qk_norm_joint", "attn_bias", "attn_out_bias", "attn_softcap", "logit_softcap", "embed_scale", "rope_fraction", "experts",
     )  # fmt: skip
     return [f"{key}={getattr(model, key)!r}" for key in keys if getattr(model, key) != getattr(default, key)] or [
         "sizes"
@@ -73,7 +73,14 @@ def _fields(family: str, model: ModelConfig, longest: int) -> Fields:
     }  # fmt: skip
     if model.rope_fraction != 1:
         fields["partial_rotary_factor"] = model.rope_fraction
-    if family in ("llama", "qwen3", "gemma2", "gemma3_text", "olmo2"):
+    if family == "mixtral":
+        fields |= {"num_local_experts": model.experts, "num_experts_per_tok": model.experts_per_token}
+    if family == "qwen3_moe":  # whose intermediate_size is that of layers without experts, which it has none of
+        fields |= {
+            "num_experts": model.experts, "num_experts_per_tok": model.experts_per_token, "decoder_sparse_step": 1,
+            "moe_intermediate_size": model.mlp_width, "norm_topk_prob": model.expert_norm, "mlp_only_layers": [],
+        }  # fmt: skip
+    if family in ("llama", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "olmo2"):
         fields["attention_bias"] = model.attn_bias
     if family == "llama":
         fields["mlp_bias"] = model.mlp_bias
@@ -90,9 +97,11 @@ def _fields(family: str, model: ModelConfig, longest: int) -> Fields:
 def _window_fields(family: str, model: ModelConfig) -> Fields:
     kinds = [model.is_local(layer) for layer in range(model.layers)]
     types = ["sliding_attention" if local else "full_attention" for local in kinds]
-    if family in ("mistral", "phi3"):
+    if family in ("mistral", "mixtral", "phi3"):
         return {"sliding_window": model.window or None}
     if family.startswith("qwen"):
+        if family == "qwen3_moe":
+            return {"use_sliding_window": any(kinds), "sliding_window": model.window or None}
         window = {"sliding_window": model.window, "max_window_layers": model.layers - sum(kinds)} if any(kinds) else {}
         return {"use_sliding_window": any(kinds), "layer_types": types, **window}
     return {"sliding_window": model.window or None, "layer_types": types} if family.startswith("gemma") else {}

@@ -1,6 +1,6 @@
 """What does a Hugging Face config.json mean as a `ModelConfig`?
 
-Ten families. Every field is read, known to change nothing, or refused by name: a field that we do not know may change
+Twelve families. Every field is read, known to change nothing, or refused by name: a field that we do not know may change
 what the model computes.
 """
 
@@ -23,7 +23,8 @@ HARMLESS = re.compile(
     r"is_decoder|is_encoder_decoder|id2label|label2id|num_labels|problem_type|tokenizer_class|torchscript|unsloth_.*|"
     r"transformers\.js_config|summary_.*|task_specific_params|gradient_checkpointing|cache_implementation|"
     r"_attn_implementation.*|pretraining_tp|use_bfloat16|tie_weights_keys|chunk_size_feed_forward|finetuning_task|"
-    r"attn_implementation|layer_norm_elementwise|model_max_length|_commit_hash|_sliding_window_pattern"
+    r"attn_implementation|layer_norm_elementwise|model_max_length|_commit_hash|_sliding_window_pattern|"
+    r"router_aux_loss_coef"  # read by a training that asks for output_router_logits; ours is train.balance_loss
 )
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
@@ -217,6 +218,30 @@ def _read_qwen3(r: Reader) -> Fields:
     }
 
 
+def _experts(r: Reader, experts: int, chosen: int) -> Fields:
+    found = r.get("num_local_experts", r.get("num_experts", experts))
+    if found < 1:
+        raise UserError(f"config.json: num_experts={found}, which is no mixture of experts")
+    return {"experts": found, "experts_per_token": r.get("num_experts_per_tok", chosen)}
+
+
+def _read_mixtral(r: Reader) -> Fields:
+    r.fixed(router_jitter_noise=0.0)
+    more = {"norm_eps": r.get("rms_norm_eps", 1e-5), "expert_norm": True}
+    return {**_read_mistral(r), **_rope(r, 1_000_000.0), **_experts(r, 8, 2), **more}
+
+
+def _read_qwen3_moe(r: Reader) -> Fields:
+    r.fixed(decoder_sparse_step=1, mlp_only_layers=[])
+    bias = r.get("attention_bias", False)
+    found = {
+        **_read_llama(r), **_experts(r, 128, 8), "mlp_dim": r.get("moe_intermediate_size", 768), "qk_norm": True,
+        "attn_bias": bias, "attn_out_bias": bias, "expert_norm": r.get("norm_topk_prob", False),
+    }  # fmt: skip
+    window = _windows(r, found["layers"], [True] * found["layers"])  # transformers knows no max_window_layers here
+    return {**found, **(window if r.get("use_sliding_window", False) else {})}
+
+
 def _read_gemma2(r: Reader) -> Fields:
     sizes = _read_llama(r)
     r.fixed(use_bidirectional_attention=False)
@@ -289,6 +314,8 @@ FAMILIES = {
     "llama": Family(_read_llama, "LlamaForCausalLM"), "mistral": Family(_read_mistral, "MistralForCausalLM"),
     "qwen2": Family(_read_qwen2, "Qwen2ForCausalLM"), "qwen3": Family(_read_qwen3, "Qwen3ForCausalLM"),
     "gemma2": Family(_read_gemma2, "Gemma2ForCausalLM"), "gemma3_text": Family(_read_gemma3, "Gemma3ForCausalLM"),
+    "mixtral": Family(_read_mixtral, "MixtralForCausalLM"),
+    "qwen3_moe": Family(_read_qwen3_moe, "Qwen3MoeForCausalLM"),
     "phi3": Family(_read_phi3, "Phi3ForCausalLM"), "olmo2": Family(_read_olmo2, "Olmo2ForCausalLM"),
     "gpt2": Family(_read_gpt2, "GPT2LMHeadModel"), "gpt_neox": Family(_read_gpt_neox, "GPTNeoXForCausalLM"),
 }  # fmt: skip

@@ -19,8 +19,10 @@ from lm.hf.gguf_rope import Config, ReadFactors, find_scaling, whole_rope
 def make_config(header: GgufHeader, read_factors: ReadFactors) -> Config:
     """Returns the config.json; `read_factors(tensor)` gives a tensor of rope factors as float32."""
     meta = Metadata(header)
-    if meta.get("expert_count", 0):
-        raise meta.refuse(f"a mixture of {meta.get('expert_count')} experts, which is not read from GGUF")
+    if meta.get("expert_count", 0) and meta.arch not in WITH_EXPERTS:
+        raise meta.refuse(
+            f"a mixture of {meta.get('expert_count')} experts, which {meta.arch} models are not known to be"
+        )
     meta.get("expert_used_count", 0)
     if not meta.get("attention.causal", 1):
         raise meta.refuse("its attention looks ahead (attention.causal is false)")
@@ -72,7 +74,29 @@ def _layer_types(meta: Metadata, layers: int, every: int) -> Config:
     return {"sliding_window": window or None, "layer_types": kinds}
 
 
+WITH_EXPERTS = ("llama", "qwen3moe")
+
+
+def _experts(meta: Metadata) -> Config:
+    return {"num_local_experts": meta.count("expert_count"), "num_experts_per_tok": meta.count("expert_used_count")}
+
+
+def _mixtral(meta: Metadata, read_factors: ReadFactors) -> Config:
+    config = _decoder(meta, "Mixtral") | _experts(meta) | {"architectures": ["MixtralForCausalLM"]}
+    return whole_rope(meta, config, read_factors)
+
+
+def _qwen3moe(meta: Metadata, read_factors: ReadFactors) -> Config:
+    config = _decoder(meta, "Qwen3") | _experts(meta) | {"model_type": "qwen3_moe"}
+    config |= {"architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "use_sliding_window": False}
+    # llama.cpp scales the shares to sum 1 whatever the model says, so files say nothing.
+    config |= {"moe_intermediate_size": meta.count("expert_feed_forward_length"), "norm_topk_prob": True}
+    return whole_rope(meta, config, read_factors)
+
+
 def _llama(meta: Metadata, read_factors: ReadFactors) -> Config:
+    if meta.get("expert_count", 0):
+        return _mixtral(meta, read_factors)
     config = _decoder(meta, "Llama") | {"attention_bias": "blk.0.attn_q.bias" in meta.tensors}
     config |= {"mlp_bias": "blk.0.ffn_up.bias" in meta.tensors, "architectures": ["LlamaForCausalLM"]}
     return whole_rope(meta, config, read_factors)
@@ -182,6 +206,6 @@ def _gptneox(meta: Metadata, read_factors: ReadFactors) -> Config:
 
 
 FAMILIES: dict[str, Callable[[Metadata, ReadFactors], Config]] = {
-    "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen3, "gemma2": _gemma2, "gemma3": _gemma3, "phi3": _phi3,
+    "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen3, "qwen3moe": _qwen3moe, "gemma2": _gemma2, "gemma3": _gemma3, "phi3": _phi3,
     "gpt2": _gpt2, "gptneox": _gptneox, "olmo2": _olmo2,
 }  # fmt: skip

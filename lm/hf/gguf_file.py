@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,14 +47,21 @@ ATTENTION = {
     "attn_output": "self_attn.o_proj",
 }  # fmt: skip
 MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+ROUTER = {"ffn_gate_inp": "mlp.gate"}
+EXPERTS = {f"{stem}_exps": hf.replace("mlp.", "mlp.experts.{e}.") for stem, hf in MLP.items()}  # all in one tensor
+MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate", "ffn_gate_exps": "block_sparse_moe.experts.{e}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{e}.w3", "ffn_down_exps": "block_sparse_moe.experts.{e}.w2",
+}  # fmt: skip
 NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 AFTER_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA_NORMS = {**AFTER_NORMS, "attn_norm": "input_layernorm", "ffn_norm": "pre_feedforward_layernorm"}
 NAMES = {
-    "llama": Names(OUTER, ATTENTION | MLP | NORMS),
+    "llama": Names(OUTER, ATTENTION | MLP | MIXTRAL | NORMS),
     "qwen2": Names(OUTER, ATTENTION | MLP | NORMS),
     "qwen3": Names(OUTER, ATTENTION | MLP | NORMS | QK_NORMS),
+    "qwen3moe": Names(OUTER, ATTENTION | ROUTER | EXPERTS | NORMS | QK_NORMS),
     "olmo2": Names(OUTER, ATTENTION | MLP | AFTER_NORMS | QK_NORMS),
     "gemma2": Names(OUTER, ATTENTION | MLP | GEMMA_NORMS),
     "gemma3": Names(OUTER, ATTENTION | MLP | GEMMA_NORMS | QK_NORMS),
@@ -159,7 +166,29 @@ def _find_entries(header: GgufHeader, config: dict[str, Any]) -> dict[str, _Entr
         raise UserError(
             f"{header.path}: {len(unknown)} tensors that {arch} does not have here: {list_some(unknown)}; {WAY_OUT}"
         )
-    return {found: _find_entry(header, config, name) for name, found in known.items()}
+    entries: dict[str, _Entry] = {}
+    for name, found in known.items():
+        entry = _find_entry(header, config, name)
+        if "{e}" in found:
+            parts = _split_experts(header, entry, config.get("num_local_experts", 0))
+            entries |= {found.replace("{e}", str(e)): part for e, part in enumerate(parts)}
+        else:
+            entries[found] = entry
+    return entries
+
+
+def _split_experts(header: GgufHeader, entry: _Entry, experts: int) -> list[_Entry]:
+    """The matrices of a tensor that holds one for each expert, which lie one after the other."""
+    stored = entry.stored
+    if len(stored.shape) != 3 or stored.shape[0] != experts:
+        raise UserError(
+            f"{header.path}: tensor {entry.gguf!r} has shape {list(stored.shape)}, which are no {experts} experts' matrices"
+        )
+    size = stored.size // experts
+    parts = (
+        replace(stored, shape=stored.shape[1:], offset=stored.offset + e * size, size=size) for e in range(experts)
+    )
+    return [replace(entry, stored=part) for part in parts]
 
 
 def _find_entry(header: GgufHeader, config: dict[str, Any], name: str) -> _Entry:

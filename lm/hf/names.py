@@ -1,7 +1,8 @@
 """Which tensor of a Hugging Face folder is which parameter of ours? One two-way table a family.
 
-A row pairs one tensor with the parameters that it holds side by side. `{i}` is the layer's number. Matrices of torch's
-Linear are transposed; those of GPT-2's Conv1D are not.
+A row pairs one tensor with the parameters that it holds side by side. `{i}` is the layer's number, `{e}` the expert's: then
+the tensor is one matrix of the parameter, and as many rows as experts hold it. Matrices of torch's Linear are transposed;
+those of GPT-2's Conv1D are not.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ class Row:
     ours: tuple[str, ...]  # their last dimensions side by side make the tensor's
     transpose: bool = False
     per_head: bool = False  # q, k and v of head 0, then of head 1, ... (GPT-NeoX)
+    expert: int | None = None  # which of the parameter's matrices
 
-    def at(self, layer: int) -> Row:
-        """This row for one layer."""
+    def at(self, layer: int, experts: int) -> list[Row]:
+        """This row for one layer, and there for each expert."""
         hf, block = self.hf.replace("{i}", str(layer)), f"block_{layer:02d}/"
-        return replace(self, hf=hf, ours=tuple(block + path for path in self.ours))
+        row = replace(self, hf=hf, ours=tuple(block + path for path in self.ours))
+        if "{e}" not in hf:
+            return [row]
+        return [replace(row, hf=hf.replace("{e}", str(e)), expert=e) for e in range(experts)]
 
     def hf_shape(self, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
-        parts = [tuple(shapes[path]) for path in self.ours]
+        parts = [tuple(shapes[path])[self.expert is not None :] for path in self.ours]
         whole = (*parts[0][:-1], sum(part[-1] for part in parts))
         return whole[::-1] if self.transpose else whole
 
@@ -104,6 +109,14 @@ _NEOX = [
     *_linear("gpt_neox.layers.{i}.mlp.dense_h_to_4h", "mlp/up"),
     *_linear("gpt_neox.layers.{i}.mlp.dense_4h_to_h", "mlp/down"),
 ]
+
+
+def _experts(mlp: str, gate: str, up: str, down: str) -> list[Row]:
+    names = {"mlp/gate": gate, "mlp/up": up, "mlp/down": down}
+    each = [Row(f"{_LAYER}.{mlp}.experts.{{e}}.{hf}.weight", (path,), True) for path, hf in names.items()]
+    return [Row(f"{_LAYER}.{mlp}.gate.weight", ("mlp/router",), True), *each]
+
+
 _GEMMA = _llama_like(*_AFTER, *_norm(f"{_LAYER}.pre_feedforward_layernorm", "norm_mlp"))
 _LLAMA = _llama_like()
 TABLES: dict[str, list[Row]] = {
@@ -111,6 +124,8 @@ TABLES: dict[str, list[Row]] = {
     "phi3": _llama_like(
         *_linear(f"{_LAYER}.self_attn.qkv_proj", *_QKV), *_linear(f"{_LAYER}.mlp.gate_up_proj", "mlp/gate", "mlp/up")
     ),
+    "mixtral": _llama_like(*_experts("block_sparse_moe", "w1", "w3", "w2")),
+    "qwen3_moe": _llama_like(*_experts("mlp", "gate_proj", "up_proj", "down_proj")),
     "olmo2": _llama_like(*_AFTER), "gpt2": _GPT2, "gpt_neox": _NEOX,
 }  # fmt: skip
 
@@ -124,7 +139,8 @@ def rows_of(family: str, config: ModelConfig, paths: Collection[str]) -> list[Ro
     """The rows of a model that has the parameters `paths`, layer by layer; together they hold each parameter once."""
     rows = []
     for row in TABLES[family]:
-        found = [row.at(layer) for layer in range(config.layers)] if "{i}" in row.hf else [row]
+        layers = range(config.layers)
+        found = [one for layer in layers for one in row.at(layer, config.experts)] if "{i}" in row.hf else [row]
         rows += [one for one in found if all(path in paths for path in one.ours)]
     missing = set(paths) - {path for row in rows for path in row.ours}
     if missing:
@@ -148,9 +164,9 @@ def plain_names(family: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def module_names(family: str, config: ModelConfig, paths: Collection[str]) -> dict[str, str]:
-    """Returns {parameter: name of the module whose weight it is}; those fused with others, and GPT-2's Conv1D, are left out."""
+    """Returns {parameter: name of the module whose weight it is}, without those of GPT-2's Conv1D and those that share one."""
     rows = rows_of(family, config, paths)
-    alone = [row for row in rows if len(row.ours) == 1 and row.hf.endswith(".weight")]
+    alone = [row for row in rows if len(row.ours) == 1 and row.hf.endswith(".weight") and row.expert is None]
     return {
         row.ours[0]: row.hf.removesuffix(".weight")
         for row in alone

@@ -34,7 +34,10 @@ class Source:
         self.tensors, self.config, self.place = tensors, config, place
         self.shapes = {path: tuple(leaf.shape) for path, leaf in shapes.items()}
         rows = rows_of(family, config, self.shapes)
-        self.rows = {path: row for row in rows for path in row.ours}
+        self.rows: dict[str, list[Row]] = {}  # several of experts' matrices
+        for row in rows:
+            for path in row.ours:
+                self.rows.setdefault(path, []).append(row)
         self.spared = {row.hf for row in rows if fresh.issuperset(row.ours)}
         self.names = plain_names(family, list(tensors.shapes))
         self._last = ("", np.empty(0))
@@ -49,7 +52,7 @@ class Source:
     def _drop_tied_head(self) -> None:
         """A head that is held beside the embedding it is tied to, must be equal to it."""
         head = next((name for name in ("lm_head.weight", "embed_out.weight") if name in self.names), None)
-        embed = self.names.get(self.rows["embed"].hf)
+        embed = self.names.get(self.rows["embed"][0].hf)
         if head and embed and self.config.tie_embeddings:
             ours, theirs = self.tensors.read(self.names[head]), self.tensors.read(embed)
             if ours.shape != theirs.shape or ours.tobytes() != theirs.tobytes():
@@ -57,7 +60,7 @@ class Source:
             del self.names[head]
 
     def _problems(self) -> list[str]:
-        wanted = {row.hf: row for row in self.rows.values() if row.hf not in self.spared}
+        wanted = {row.hf: row for rows in self.rows.values() for row in rows if row.hf not in self.spared}
         problems = []
         for name, row in wanted.items():
             shape = row.hf_shape(self.shapes)
@@ -77,11 +80,19 @@ class Source:
 
     def dtype_of(self, path: str) -> np.dtype:
         """The dtype that a parameter is stored in."""
-        return self.tensors.shapes[self.names[self.rows[path].hf]][0]
+        return self.tensors.shapes[self.names[self.rows[path][0].hf]][0]
 
-    def read(self, path: str) -> np.ndarray:
-        """One layer's parameter in the stored dtype."""
-        row = self.rows[path]
+    def _fill(self, out: np.ndarray, path: str, index: tuple[Any, ...]) -> None:
+        """Puts a part of one layer's parameter into `out`, an expert at a time where there are several."""
+        rows = self.rows[path]
+        if rows[0].expert is None:
+            out[...] = self._read(rows[0], path)[index]
+        else:
+            for place, row in enumerate(rows[index[0]]):
+                out[place] = self._read(row, path)[index[1:]]
+
+    def _read(self, row: Row, path: str) -> np.ndarray:
+        """What a row holds of a parameter, in the stored dtype."""
         if self._last[0] != row.hf:  # each device asks for its part of the same tensor
             self._last = (row.hf, self.tensors.read(self.names[row.hf]))
         tensor = self._last[1]
@@ -99,13 +110,12 @@ class Source:
         names = layer_paths(path)
 
         def part(index: Any) -> np.ndarray:
+            whole = np.empty([len(range(n)[i]) for n, i in zip(leaf.shape, index)], leaf.dtype)
             if names == [path]:
-                return np.ascontiguousarray(self.read(path)[index]).astype(leaf.dtype)
-            layers = range(len(names))[index[0]]
-            shape = [len(layers), *(len(range(n)[i]) for n, i in zip(leaf.shape[1:], index[1:]))]
-            whole = np.empty(shape, leaf.dtype)
-            for place, layer in enumerate(layers):
-                whole[place] = self.read(names[layer])[index[1:]]
+                self._fill(whole, path, index)
+                return whole
+            for place, layer in enumerate(range(len(names))[index[0]]):
+                self._fill(whole[place], names[layer], index[1:])
             return whole
 
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
@@ -133,6 +143,7 @@ def tensors_of(
 
     def make(name: str) -> np.ndarray:
         row: Row = rows[name]
-        return row.to_hf([to_host(params[path]).astype(dtypes[name]) for path in row.ours], config.heads)
+        leaves = [params[path] if row.expert is None else params[path][row.expert] for path in row.ours]
+        return row.to_hf([to_host(leaf).astype(dtypes[name]) for leaf in leaves], config.heads)
 
     return {name: (dtypes[name], row.hf_shape(shapes)) for name, row in rows.items()}, make

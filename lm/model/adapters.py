@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.config import Adapters, LoraConfig
+from lm.config import Adapters, LoraConfig, UserError
 from lm.model.codes import decode
 from lm.model.products import matmul
 from lm.params import Params, block_name, layer_paths, match_table
@@ -33,8 +33,20 @@ def base_of(path: str) -> str:
 
 
 def make_adapters(config: LoraConfig, paths: Sequence[str], layers: int) -> Adapters:
-    """Finds the matrices among `paths` (of single layers) that `lora.targets` names; UserError for a pattern without any."""
+    """Finds the matrices among `paths` (of single layers) that `lora.targets` names; UserError for a pattern without any.
+
+    Experts' matrices have none: '.*' passes them over, another pattern that matches one is refused.
+    """
     matrices = [path for path in paths if MATRIX.fullmatch(path)]
+    experts = [path for path in matrices if f"{path.rpartition('/')[0]}/router" in paths]
+    for pattern in config.targets:
+        named = [path for path in experts if pattern != ".*" and re.fullmatch(pattern, path)]
+        if named:
+            raise UserError(
+                f"lora.targets: pattern {pattern!r} matches {named[0]}, a stack of experts' matrices, which have no adapters: "
+                "name those of attention, block_.*/attn/.*"
+            )
+    matrices = [path for path in matrices if path not in experts]
     chosen = match_table([*((p, True) for p in config.targets), (".*", False)], matrices, "lora.targets")
     names = [
         tuple(path.partition("/")[2] for path in matrices if chosen[path] and path.startswith(f"{block_name(i)}/"))

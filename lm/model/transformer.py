@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from lm.config import ModelConfig
 from lm.model.adapters import base_of, init_adapters
 from lm.model.attention import Attention, Cache, View, write_slots
+from lm.model.experts import Experts
 from lm.model.formula import attention_mask, softcap
 from lm.model.kernels import Kernel
 from lm.model.layers import MLP, Norm, init_matrix
@@ -34,12 +35,13 @@ class Block(nn.Module):
     deterministic: bool = True
     mesh: Mesh | None = None
     kernels: tuple[Kernel, Kernel] | None = None
+    counted: bool = False
 
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, cache: LayerCache, local: jax.Array | None, views: tuple[View, View],
-        index: jax.Array | int,
-    ) -> tuple[jax.Array, LayerCache]:  # fmt: skip
+        index: jax.Array | int, weights_BT: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[LayerCache, jax.Array | None]]:  # fmt: skip
         config = self.config
         drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
 
@@ -57,12 +59,16 @@ class Block(nn.Module):
         attn = Attention(config, self.deterministic, self.kernels, name="attn")
         y_BTD, cache = attn(before("norm_attn", x_BTD), view, which, cache, index)
         y_BTD = after("norm_attn_out", y_BTD)
-        if config.parallel:
-            y_BTD += after("norm_mlp_out", MLP(config, name="mlp")(before("norm_mlp", x_BTD)))
-            return constrain_rows(x_BTD + y_BTD, self.mesh), cache
-        x_BTD = constrain_rows(x_BTD + y_BTD, self.mesh)
-        y_BTD = MLP(config, name="mlp")(before("norm_mlp", x_BTD))
-        return constrain_rows(x_BTD + after("norm_mlp_out", y_BTD), self.mesh), cache
+        if not config.parallel:
+            x_BTD, y_BTD = constrain_rows(x_BTD + y_BTD, self.mesh), None
+        z_BTD, uneven = before("norm_mlp", x_BTD), None
+        if config.experts:
+            experts = Experts(config, self.mesh, self.counted, name="mlp")
+            z_BTD, uneven = experts(z_BTD, view.segments_BT, weights_BT)
+        else:
+            z_BTD = MLP(config, name="mlp")(z_BTD)
+        z_BTD = after("norm_mlp_out", z_BTD)
+        return constrain_rows(x_BTD + (z_BTD if y_BTD is None else y_BTD + z_BTD), self.mesh), (cache, uneven)
 
 
 def _choose(local: jax.Array, views: tuple[View, View]) -> View:
@@ -83,12 +89,14 @@ class Transformer(nn.Module):
     deterministic: bool = True
     mesh: Mesh | None = None
     kernels: tuple[Kernel, Kernel] | None = None
+    counted: bool = False
 
     @nn.compact
     def __call__(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None]:
-        """Returns the normed hidden states [B, T, D] and the updated cache."""
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, cache: Cache | None,
+        weights_BT: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None, jax.Array | None]:  # fmt: skip
+        """Returns the normed hidden states [B, T, D], the updated cache, and of `weights` the layers' mean of `balance`."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         embed_VD = self.param("embed", init_matrix(config), (config.vocab_size, config.dim))
         x_BTD = embed_VD[tokens_BT].astype(dtype)
@@ -117,41 +125,46 @@ class Transformer(nn.Module):
 
         kinds = sorted({config.is_local(layer) for layer in range(config.layers)}) or [False]
         views = {local: view(local) for local in kinds}
-        x_BTD, layers = self._blocks(x_BTD, cache, (views[kinds[0]], views[kinds[-1]]), index)
+        x_BTD, layers, uneven = self._blocks(x_BTD, cache, (views[kinds[0]], views[kinds[-1]]), index, weights_BT)
         if cache is not None and layers is not None:
             end = jnp.asarray(index + tokens_BT.shape[1])
             cache = {"k": layers[0], "v": layers[1], "segments": k_segments, "positions": k_positions, "index": end}
         x_BTD = Norm(config, name="norm_out")(x_BTD)
         if not config.tie_embeddings:
             self.param("head", init_matrix(config), (config.dim, config.vocab_size))  # used by Model.unembed
-        return x_BTD, cache
+        return x_BTD, cache, uneven
 
     def _blocks(
-        self, x_BTD: jax.Array, cache: Cache | None, views: tuple[View, View], index: jax.Array | int
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Runs all blocks, one by one or run after run; returns x and the new (k, v) [L, B, S, K, H]."""
+        self, x_BTD: jax.Array, cache: Cache | None, views: tuple[View, View], index: jax.Array | int,
+        weights_BT: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None, jax.Array | None]:  # fmt: skip
+        """Runs all blocks, one by one or run after run; returns x, the new (k, v) [L, B, S, K, H], and the mean balance."""
         block = remat(Block, self.config.remat, bool(self.runs))
-        parts = []
-        in_axes: Any = (0, 0, nn.broadcast, nn.broadcast)
+        parts, unevens = [], []
+        in_axes: Any = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)
         for start, stop in self.runs or [(i, i + 1) for i in range(self.config.layers)]:
             kv = None if cache is None else (cache["k"][start:stop], cache["v"][start:stop])
             kinds = [self.config.is_local(layer) for layer in range(start, stop)]
             mixed = len(set(kinds)) > 1  # then one program does both kinds
-            fields = (self.config, None if mixed else kinds[0], self.deterministic, self.mesh, self.kernels)
+            local = None if mixed else kinds[0]
+            fields = (self.config, local, self.deterministic, self.mesh, self.kernels, self.counted)
+            shared = (views, index, weights_BT)
             if self.runs:
                 scanned = nn.scan(
                     block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
                     in_axes=in_axes, length=stop - start,
                 )(*fields, name=run_name(start, stop))  # fmt: skip
-                x_BTD, kv = scanned(x_BTD, kv, jnp.array(kinds) if mixed else None, views, index)
+                x_BTD, (kv, uneven) = scanned(x_BTD, kv, jnp.array(kinds) if mixed else None, *shared)
             else:
                 kv = None if kv is None else (kv[0][0], kv[1][0])
-                x_BTD, kv = block(*fields, name=block_name(start))(x_BTD, kv, None, views, index)
+                x_BTD, (kv, uneven) = block(*fields, name=block_name(start))(x_BTD, kv, None, *shared)
                 kv = None if kv is None else (kv[0][None], kv[1][None])
             parts.append(kv)
+            unevens += [] if uneven is None else [uneven.sum()]
+        uneven = sum(unevens, jnp.zeros(())) / self.config.layers if unevens else None
         if cache is None or not parts:
-            return x_BTD, None
-        return x_BTD, (jnp.concatenate([k for k, _ in parts]), jnp.concatenate([v for _, v in parts]))
+            return x_BTD, None, uneven
+        return x_BTD, (jnp.concatenate([k for k, _ in parts]), jnp.concatenate([v for _, v in parts])), uneven
 
 
 @dataclass(frozen=True)
@@ -163,6 +176,7 @@ class Model:
     mesh: Mesh | None = None
     # Attention of whole rows without and with the window, lm/model/kernels.py; None: the plain formula.
     kernels: tuple[Kernel, Kernel] | None = None
+    counted: bool = False  # experts as XLA counts their FLOPs right, not as they give right numbers (lm/receipt.py)
 
     @property
     def head_path(self) -> str:
@@ -178,7 +192,7 @@ class Model:
         rope = rope_angles(ids, ids, config) if config.position == "rope" else None
         view = View(rope, ids, jnp.ones((1, 1, 1), bool))
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(1, config.layers + 1))
-        layers = jax.vmap(lambda k: block.init(k, x, None, None, (view, view), 0)["params"])(keys)
+        layers = jax.vmap(lambda k: block.init(k, x, None, None, (view, view), 0, None)["params"])(keys)
         # Else XLA may fuse, and round, by the grouping that follows; leaf by leaf, so that unused ones are not computed.
         layers = jax.tree.map(jax.lax.optimization_barrier, dict(flatten_dict(layers, sep="/")))
         layers |= jax.tree.map(jax.lax.optimization_barrier, init_adapters(layers, config.adapters, keys))
@@ -195,10 +209,20 @@ class Model:
         dropout_key: jax.Array | None = None, cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
         """Returns hidden states [B, T, D] ready for `unembed`, and the cache. No key: no dropout."""
-        module = Transformer(self.config, self.runs, dropout_key is None, self.mesh, self.kernels)
+        return self._run(params, dropout_key, tokens_BT, positions_BT, segments_BT, cache)[:2]
+
+    def hidden_and_balance(
+        self, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array,
+        weights_BT: jax.Array, dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+        """Returns hidden states, and how unevenly experts are chosen: a sum over the `weights` of the loss (lm/model/experts.py)."""
+        x_BTD, _, uneven = self._run(params, dropout_key, tokens_BT, positions_BT, segments_BT, None, weights_BT)
+        return x_BTD, uneven
+
+    def _run(self, params: Params, dropout_key: jax.Array | None, *inputs: Any) -> Any:
+        module = Transformer(self.config, self.runs, dropout_key is None, self.mesh, self.kernels, self.counted)
         rngs = None if dropout_key is None else {"dropout": dropout_key}
-        variables = {"params": unflatten_dict(params, sep="/")}
-        return module.apply(variables, tokens_BT, positions_BT, segments_BT, cache, rngs=rngs)  # pyright: ignore
+        return module.apply({"params": unflatten_dict(params, sep="/")}, *inputs, rngs=rngs)
 
     def unembed(self, head: jax.Array, x_BTD: jax.Array) -> jax.Array:
         """Returns logits [B, T, V] in float32; `head` is the parameter at `head_path`."""

@@ -77,7 +77,7 @@ def assert_exact(config):
     from jax._src.interpreters.partial_eval import dce_jaxpr
 
     parts = make_parts(config, 32, 1e-2)
-    step, state = parts.make_step(parts.model, parts.treatment)
+    step, state = parts.make_step(Model(parts.model.config, counted=True), parts.treatment)
     closed = jax.make_jaxpr(step)(state, abstract_batch(config), jax.eval_shape(lambda: jax.random.key(0)))
     live, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)  # as XLA drops dead code
     shapes = {p: leaf.shape for p, leaf in param_shapes(Model(parts.model.config)).items()}
@@ -96,6 +96,16 @@ def test_the_formula_counts_every_product_of_the_step(make_config, style, traine
     model = {"layers": 3, "attention": "xla", "mlp_dim": 48}
     optim = {"train": ((trained, True), (".*", False)), "name": "sgd"}
     assert_exact(make_config(style, model=model, optim=optim, data={"seq_len": T}))
+
+
+@pytest.mark.parametrize(
+    "trained", [".*", "block_02/.*", "block_01/mlp/router", "block_01/mlp/(up|gate)", "block_01/mlp/down", ".*/attn/q"]
+)
+@pytest.mark.parametrize("balance", [0.0, 0.1])
+def test_the_formula_counts_the_products_of_experts(make_config, trained, balance):
+    model = {"layers": 3, "attention": "xla", "mlp_dim": 48, "experts": 4}
+    optim = {"train": ((trained, True), (".*", False)), "name": "sgd"}
+    assert_exact(make_config(model=model, optim=optim, data={"seq_len": T}, train={"balance_loss": balance}))
 
 
 @pytest.mark.parametrize(

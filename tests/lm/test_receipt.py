@@ -6,8 +6,9 @@ import pytest
 
 from lm.config import last_layers
 from lm.metrics import token_flops
+from lm.model.transformer import Model
 from lm.params import match_table, split_stacks
-from lm.parts import abstract_batch, make_parts
+from lm.parts import abstract_batch, make_parts, param_shapes
 from lm.receipt import check_frozen, format_receipt, make_receipt, xla_flops
 
 TOP_QUARTER = last_layers(2, 8)
@@ -100,6 +101,22 @@ def test_the_formula_agrees_with_xla(make_config):
         per_token = sum(token_flops(parts.model.config, shapes, treatment.trained, 16).values())
         found = xla_flops(parts.make_step, parts.model, treatment, abstract_batch(config))
         assert found == pytest.approx(per_token * 8 * 16, rel=0.2)
+
+
+def test_experts_cost_what_a_token_chooses(make_config):
+    model = {"layers": 2, "dim": 128, "mlp_dim": 256, "experts": 8, "experts_per_token": 2, "scan": True}
+    config = make_config(model=model, data={"seq_len": 16}, optim={"name": "sgd"}, train={"balance_loss": 0.1})
+    parts = make_parts(config, 32, 1e-3)
+    shapes = {p: leaf.shape for p, leaf in param_shapes(Model(parts.model.config)).items()}
+    per_token = sum(token_flops(parts.model.config, shapes, parts.treatment.trained, 16).values())
+    found = xla_flops(parts.make_step, parts.model, parts.treatment, abstract_batch(config))
+    assert found == pytest.approx(per_token * 8 * 16, rel=0.2)
+    state = parts.state
+    arguments = (config, parts.model, parts.treatment, state.params, state.opt_state, parts.make_step)
+    receipt = make_receipt(*arguments, abstract_batch(config), hashes=False)
+    expert = 3 * 128 * 256
+    assert receipt["trained_params"] - receipt["active_params"] == 2 * 6 * expert
+    assert f"active a token: {receipt['active_params']:,}" in format_receipt(receipt)
 
 
 def products(parts):

@@ -37,6 +37,7 @@ QWEN2 = {
     "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2,
     "layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 2, "tie_word_embeddings": False,
 }  # fmt: skip
+ROUTER = {"output_router_logits": False, "router_aux_loss_coef": 0.001}
 CONFIGS = {
     "llama": LLAMA,
     "mistral": {**LLAMA, "model_type": "mistral", "sliding_window": 9, "tie_word_embeddings": False},
@@ -63,6 +64,17 @@ CONFIGS = {
             "partial_rotary_factor": 0.75, "rope_theta": 10000.0, "rope_type": "longrope",
             "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
         },
+    },
+    "mixtral": {
+        **{k: v for k, v in LLAMA.items() if k not in ("attention_bias", "mlp_bias", "pretraining_tp")},
+        "model_type": "mixtral", "head_dim": None, "sliding_window": None, "tie_word_embeddings": False,
+        "num_local_experts": 2, "num_experts_per_tok": 1, **ROUTER, "router_jitter_noise": 0.0,
+    },
+    "qwen3_moe": {
+        **{k: v for k, v in QWEN2.items() if k not in ("layer_types", "max_window_layers")},
+        "model_type": "qwen3_moe", "attention_bias": False, "head_dim": 24, "use_sliding_window": False,
+        "sliding_window": None, "decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 48,
+        "norm_topk_prob": False, "num_experts_per_tok": 1, "num_local_experts": 2, **ROUTER,
     },
     "olmo2": {**LLAMA, "model_type": "olmo2", "rms_norm_eps": 1e-5, "tie_word_embeddings": False},
     "gpt_neox": {
@@ -96,6 +108,13 @@ def biased(name, *shape):
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
+def with_experts(layer, mlp, width, gate, up, down):
+    sizes = {gate: (width, 64), up: (width, 64), down: (64, width)}
+    experts = {f"H.{mlp}.experts.{e}.{name}.weight": sizes[name] for e in range(2) for name in sizes}
+    rest = {name: shape for name, shape in layer.items() if ".mlp." not in name}
+    return {**rest, f"H.{mlp}.gate.weight": (2, 64), **experts}
+
+
 TENSORS = {
     "llama": {**AROUND, **LLAMA_LAYER},
     "mistral": {**AROUND, **HEAD, **LLAMA_LAYER},
@@ -113,6 +132,13 @@ TENSORS = {
     "phi3": {
         **AROUND, **HEAD, **{name: LLAMA_LAYER[name] for name in LLAMA_LAYER if re.search("norm|down|o_proj", name)},
         "H.self_attn.qkv_proj.weight": (128, 64), "H.mlp.gate_up_proj.weight": (224, 64),
+    },
+    "mixtral": {
+        **AROUND, **HEAD, **with_experts(LLAMA_LAYER, "block_sparse_moe", 112, "w1", "w3", "w2"),
+    },
+    "qwen3_moe": {
+        **AROUND, **HEAD, **with_experts({**LLAMA_LAYER, **WIDE}, "mlp", 48, "gate_proj", "up_proj", "down_proj"),
+        "H.self_attn.q_norm.weight": (24,), "H.self_attn.k_norm.weight": (24,),
     },
     "olmo2": {
         **AROUND, **HEAD, **{name: shape for name, shape in LLAMA_LAYER.items() if "input" not in name},
@@ -141,7 +167,7 @@ def test_the_tensors_are_those_that_transformers_saves(family):
     assert found == family
     shapes = {path: leaf.shape for path, leaf in param_shapes(Model(model)).items()}
     rows = {row.hf: row.hf_shape(shapes) for row in rows_of(family, model, shapes)}
-    one = {name: shape for name, shape in rows.items() if not re.search(r"\.[023]\.", name)}
+    one = {name: shape for name, shape in rows.items() if not re.search(r"(layers|h)\.[023]\.", name)}
     layer = LAYER_NAME.get(family, "model.layers.1")
     assert one == {re.sub(r"^H\b", layer, name): shape for name, shape in TENSORS[family].items()}
     assert len(rows) == len(one) + 3 * sum(name.startswith("H.") for name in TENSORS[family])
@@ -196,6 +222,23 @@ def test_fused_tensors_are_cut_and_joined():
     np.testing.assert_array_equal(row.to_hf([q, k, v], 4), tensor)
 
 
+def test_experts_are_read_and_found_again():
+    model = read_config({**CONFIGS["qwen3_moe"], "norm_topk_prob": True, "num_experts_per_tok": 2})[1]
+    assert (model.experts, model.experts_per_token, model.expert_norm, model.mlp_dim) == (2, 2, True, 48)
+    published = {**CONFIGS["qwen3_moe"], "num_experts": 2, "max_window_layers": 48}  # as transformers 4 writes them
+    del published["num_local_experts"]
+    assert same_model(read_config(published)[1], read_config(CONFIGS["qwen3_moe"])[1])
+    assert write_config(read_config(CONFIGS["mixtral"])[1], 64)["model_type"] == "mixtral"
+    assert write_config(model, 64)["model_type"] == "qwen3_moe"
+    windowed = read_config({**CONFIGS["qwen3_moe"], "use_sliding_window": True, "sliding_window": 9})[1]
+    assert (windowed.window, windowed.global_layers) == (9, ())
+    assert same_model(read_config(write_config(windowed, 64))[1], windowed)
+    plain = read_config(LLAMA)[1]
+    assert same_model(replace(plain, experts_per_token=3, expert_norm=False), plain)
+    with pytest.raises(UserError, match="no mixtral model"):
+        write_config(plain, 64, "mixtral")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -213,6 +256,10 @@ def test_fused_tensors_are_cut_and_joined():
         ({"rope_parameters": {"rope_type": "spiral"}}, "'spiral' is not known"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "twist": 1}}, "twist"),
         ({"rope_interleaved": True}, "rope_interleaved=True changes"),
+        ({"model_type": "mixtral", "router_jitter_noise": 0.1}, "router_jitter_noise=0.1 changes"),
+        ({"model_type": "mixtral", "num_local_experts": 0}, "no mixture of experts"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "decoder_sparse_step=2 changes"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [3]}, "mlp_only_layers=[3] changes"),
     ],
 )
 def test_what_would_change_the_computation_is_refused_by_name(changes, says):

@@ -1,6 +1,7 @@
 """Do the weights of a Hugging Face folder come in whole, onto any devices, and go out as they came?"""
 
 import json
+import re
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
@@ -73,9 +74,9 @@ def test_weights_come_in_on_any_mesh_in_any_grouping(tmp_path, family):
             assert make(name).tobytes() == tensor.tobytes(), name
 
 
-def source_of(tensors, **changes):
+def source_of(tensors, name="llama", **changes):
     shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    family, model = read_config({**CONFIGS["llama"], **changes})
+    family, model = read_config({**CONFIGS[name], **changes})
     return Source(Tensors("held", shapes, tensors.__getitem__, ExitStack()), family, model, param_shapes(Model(model)))
 
 
@@ -107,7 +108,15 @@ def test_a_head_beside_a_tied_embedding_must_be_equal_to_it():
 def test_names_without_the_prefix_of_base_models():
     tensors = random_tensors("llama", CONFIGS["llama"], np.float32)
     bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    np.testing.assert_array_equal(source_of(bare).read("embed"), tensors["model.embed_tokens.weight"])
+    assert source_of(bare).names["model.embed_tokens.weight"] == "embed_tokens.weight"
+
+
+def test_missing_experts_are_named():
+    tensors = random_tensors("mixtral", CONFIGS["mixtral"], np.float32)
+    name = "model.layers.2.block_sparse_moe.experts.1.w3.weight"
+    del tensors[name]
+    with pytest.raises(UserError, match=re.escape(f"{name} [112, 64]: missing")):
+        source_of(tensors, "mixtral")
 
 
 def test_import_and_export_give_the_same_bytes(llama, tmp_path, capsys):

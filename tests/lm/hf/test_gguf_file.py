@@ -9,6 +9,7 @@ import pytest
 
 from data_pipeline.hf_folder import read_folder
 from lm.config import UserError
+from lm.hf.families import read_config
 from lm.hf.gguf_file import open_gguf, write_gguf_tokenizer
 
 F32, F16, Q8_0, BF16 = 0, 1, 8, 30
@@ -180,6 +181,34 @@ def test_gemma3_has_two_bases_and_a_pattern(put):
     assert [kind[0] for kind in config["layer_types"]] == list("sfsfsff")
 
 
+@pytest.mark.parametrize("quantised", [False, True])
+def test_experts_come_back_one_by_one(put, quantised):
+    gate, down, router = draw(4, 32, 8), draw(4, 8, 32), draw(4, 8)
+    down_tensor, wanted = tensor("blk.0.ffn_down_exps.weight", down), down
+    if quantised:
+        gguf = pytest.importorskip("gguf")
+        held = gguf.quantize(down, gguf.GGMLQuantizationType.Q8_0)
+        wanted = gguf.dequantize(held, gguf.GGMLQuantizationType.Q8_0).reshape(down.shape)
+        down_tensor = ("blk.0.ffn_down_exps.weight", down.shape[::-1], Q8_0, held.tobytes())
+    tensors = [
+        tensor("token_embd.weight", draw(5, 8)), tensor("blk.0.ffn_gate_inp.weight", router),
+        tensor("blk.0.ffn_gate_exps.weight", gate), tensor("blk.0.ffn_up_exps.weight", gate + 1), down_tensor,
+    ]  # fmt: skip
+    arrays, config = read(put(LLAMA | {"llama.expert_count": 4, "llama.expert_used_count": 2}, tensors))
+    assert (config["model_type"], config["num_local_experts"], config["num_experts_per_tok"]) == ("mixtral", 4, 2)
+    place = "model.layers.0.block_sparse_moe"
+    assert (arrays[f"{place}.gate.weight"] == router).all()
+    assert (arrays[f"{place}.experts.2.w1.weight"] == gate[2]).all()
+    assert (arrays[f"{place}.experts.3.w3.weight"] == gate[3] + 1).all()
+    assert (arrays[f"{place}.experts.1.w2.weight"] == wanted[1]).all()
+    fields = other("qwen3moe", expert_count=4, expert_used_count=2, expert_feed_forward_length=32)
+    arrays, config = read(put(fields, tensors))
+    assert (config["model_type"], config["moe_intermediate_size"], config["norm_topk_prob"]) == ("qwen3_moe", 32, True)
+    assert (arrays["model.layers.0.mlp.experts.2.gate_proj.weight"] == gate[2]).all()
+    assert (arrays["model.layers.0.mlp.experts.1.down_proj.weight"] == wanted[1]).all()
+    assert read_config(config)[1].experts == 4
+
+
 def test_gpt2_weights_turn_round_and_their_biases_do_not(put):
     fields = other("gpt2", attention__layer_norm_epsilon=1e-5)
     del fields["gpt2.attention.layer_norm_rms_epsilon"]
@@ -349,7 +378,11 @@ REFUSED = {
     "split": (LLAMA | {"split.count": 3}, [EMBEDDING], "one of 3 parts"),
     "vocabulary only": (LLAMA, [], "no tensors"),
     "no embedding": (LLAMA, [tensor("output_norm.weight", draw(8))], "no matrix token_embd.weight"),
-    "experts": (LLAMA | {"llama.expert_count": 8}, [EMBEDDING], "8 experts"),
+    "experts": (other("qwen3", expert_count=8), [EMBEDDING], "8 experts, which qwen3 models are not known to be"),
+    "experts that are too few": (
+        LLAMA | {"llama.expert_count": 4, "llama.expert_used_count": 2},
+        [EMBEDDING, tensor("blk.0.ffn_up_exps.weight", draw(3, 12, 8))], r"\[3, 12, 8\], which are no 4 experts' matrices",
+    ),
     "key missing": ({k: v for k, v in LLAMA.items() if "block_count" not in k}, [EMBEDDING], "no metadata key llama.block_count"),
     "key a text": (LLAMA | {"llama.block_count": "3"}, [EMBEDDING], "llama.block_count is '3'"),
     "key zero": (LLAMA | {"llama.attention.head_count": 0}, [EMBEDDING], "head_count is 0"),
@@ -361,8 +394,8 @@ REFUSED = {
     "divisors of nothing": (LLAMA, [EMBEDDING, tensor("rope_freqs.weight", np.array([3, 1.5], np.float32))], "follows no rope"),
     "divisors too few": (LLAMA, [EMBEDDING, tensor("rope_freqs.weight", np.ones(1, np.float32))], "each frequency"),
     "unknown tensors": (
-        LLAMA, [EMBEDDING, *(tensor(f"blk.{i}.ffn_gate_exps.weight", draw(8)) for i in range(10))],
-        "10 tensors that llama does not have here: 'blk.0.ffn_gate_exps.weight'.* and 2 more",
+        LLAMA, [EMBEDDING, *(tensor(f"blk.{i}.ffn_gate_shexp.weight", draw(8)) for i in range(10))],
+        "10 tensors that llama does not have here: 'blk.0.ffn_gate_shexp.weight'.* and 2 more",
     ),
     "leading zero": (LLAMA, [EMBEDDING, tensor("blk.00.attn_v.weight", draw(8))], "'blk.00.attn_v.weight'"),
     "no whole heads": (LLAMA, [EMBEDDING, tensor("blk.0.attn_q.weight", draw(6, 8))], "6 rows"),

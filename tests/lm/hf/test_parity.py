@@ -4,6 +4,7 @@ Tiny random models that transformers makes from a config; needs torch and transf
 """
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,21 @@ CASES = {
     "phi3, longrope": ("Phi3", LONG),
     "gpt_neox": ("GPTNeoX", {"num_key_value_heads": None}),
     "gpt_neox, one after the other": ("GPTNeoX", {"num_key_value_heads": None, "use_parallel_residual": False}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            "head_dim": 24,
+            "moe_intermediate_size": 48,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+        },
+    ),
+    "qwen3_moe, shares as they are": (
+        "Qwen3Moe",
+        {"moe_intermediate_size": 48, "num_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": True},
+    ),
     "olmo2": ("Olmo2", {}),
     "gpt2": ("GPT2", {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 256}),
 }
@@ -100,6 +116,17 @@ def load(folder, runs):
     return found.family, model, params
 
 
+def gradient_of(named, name):
+    """Of the tensor `name` of a folder, which transformers may hold as a part of a parameter."""
+    if (expert := re.fullmatch(r"(.*)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight", name)) is None:
+        name = name.replace("block_sparse_moe", "mlp")
+        return named[name if name in named else name.replace("embed_out", "lm_head")].grad.numpy()
+    kind = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}.get(expert[3], expert[3])
+    fused = named[f"{expert[1]}.mlp.experts.{'down_proj' if kind == 'down_proj' else 'gate_up_proj'}"].grad.numpy()
+    whole = fused[int(expert[2])]
+    return whole if kind == "down_proj" else np.split(whole, 2)[kind == "up_proj"]
+
+
 @pytest.mark.parametrize("scanned", [False, True])
 def test_logits_gradients_and_greedy_text(theirs, scanned):
     folder, reference = theirs
@@ -119,10 +146,9 @@ def test_logits_gradients_and_greedy_text(theirs, scanned):
     torch.nn.functional.cross_entropy(flat, torch.tensor(ids[:, 1:]).reshape(-1)).backward()
     np.testing.assert_allclose(ours, logits.detach().numpy(), atol=1e-4)
 
-    named = dict(reference.named_parameters())
     shapes, make = tensors_of(split_stacks(gradients), family, model.config, lambda path: np.dtype("float32"))
     for name in shapes:
-        wanted = named[name if name in named else name.replace("embed_out", "lm_head")].grad.numpy()
+        wanted = gradient_of(dict(reference.named_parameters()), name)
         size = np.linalg.norm(wanted)
         assert np.linalg.norm(make(name) - wanted) <= 1e-4 * size + 1e-9, name
 
@@ -132,6 +158,32 @@ def test_logits_gradients_and_greedy_text(theirs, scanned):
     )
     found = generate(model, params, [prompt], max_new_tokens=NEW, sampling=Sampling(temperature=0.0))[0]
     assert found == text[0, 20:].tolist()
+
+
+def test_balance_of_one_document_is_that_of_transformers(tmp_path):
+    sizes = {"num_hidden_layers": 1, "num_local_experts": 4, "num_experts_per_tok": 2}
+    config = transformers.MixtralConfig(**{**BASE, **sizes, "router_aux_loss_coef": 1.0, "output_router_logits": True})
+    torch.manual_seed(0)
+    reference = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    reference.save_pretrained(tmp_path)
+    _, model, params = load(tmp_path, ())
+    ids = np.random.default_rng(0).integers(3, V, (1, T))
+    places, ones = jnp.arange(T)[None], jnp.ones((1, T))
+
+    def uneven(params):
+        return model.hidden_and_balance(params, jnp.asarray(ids), places, ones.astype(int), ones)[1] / T
+
+    ours, gradients = jax.jit(jax.value_and_grad(uneven))(params)
+    theirs = reference(torch.tensor(ids)).aux_loss
+    theirs.backward()
+    assert abs(float(ours) - float(theirs.detach())) < 1e-5
+    assert float(ours) > 2.01
+    for path, parameter in {
+        "block_00/mlp/router": reference.model.layers[0].mlp.gate.weight,
+        "block_00/attn/v": reference.model.layers[0].self_attn.v_proj.weight,
+    }.items():
+        wanted = parameter.grad.numpy().T
+        assert np.linalg.norm(gradients[path] - wanted) <= 1e-4 * np.linalg.norm(wanted), path
 
 
 def test_in_and_out_again_are_the_same_bytes(theirs, tmp_path, capsys):
