@@ -171,7 +171,7 @@ def main(argv: list[str]) -> None:
             rows = random_rows(16, seq_len, 64)
         else:
             rows = encode_rows(folder, flags["data"], seq_len, batch * (2 + turns * (steps + 1)))
-        np.savez(spec["rows"], **rows)
+        np.savez(spec["rows"], **rows)  # pyright: ignore[reportArgumentType]
         spec |= {"folder": folder, "tokens": float(batch * rows["lengths"].mean())}
         machine = describe_machine()
         print(f"{folder}, {batch} rows of {seq_len}, {rows['lengths'].sum() / rows['tokens'].size:.0%} full, "
