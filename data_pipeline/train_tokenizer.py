@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from data_pipeline.config import TokenizerConfig
 from data_pipeline.schema import ConfigError
-from data_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
+from data_pipeline.sentencepiece_tokenizer import WORD_SPACE, SentencePieceTokenizer
 from data_pipeline.tokenizer import OURS, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 
 MAX_SENTENCE = 1000  # characters; sentencepiece leaves out longer sentences without a word
 # Each of these is one piece whatever the training text holds, so code and Chinese paragraphs stay short.
 ALWAYS_PIECES = ["\n", "\n\n", "\t", "\t\t"]
+# Scores of unigram pieces are whole multiples of this. sentencepiece adds scores in 32 bits, which is exact for such ones up to
+# 65536, some 8000 pieces in a line: whoever adds them in another precision finds the same pieces.
+SCORE_STEP = 2.0**-8
 
 
 def find_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
@@ -41,7 +45,7 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
         for line in text.split("\n"):
             for start in range(0, len(line), MAX_SENTENCE):
                 # its own space character and NUL cannot be in a training text; both are encoded as bytes later
-                piece = line[start : start + MAX_SENTENCE].replace("\u2581", " ").replace("\0", " ")
+                piece = line[start : start + MAX_SENTENCE].replace(WORD_SPACE, " ").replace("\0", " ")
                 if piece.strip():
                     yield piece
 
@@ -57,6 +61,7 @@ def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> Token
             # lossless: text is taken as it is
             normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
             allow_whitespace_only_pieces=True, split_digits=True, byte_fallback=True,
+            required_chars=WORD_SPACE,  # without a piece of its own, which Chinese may not show, a space comes back as another character
             user_defined_symbols=ALWAYS_PIECES, control_symbols=["<mask>"],
             pad_id=OURS.pad, bos_id=OURS.bos, eos_id=OURS.eos, unk_id=OURS.unk,
             # deterministic and quiet
@@ -64,9 +69,29 @@ def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> Token
         )  # fmt: skip
     except RuntimeError as error:
         raise ConfigError(_explain(str(error), config)) from None
-    tokenizer = SentencePieceTokenizer(model.getvalue(), "the trained model")
+    tokenizer = SentencePieceTokenizer(_settle(model.getvalue(), config.model_type == "unigram"), "the trained model")
     assert tokenizer.special == OURS
     return tokenizer
+
+
+def _settle(model: bytes, rounds: bool) -> bytes:
+    """Takes what was asked for out of the model, so that one that needed nothing is what it was without; rounds scores.
+
+    User-defined pieces, whose scores sentencepiece adds up itself, become ordinary ones in a model with rounded scores.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto: Any = sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
+    proto.trainer_spec.ClearField("required_chars")
+    normal, user_defined = 1, 4
+    pieces = [piece for piece in proto.pieces if piece.type == normal] if rounds else []
+    for piece in pieces:
+        piece.score = round(piece.score / SCORE_STEP) * SCORE_STEP
+    best = max((piece.score for piece in pieces), default=0.0)
+    for piece in proto.pieces if rounds else ():
+        if piece.type == user_defined:  # one of two is better than two of one, as 0.1 makes it in sentencepiece
+            piece.type, piece.score = normal, len(piece.piece) * best - 0.125
+    return proto.SerializeToString(deterministic=True)
 
 
 def _explain(message: str, config: TokenizerConfig) -> str:

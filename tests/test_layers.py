@@ -16,7 +16,7 @@ LAYERS = {
     "lm.config": 0, "lm.check": 0, "lm.batch": 0, "lm.peers": 0, "lm.memory": 0, "data_pipeline.config": 0, "data_pipeline.schema": 0,
     "lm.hf": 0, "lm.hf.names": 0, "lm.hf.families": 0, "lm.hf.source": 0, "lm.hf.config_json": 0, "lm.hf.tensors": 0,
     "lm.hf.safetensors_header": 0, "lm.hf.gguf_header": 0, "lm.hf.gguf_metadata": 0, "lm.hf.gguf_rope": 0,
-    "lm.hf.gguf_config": 0, "lm.hf.gguf_tokenizer": 0, "lm.hf.gguf_file": 0,
+    "lm.hf.gguf_config": 0, "lm.hf.gguf_tokenizer": 0, "lm.hf.gguf_file": 0, "lm.hf.vocabulary": 0,
     "lm.params": 1, "lm.aot": 1, "lm.collectives": 1, "lm.sharding": 1, "lm.metrics": 1, "lm.hosts": 1, "lm.lease": 1,
     "lm.clock": 1, "lm.profile": 1, "lm.hf.weights": 1,
     "lm.model": 2, "lm.model.adapters": 2, "lm.model.codes": 2, "lm.model.rope": 2, "lm.model.products": 2,
@@ -29,9 +29,13 @@ LAYERS = {
     "lm.serve.wire": 5, "lm.serve.exchange": 5, "lm.serve.app": 5, "lm.serve.__main__": 5,
     "lm.train": 6,
     "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.start": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
-    "lm.hf.folder": 7, "lm.hf.verify": 7, "lm.hf.__main__": 7,
+    "lm.hf.folder": 7, "lm.hf.verify": 7, "lm.hf.tokenizer_json": 7, "lm.hf.__main__": 7,
 }  # fmt: skip
-COMMANDS = {"lm.hf.folder", "lm.hf.verify"}  # what entry points alone import, and which may import what they may
+COMMANDS = {
+    "lm.hf.folder",
+    "lm.hf.verify",
+    "lm.hf.tokenizer_json",
+}  # what entry points alone import, and which may import what they may
 EXTRAS = ("lm.lora", "lm.serve")  # which the core never imports, nor they each other
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
 FOR_CONFIGS = {"lm.config", *SCHEMA}

@@ -12,13 +12,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from data_pipeline.hf_folder import FILES, GENERATION
-from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from lm import build
 from lm.checkpoint import Checkpoints
 from lm.config import Config, ConfigError, InitConfig, MeshConfig, OptimConfig, UserError, to_json
 from lm.hf.config_json import add_tokens, write_config
 from lm.hf.families import read_config
 from lm.hf.source import find_foreign, follow_source, keep_origin, read_origin, same_model
+from lm.hf.tokenizer_json import Inexpressible, write_tokenizer_json
 from lm.hf.weights import open_weights, tensors_of
 from lm.logger import write_json
 from lm.model.adapters import merge
@@ -87,7 +88,7 @@ def export_run(workdir: Path, out: Path, step: str, dtype: str, family: str, log
     tokenizer = load_tokenizer(f"{workdir}/tokenizer")
     name, old = ("dtype", "torch_dtype") if "dtype" in fields else ("torch_dtype", "dtype")
     fields = {key: value for key, value in fields.items() if key != old} | {name: dtype}
-    if "eos_token_id" not in fields:
+    if tokenizer.kind != "hf" or "eos_token_id" not in fields:
         fields = add_tokens(fields, tokenizer.special, tokenizer.stop_ids)
     params = split_stacks(loaded.params)
     if loaded.config.lora.rank or any(path.endswith("_absmax") for path in params):
@@ -102,7 +103,7 @@ def export_run(workdir: Path, out: Path, step: str, dtype: str, family: str, log
         half.mkdir()
         files = write_folder(half, shapes, make)
         write_json(half / "config.json", fields)
-        _write_tokenizer(workdir / "tokenizer", half, fields, log)
+        missing = _write_tokenizer(workdir / "tokenizer", half, fields, tokenizer, loaded.config.data.add_bos)
         _write_card(half, workdir, loaded, dtype)
         out.exists() and out.rmdir()
         half.rename(out)
@@ -110,19 +111,28 @@ def export_run(workdir: Path, out: Path, step: str, dtype: str, family: str, log
         raise UserError(f"{out} could not be written: {error}") from None
     finally:
         shutil.rmtree(half, ignore_errors=True)
+    if missing:
+        log(f"warning: {out} holds no tokenizer that transformers reads, as none gives the same ids: {missing}")
     log(f"{fields['model_type']}: {len(shapes)} tensors in {dtype}, {', '.join(files)}, in {out}")
     return loaded
 
 
-def _write_tokenizer(tokenizer: Path, out: Path, fields: dict[str, Any], log: Log) -> None:
-    found = [name for name in FILES if (tokenizer / name).is_file()]
+def _write_tokenizer(
+    folder: Path, out: Path, fields: dict[str, Any], tokenizer: Tokenizer, adds_bos: bool
+) -> Inexpressible | None:
+    """Writes the tokenizer of a run, as it came or as a tokenizer.json; returns why there is none."""
+    found = [name for name in FILES if (folder / name).is_file()]
     for name in found:
-        shutil.copyfile(tokenizer / name, out / name)
+        shutil.copyfile(folder / name, out / name)
     if GENERATION not in found:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         write_json(out / GENERATION, {name: fields[name] for name in names if fields.get(name) is not None})
-    if "tokenizer.json" not in found:
-        log(f"warning: this run's tokenizer is no tokenizer.json, so {out.name} holds none that transformers reads")
+    try:
+        if tokenizer.kind != "hf":
+            write_tokenizer_json(tokenizer, out, adds_bos)
+    except Inexpressible as error:
+        return error
+    return None
 
 
 def _write_card(out: Path, workdir: Path, loaded: build.Loaded, dtype: str) -> None:

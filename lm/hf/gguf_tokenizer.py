@@ -16,6 +16,7 @@ import numpy as np
 
 from lm.config import UserError
 from lm.hf.gguf_header import GgufHeader, read_gguf_header
+from lm.hf.vocabulary import find_merges, put_ends
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 WORD_SPACE = "\u2581"
@@ -199,7 +200,7 @@ def _make_sentencepiece(vocabulary: _Vocabulary) -> tuple[Any, bool]:
 
     unknown = vocabulary.special("unknown") or next(iter(vocabulary.of_kind(UNKNOWN)), None)
     model = models.BPE(
-        vocab=vocabulary.ids(), merges=_find_merges(vocabulary), unk_token=unknown, fuse_unk=True,
+        vocab=vocabulary.ids(), merges=_find_scored_merges(vocabulary), unk_token=unknown, fuse_unk=True,
         byte_fallback=len(vocabulary.of_kind(BYTE)) == 256,
     )  # fmt: skip
     engine = Tokenizer(model)
@@ -211,23 +212,16 @@ def _make_sentencepiece(vocabulary: _Vocabulary) -> tuple[Any, bool]:
     return engine, vocabulary.flag("add_bos_token", True)
 
 
-def _find_merges(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
-    """Returns every pair of pieces that makes a piece, the best first, in the order that transformers gives them."""
+def _find_scored_merges(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
     scores = vocabulary.fields.get("tokenizer.ggml.scores")
     if not isinstance(scores, np.ndarray) or len(scores) != len(vocabulary.tokens) or not np.isfinite(scores).all():
         raise vocabulary.refuse("tokenizer.ggml.scores does not hold a number for each token")
     pieces = {t: n for n, (t, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds)) if kind == NORMAL}
-    merges = []
-    for piece, number in pieces.items():
-        cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
-        pairs = sorted((pieces[a], pieces[b], a, b) for a, b in cuts if a in pieces and b in pieces)
-        merges += [(scores[number], len(a), len(b), a, b) for _, _, a, b in pairs]
-    merges.sort(key=lambda merge: merge[:3], reverse=True)
-    return [(a, b) for *_, a, b in merges]
+    return find_merges(pieces, scores.tolist())
 
 
 def _add_special(engine: Any, vocabulary: _Vocabulary, adds_bos: bool) -> None:
-    from tokenizers import AddedToken, processors
+    from tokenizers import AddedToken
 
     kinds = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}
     for token, kind in zip(vocabulary.tokens, vocabulary.kinds):
@@ -238,20 +232,7 @@ def _add_special(engine: Any, vocabulary: _Vocabulary, adds_bos: bool) -> None:
     eos = vocabulary.special("eos") if vocabulary.flag("add_eos_token", False) else None
     if (adds_bos and bos is None) or (eos is None and vocabulary.flag("add_eos_token", False)):
         raise vocabulary.refuse("says that a text begins or ends with a token, and not with which")
-    if bos is not None or eos is not None:
-        ids = vocabulary.ids()
-        engine.post_processor = processors.TemplateProcessing(
-            single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
-            pair=[
-                *([bos] if bos else []),
-                "$A",
-                *([eos] if eos else []),
-                *([f"{bos}:1"] if bos else []),
-                "$B:1",
-                *([f"{eos}:1"] if eos else []),
-            ],
-            special_tokens=[(token, ids[token]) for token in {bos, eos} if token],
-        )
+    put_ends(engine, vocabulary.ids(), bos, eos)
 
 
 def _find_template(vocabulary: _Vocabulary) -> str | list[dict[str, str]]:

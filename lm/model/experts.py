@@ -117,9 +117,9 @@ def balance(
     the weighted mean of p_e. Divided by all weight it is k when even, X when all go to the same k. f has no gradient.
 
     This is transformers' load_balancing_loss_func (arXiv:2101.03961 equations 4 to 6) taken document by document, the
-    sequence-wise balance loss of DeepSeek (arXiv:2405.04434 section 2.2.3, arXiv:2412.19437 section 2.1.2). Over a batch the
+    sequence-wise balance loss of DeepSeek (arXiv:2405.04434, arXiv:2412.19437). Over a batch the
     product of two means would depend on how the batch is cut. The price: it asks each single document to use all experts,
-    which a short or narrow one cannot without loss, so keep it small (DeepSeek-V3: 0.0001).
+    which a short or narrow one cannot without loss, so keep it small.
     """
     places = jnp.shape(segments_BT)[1] * (1 if mesh is None else mesh.shape["context"])
     rows_B = jnp.arange(len(segments_BT))
