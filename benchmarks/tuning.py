@@ -50,7 +50,7 @@ class Ours:
         from lm.start import load_params, start_state
 
         keep_memory()
-        self.jax, self.release, self.rows = jax, release_memory, Rows(spec)
+        self.release, self.rows = release_memory, Rows(spec)
         c: Any = base.get_config()
         c.data.path, c.data.seq_len, c.data.batch_size = "-", self.rows.held["tokens"].shape[1], spec["batch_size"]
         c.init.source = f"hf:{spec['folder']}"
@@ -62,7 +62,8 @@ class Ours:
         else:
             c.optim.train = last_layers(spec["top"], model.layers)
         config = from_mapping(Config, c)
-        self.config = replace(config, model=replace(model, max_len=max(model.max_len, c.data.seq_len)))
+        # Scanned, as configs/finetune_hf.py has it.
+        self.config = replace(config, model=replace(model, scan=True, max_len=max(model.max_len, c.data.seq_len)))
         self.parts = make_parts(self.config, model.vocab_size, spec["rate"])
         self.state = start_state(self.parts, load_params(self.parts, "", lambda text: None))
         self.key = jax.random.key(0)
@@ -70,7 +71,6 @@ class Ours:
     def run(self, steps: int) -> None:
         from lm.sharding import put_batch
 
-        losses = []
         for _ in range(steps):
             rows = self.rows.next()
             places = np.arange(rows["tokens"].shape[1])[None]
@@ -78,8 +78,7 @@ class Ours:
             batch = {**rows, "segments": inside, "positions": places * inside}
             batch = put_batch(batch, self.parts.mesh, self.config.data.batch_size)
             self.state, metrics = self.parts.train_step(self.state, batch, self.key)
-            losses.append(metrics["train/loss"])
-        self.rows.losses += [float(loss) for loss in self.jax.block_until_ready(losses)]
+            self.rows.losses.append(float(metrics["train/loss"]))  # waits, else a second step's memory is taken
         if len(self.rows.losses) == steps:
             self.release()
         self.rows.write()

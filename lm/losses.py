@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 Sums = dict[str, jax.Array]
 LOGITS_BYTES = 256 * 2**20  # of float32 logits at a time, where the config does not say
+SKIP_BYTES = 64 * 2**20  # the same where pieces without a weight are left out: finer, so that more of them are
 
 
 def token_losses(
@@ -37,13 +39,13 @@ def sum_losses(losses: dict[str, jax.Array], weights_BT: jax.Array, axis: int | 
     return {**sums, "weight": jnp.sum(weights_BT, axis=axis)}
 
 
-def count_pieces(tokens: int, seq_len: int, vocab_size: int, chunk: int) -> int:
+def count_pieces(tokens: int, seq_len: int, vocab_size: int, chunk: int, logits_bytes: int = LOGITS_BYTES) -> int:
     """In how many pieces a device's `tokens` (of rows of `seq_len`) take their loss: the fewest that respect `chunk`.
 
     >>> count_pieces(8192, 8192, 128_256, 0), count_pieces(4096, 1024, 256, 0), count_pieces(48, 12, 32, 9)
     (16, 1, 6)
     """
-    chunk = chunk or max(LOGITS_BYTES // (4 * vocab_size), 1)
+    chunk = chunk or max(logits_bytes // (4 * vocab_size), 1)
     return next((n for n in range(1, seq_len) if seq_len % n == 0 and tokens // n <= chunk), seq_len)
 
 
@@ -59,24 +61,51 @@ def join_places(x_PBT: jax.Array) -> jax.Array:
     return jnp.moveaxis(x_PBT, 0, 2).reshape(B, T * pieces, *x_PBT.shape[3:])
 
 
+def sort_places(weights_BT: jax.Array, pieces: int) -> tuple[jax.Array, jax.Array]:
+    """Where each place goes so that those with a weight fill the first pieces of `cut_places`, and the way back; [B, T]."""
+    first_BT = jnp.argsort(weights_BT == 0, axis=1)  # stable
+    order_BT = join_places(first_BT.reshape(len(first_BT), pieces, -1).swapaxes(0, 1))
+    return order_BT, jnp.argsort(order_BT, axis=1)
+
+
+def take_places(x_BT: jax.Array, order_BT: jax.Array) -> jax.Array:
+    """x [B, T, ...] with each row's places in that order."""
+    return jnp.take_along_axis(x_BT, order_BT.reshape(*order_BT.shape, *(1,) * (x_BT.ndim - 2)), axis=1)
+
+
 def sum_in_pieces(
     loss: Callable[[jax.Array, jax.Array, Mapping[str, jax.Array]], Sums], head: jax.Array, x_BTD: jax.Array,
     batch: Mapping[str, jax.Array], pieces: int, head_trained: bool, constrain: Callable[[Any], Any] = lambda g: g,
+    skip: bool = False,
 ) -> Sums:  # fmt: skip
     """Sums `loss(head, x, batch)` over pieces of the places, so that logits exist for one piece at a time.
 
     The gradient is taken in the forward, piece by piece, so that neither logits nor their gradient is kept or computed
-    twice. Only `objective` has one. `constrain` shards the head's gradient, which is summed in float32.
+    twice. Only `objective` has one. `constrain` shards the head's gradient, which is summed in float32. `skip`: sorts the
+    places of each row and leaves out pieces without a weight, whose `loss` must be zeros.
     """
 
-    @jax.custom_vjp
-    def total(head: jax.Array, x_PBTD: jax.Array, batch_P: Mapping[str, jax.Array]) -> Sums:
-        cast = head.astype(x_PBTD.dtype)
-        parts = jax.lax.map(lambda part: loss(cast, *part), (x_PBTD, batch_P))
-        return {key: value.sum(0) for key, value in parts.items()}
+    def cut(leaf_BT: jax.Array, order_BT: jax.Array | None) -> jax.Array:
+        return cut_places(leaf_BT if order_BT is None else take_places(leaf_BT, order_BT), pieces)
 
-    def forward(head: jax.Array, x_PBTD: jax.Array, batch_P: Mapping[str, jax.Array]) -> tuple[Sums, Any]:
-        cast = head.astype(x_PBTD.dtype)
+    def where(batch: Mapping[str, jax.Array]) -> tuple[jax.Array | None, jax.Array | None]:
+        return sort_places(batch["weights"], pieces) if skip else (None, None)
+
+    def unless_empty(one: Any, carry: Any, part: tuple[Any, Mapping[str, jax.Array]]) -> tuple[Any, Any]:
+        if not skip:
+            return one(carry, part)
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, carry, part)[1])
+        return jax.lax.cond(jnp.any(part[1]["weights"] != 0), one, lambda carry, part: (carry, empty), carry, part)
+
+    @jax.custom_vjp
+    def total(head: jax.Array, x_BTD: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
+        cast, (order_BT, _) = head.astype(x_BTD.dtype), where(batch)
+        parts = jax.tree.map(lambda leaf: cut(leaf, order_BT), (x_BTD, batch))
+        _, sums = jax.lax.scan(partial(unless_empty, lambda _, part: (None, loss(cast, *part))), None, parts)
+        return {key: value.sum(0) for key, value in sums.items()}
+
+    def forward(head: jax.Array, x_BTD: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[Sums, Any]:
+        cast, (order_BT, back_BT) = head.astype(x_BTD.dtype), where(batch)
 
         def one(head_grad: Any, part: Any) -> tuple[Any, tuple[Sums, jax.Array]]:
             def objective(cast: jax.Array, x_BTD: jax.Array) -> tuple[jax.Array, Sums]:
@@ -90,14 +119,16 @@ def sum_in_pieces(
             return constrain(head_grad + constrain(more)), (sums, x_grad)
 
         zeros = constrain(jnp.zeros(head.shape, jnp.float32)) if head_trained else None
-        head_grad, (sums, x_grad) = jax.lax.scan(one, zeros, (x_PBTD, batch_P))
-        return {key: value.sum(0) for key, value in sums.items()}, (head_grad, x_grad, head)
+        parts = jax.tree.map(lambda leaf: cut(leaf, order_BT), (x_BTD, batch))
+        head_grad, (sums, x_grad) = jax.lax.scan(partial(unless_empty, one), zeros, parts)
+        return {key: value.sum(0) for key, value in sums.items()}, (head_grad, x_grad, head, back_BT)
 
     def backward(kept: Any, cotangent: Sums) -> tuple[Any, Any, None]:
-        head_grad, x_grad, head = kept
+        head_grad, x_grad, head, back_BT = kept
         scale = cotangent["objective"]
         to_head = jnp.zeros_like(head) if head_grad is None else (head_grad * scale).astype(head.dtype)
-        return to_head, (x_grad * scale).astype(x_grad.dtype), None
+        to_x_BTD = join_places((x_grad * scale).astype(x_grad.dtype))
+        return to_head, to_x_BTD if back_BT is None else take_places(to_x_BTD, back_BT), None
 
     total.defvjp(forward, backward)
-    return total(head, cut_places(x_BTD, pieces), {key: cut_places(leaf, pieces) for key, leaf in batch.items()})
+    return total(head, x_BTD, batch)

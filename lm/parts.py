@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from lm.batch import BATCH_KEYS
 from lm.config import AdaptedModel, Config, ConfigError, ModelConfig, OptimConfig, UserError
-from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
+from lm.losses import LOGITS_BYTES, SKIP_BYTES, Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
 from lm.model.adapters import MATRIX, base_of, make_adapters
 from lm.model.codes import KINDS, encode
 from lm.model.kernels import choose, make_kernels, refusal
@@ -73,11 +73,14 @@ def make_loss(model: Model, config: Config, head_trained: bool = True, whole: bo
         head, (B, T, _) = params[model.head_path], x_BTD.shape
         targets = {name: batch[name] for name in ("targets", "weights")}
         shards = 1 if mesh is None else row_shards(mesh) * mesh.shape["context"]
-        pieces = count_pieces(B * T // shards, T, model.config.vocab_size, config.train.loss_chunk)
+        # A frozen head has no gradient to sum, and finer pieces cost nothing: those in which nobody learns are left out.
+        skip = not head_trained and (mesh is None or mesh.shape["context"] == 1)
+        chunk, most = config.train.loss_chunk, SKIP_BYTES if skip else LOGITS_BYTES
+        pieces = count_pieces(B * T // shards, T, model.config.vocab_size, chunk, most)
         if whole or pieces == 1:
             sums = loss_of(head, x_BTD, targets)
         else:
-            sums = sum_in_pieces(loss_of, head, x_BTD, targets, pieces, head_trained, shard_head)
+            sums = sum_in_pieces(loss_of, head, x_BTD, targets, pieces, head_trained, shard_head, skip)
         sums["tokens"] = jnp.sum(batch["segments"] > 0).astype(jnp.float32)
         if uneven is not None:
             sums["balance"] = uneven

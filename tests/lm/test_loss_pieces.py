@@ -33,9 +33,10 @@ def test_places_come_back_where_they_were():
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 12])
 @pytest.mark.parametrize("head_trained", [True, False])
-def test_the_loss_in_pieces_is_the_loss(pieces, head_trained):
+@pytest.mark.parametrize("skip", [True, False])
+def test_the_loss_in_pieces_is_the_loss(pieces, head_trained, skip):
     def in_pieces(head, x):
-        return sum_in_pieces(loss_of, head, x, BATCH, pieces, head_trained)
+        return sum_in_pieces(loss_of, head, x, BATCH, pieces, head_trained, skip=skip)
 
     expected = loss_of(HEAD, X, BATCH)
     for key, value in in_pieces(HEAD, X).items():
@@ -92,3 +93,24 @@ def test_pieces_are_the_fewest_that_divide_the_row():
     assert count_pieces(12 * 8, 12, V, 47) == 3
     assert count_pieces(12 * 8, 12, V, 1) == 12  # a place of each row is the least
     assert count_pieces(32 * 1024, 1024, 50_257, 0) == 32
+
+
+def test_pieces_in_which_nobody_learns_are_not_computed():
+    """NaN in the targets' states would come through a product; counted by what reaches the loss."""
+    seen = []
+    weights = jnp.zeros((B, T)).at[:, 7:10].set(1.0).at[1, 0].set(2.0)  # at most 4 places of a row learn
+
+    def noted(head, x, batch):
+        jax.debug.callback(lambda w: seen.append(np.array(w)), batch["weights"])
+        return loss_of(head, x, batch)
+
+    batch = {**BATCH, "weights": weights}
+    found, (to_x,) = jax.value_and_grad(
+        lambda x: sum_in_pieces(noted, HEAD, x, batch, 6, False, skip=True)["objective"], (0,)
+    )(X)
+    jax.effects_barrier()
+    assert len(seen) == 2  # of 6 pieces of 2 places
+    assert sum(part.sum() for part in seen) == weights.sum()
+    expected, (grad,) = jax.value_and_grad(lambda x: loss_of(HEAD, x, batch)["objective"], (0,))(X)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(to_x, grad, rtol=1e-5, atol=1e-6)
