@@ -18,17 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lm.batch import check_batch
-from lm.losses import (
-    LOGITS_BYTES,
-    SKIP_BYTES,
-    Sums,
-    count_pieces,
-    cut_places,
-    sort_places,
-    sum_losses,
-    take_places,
-    token_losses,
-)
+from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
 from lm.metrics import bits, perplexity
 from lm.model.transformer import Model
 from lm.params import Params, to_host
@@ -48,31 +38,20 @@ def make_eval_step(model: Model, token_bytes: np.ndarray, chunk: int = 0) -> Eva
     @jax.jit
     def eval_step(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
-        head = params[model.head_path].astype(x_BTD.dtype)
 
-        def sum_piece(x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Sums:
-            logits_BTV = model.unembed(head, x_BTD)
+        def sum_piece(head: jax.Array, x_BTD: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
+            logits_BTV, targets_BT = model.unembed(head, x_BTD), batch["targets"]
             losses = token_losses(logits_BTV, targets_BT)
             losses["correct"] = (logits_BTV.argmax(-1) == targets_BT).astype(jnp.float32)
             losses["bytes"] = jnp.asarray(padded)[targets_BT]
-            return sum_losses(losses, weights_BT, axis=1)
+            return sum_losses(losses, batch["weights"], axis=1)
 
         (B, T), mesh = batch["tokens"].shape, model.mesh
+        skip = mesh is None or mesh.shape["context"] == 1
         tokens = B * T // (1 if mesh is None else row_shards(mesh))
-        skip = mesh is None or mesh.shape["context"] == 1  # pieces in which nothing counts
-        most = SKIP_BYTES if skip else LOGITS_BYTES
-        pieces = count_pieces(tokens, T, model.config.vocab_size, chunk, most)
-        leaves = x_BTD, batch["targets"], batch["weights"]
-        if skip:
-            order_BT, _ = sort_places(batch["weights"], pieces)
-            leaves = tuple(take_places(leaf, order_BT) for leaf in leaves)
-
-        def unless_empty(part: tuple[jax.Array, jax.Array, jax.Array]) -> Sums:
-            empty = {key: jnp.zeros(leaf.shape) for key, leaf in jax.eval_shape(sum_piece, *part).items()}
-            return jax.lax.cond(jnp.any(part[2] != 0), sum_piece, lambda *part: empty, *part)
-
-        parts = tuple(cut_places(leaf, pieces) for leaf in leaves)
-        return {key: value.sum(0) for key, value in jax.lax.map(unless_empty, parts).items()}
+        pieces = count_pieces(tokens, T, model.config.vocab_size, chunk, skip)
+        targets = {name: batch[name] for name in ("targets", "weights")}
+        return sum_in_pieces(sum_piece, params[model.head_path], x_BTD, targets, pieces, False, skip=skip)
 
     return eval_step
 

@@ -39,13 +39,15 @@ def sum_losses(losses: dict[str, jax.Array], weights_BT: jax.Array, axis: int | 
     return {**sums, "weight": jnp.sum(weights_BT, axis=axis)}
 
 
-def count_pieces(tokens: int, seq_len: int, vocab_size: int, chunk: int, logits_bytes: int = LOGITS_BYTES) -> int:
+def count_pieces(tokens: int, seq_len: int, vocab_size: int, chunk: int, skip: bool = False) -> int:
     """In how many pieces a device's `tokens` (of rows of `seq_len`) take their loss: the fewest that respect `chunk`.
+
+    `skip`: as in `sum_in_pieces`.
 
     >>> count_pieces(8192, 8192, 128_256, 0), count_pieces(4096, 1024, 256, 0), count_pieces(48, 12, 32, 9)
     (16, 1, 6)
     """
-    chunk = chunk or max(logits_bytes // (4 * vocab_size), 1)
+    chunk = chunk or max((SKIP_BYTES if skip else LOGITS_BYTES) // (4 * vocab_size), 1)
     return next((n for n in range(1, seq_len) if seq_len % n == 0 and tokens // n <= chunk), seq_len)
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from lm.batch import BATCH_KEYS
 from lm.config import AdaptedModel, Config, ConfigError, ModelConfig, OptimConfig, UserError
-from lm.losses import LOGITS_BYTES, SKIP_BYTES, Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
+from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
 from lm.model.adapters import MATRIX, base_of, make_adapters
 from lm.model.codes import KINDS, encode
 from lm.model.kernels import choose, make_kernels, refusal
@@ -75,8 +75,7 @@ def make_loss(model: Model, config: Config, head_trained: bool = True, whole: bo
         shards = 1 if mesh is None else row_shards(mesh) * mesh.shape["context"]
         # A frozen head has no gradient to sum, and finer pieces cost nothing: those in which nobody learns are left out.
         skip = not head_trained and (mesh is None or mesh.shape["context"] == 1)
-        chunk, most = config.train.loss_chunk, SKIP_BYTES if skip else LOGITS_BYTES
-        pieces = count_pieces(B * T // shards, T, model.config.vocab_size, chunk, most)
+        pieces = count_pieces(B * T // shards, T, model.config.vocab_size, config.train.loss_chunk, skip)
         if whole or pieces == 1:
             sums = loss_of(head, x_BTD, targets)
         else:
