@@ -7,20 +7,21 @@ softmax(QK^T / sqrt(d_k)) V (arXiv:1706.03762, equation 1), with the softmax in 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lm.config import ModelConfig
-from lm.model.formula import attend
+from lm.model.formula import attend, attend_cache
 from lm.model.kernels import Kernel
 from lm.model.layers import dense, init_matrix, init_out, norm_scale, normalise
 from lm.model.rope import Rope, rotate
 
-# k, v: [L, B, S, K, H]; segments, positions: [B, S]; index: next free slot, one number, or [B] where rows differ in it
-Cache = dict[str, jax.Array]
+# k, v: [B x K, S, H] of each layer, with the layers before it for a run of them; segments, positions: [B, S]; index: next
+# free slot, one number, or [B] where rows differ in it. A layer's keys are never joined with another's: that would copy all.
+Cache = dict[str, Any]
 
 
 class View(NamedTuple):
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         self, x_BTD: jax.Array, view: View, local: bool | jax.Array, cache: tuple[jax.Array, jax.Array] | None,
         index: jax.Array | int,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:  # fmt: skip
-        """Returns the output and this layer's (k, v) [B, S, K, H] with the new ones written at slot `index`.
+        """Returns the output and this layer's (k, v) [B x K, S, H] with the new ones written at slot `index`.
 
         `local`: whether this layer has the window; an array where layers of both kinds share one program.
         """
@@ -74,11 +75,6 @@ class Attention(nn.Module):
             q_BTNH, k_BTKH = rotate(q_BTNH, *view.rope), rotate(k_BTKH, *view.rope)
         if config.attn_scale and config.attn_scale != H:
             q_BTNH *= math.sqrt(H / config.attn_scale)  # whoever computes the scores divides them by sqrt(H)
-        k_BSKH, v_BSKH = k_BTKH, v_BTKH
-        if cache is not None:
-            k_BSKH = write_slots(cache[0], k_BTKH, index)
-            v_BSKH = write_slots(cache[1], v_BTKH, index)
-            cache = (k_BSKH, v_BSKH)
         if view.mask_BTS is None:
             assert self.kernels is not None
             everything = (q_BTNH, k_BTKH, v_BTKH, view.segments_BT)
@@ -86,10 +82,19 @@ class Attention(nn.Module):
                 y_BTNH = self.kernels[local](*everything)
             else:
                 y_BTNH = jax.lax.cond(local, self.kernels[True], self.kernels[False], *everything)
+        elif cache is not None:
+            at = jnp.repeat(index, K) if jnp.ndim(index) else index
+            k_NSH, v_NSH = (
+                write_slots(old, new.swapaxes(1, 2).reshape(B * K, T, H), at)
+                for old, new in zip(cache, (k_BTKH, v_BTKH))
+            )
+            cache = (k_NSH, v_NSH)
+            q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+            y_BTNH = attend_cache(q_BTKGH, k_NSH, v_NSH, view.mask_BTS, config.attn_softcap)
         else:
             drops = config.dropout > 0 and not self.deterministic
             dropout = nn.Dropout(config.dropout, deterministic=False) if drops else None
             q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-            y_BTNH = attend(q_BTKGH, k_BSKH, v_BSKH, view.mask_BTS, config.attn_softcap, dropout)
+            y_BTNH = attend(q_BTKGH, k_BTKH, v_BTKH, view.mask_BTS, config.attn_softcap, dropout)
         y_BTD = dense(self, "out", y_BTNH.reshape(B, T, N * H), D, init_out(config), config.attn_out_bias)
         return y_BTD, cache

@@ -49,8 +49,24 @@ def attend(
     """Plain XLA attention, softmax(QK^T / sqrt(d_k)) V. Returns [B, T, K, G, H] in the dtype of `v`."""
     q_BTKGH = q_BTKGH / math.sqrt(q_BTKGH.shape[-1])
     scores_BKGTS: Any = einsum_f32("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH)
-    scores_BKGTS = jnp.where(mask_BTS[:, None, None], softcap(scores_BKGTS, cap), NEVER)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    weights_BKGTS = attention_weights(scores_BKGTS, mask_BTS, cap).astype(v_BSKH.dtype)
     if dropout is not None:
         weights_BKGTS = dropout(weights_BKGTS)
     return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
+
+
+def attend_cache(
+    q_BTKGH: jax.Array, k_NSH: jax.Array, v_NSH: jax.Array, mask_BTS: jax.Array, cap: float = 0.0
+) -> jax.Array:
+    """`attend` over a cache, whose keys and values of each row and head (N = B x K) lie side by side: products copy none."""
+    B, T, K, G, H = q_BTKGH.shape
+    q_NXH = jnp.moveaxis(q_BTKGH / math.sqrt(H), 1, 3).reshape(B * K, G * T, H)
+    scores_NXS: Any = einsum_f32("NXH,NSH->NXS", q_NXH, k_NSH)
+    weights_BKGTS = attention_weights(scores_NXS.reshape(B, K, G, T, -1), mask_BTS, cap).astype(v_NSH.dtype)
+    y_NXH = jnp.einsum("NXS,NSH->NXH", weights_BKGTS.reshape(scores_NXS.shape), v_NSH)
+    return jnp.moveaxis(y_NXH.reshape(B, K, G, T, H), 3, 1)
+
+
+def attention_weights(scores_BKGTS: jax.Array, mask_BTS: jax.Array, cap: float) -> jax.Array:
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], softcap(scores_BKGTS, cap), NEVER)
+    return jax.nn.softmax(scores_BKGTS, axis=-1)

@@ -126,9 +126,10 @@ class Transformer(nn.Module):
         kinds = sorted({config.is_local(layer) for layer in range(config.layers)}) or [False]
         views = {local: view(local) for local in kinds}
         x_BTD, layers, uneven = self._blocks(x_BTD, cache, (views[kinds[0]], views[kinds[-1]]), index, weights_BT)
-        if cache is not None and layers is not None:
+        if cache is not None:
             end = jnp.asarray(index + tokens_BT.shape[1])
-            cache = {"k": layers[0], "v": layers[1], "segments": k_segments, "positions": k_positions, "index": end}
+            keys, values = (tuple(part[which] for part in layers) for which in (0, 1))
+            cache = {"k": keys, "v": values, "segments": k_segments, "positions": k_positions, "index": end}
         x_BTD = Norm(config, name="norm_out")(x_BTD)
         if not config.tie_embeddings:
             self.param("head", init_matrix(config), (config.dim, config.vocab_size))  # used by Model.unembed
@@ -137,13 +138,13 @@ class Transformer(nn.Module):
     def _blocks(
         self, x_BTD: jax.Array, cache: Cache | None, views: tuple[View, View], index: jax.Array | int,
         weights_BT: jax.Array | None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None, jax.Array | None]:  # fmt: skip
-        """Runs all blocks, one by one or run after run; returns x, the new (k, v) [L, B, S, K, H], and the mean balance."""
+    ) -> tuple[jax.Array, Any, jax.Array | None]:  # fmt: skip
+        """Runs all blocks, one by one or run after run; returns x, each run's new (k, v), and the mean balance."""
         block = remat(Block, self.config.remat, bool(self.runs))
         parts, unevens = [], []
         in_axes: Any = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)
-        for start, stop in self.runs or [(i, i + 1) for i in range(self.config.layers)]:
-            kv = None if cache is None else (cache["k"][start:stop], cache["v"][start:stop])
+        for number, (start, stop) in enumerate(self.runs or [(i, i + 1) for i in range(self.config.layers)]):
+            kv = None if cache is None else (cache["k"][number], cache["v"][number])
             kinds = [self.config.is_local(layer) for layer in range(start, stop)]
             mixed = len(set(kinds)) > 1  # then one program does both kinds
             local = None if mixed else kinds[0]
@@ -156,15 +157,11 @@ class Transformer(nn.Module):
                 )(*fields, name=run_name(start, stop))  # fmt: skip
                 x_BTD, (kv, uneven) = scanned(x_BTD, kv, jnp.array(kinds) if mixed else None, *shared)
             else:
-                kv = None if kv is None else (kv[0][0], kv[1][0])
                 x_BTD, (kv, uneven) = block(*fields, name=block_name(start))(x_BTD, kv, None, *shared)
-                kv = None if kv is None else (kv[0][None], kv[1][None])
             parts.append(kv)
             unevens += [] if uneven is None else [uneven.sum()]
         uneven = sum(unevens, jnp.zeros(())) / self.config.layers if unevens else None
-        if cache is None or not parts:
-            return x_BTD, None, uneven
-        return x_BTD, (jnp.concatenate([k for k, _ in parts]), jnp.concatenate([v for _, v in parts])), uneven
+        return x_BTD, parts, uneven
 
 
 @dataclass(frozen=True)
@@ -241,7 +238,8 @@ class Model:
     def init_cache(self, batch_size: int, length: int) -> Cache:
         """An empty key/value cache with `length` slots."""
         config = self.config
-        shape = (config.layers, batch_size, length, config.n_kv_heads, config.q_head_dim)
+        shape = (batch_size * config.n_kv_heads, length, config.q_head_dim)
+        shapes = [(stop - start, *shape) for start, stop in self.runs] or [shape] * config.layers
         ids = jnp.zeros((batch_size, length), jnp.int32)
-        k = jnp.zeros(shape, config.dtype)
+        k = tuple(jnp.zeros(shape, config.dtype) for shape in shapes)
         return {"k": k, "v": k, "segments": ids - 1, "positions": ids, "index": jnp.zeros((), jnp.int32)}

@@ -127,7 +127,12 @@ class Engine:
             else:
                 self._take(row, job, token)
         running = [(row, job) for row, job in enumerate(self.rows) if job and row not in self.reading]
-        if running:
+        if len(running) == 1:
+            [(row, job)] = running
+            token = self.slots.step_one(row, job.last, job.read, job.sampling, job.seed, job.drawn)
+            job.read += 1
+            self._take(row, job, token)
+        elif running:
             jobs = dict(running)
             given = [jobs.get(row) for row in range(len(self.rows))]
             tokens = self.slots.step(

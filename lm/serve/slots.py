@@ -1,7 +1,8 @@
 """How do several texts go on at once, each of its own length, in the rows of one cache?
 
-A prompt is read into its row chunk by chunk; one step then draws the next token of every row. Shapes are few, and compiled
-before the first request: two sizes of chunks, and a cache that is no longer than the longest text in it needs.
+A prompt is read into its row chunk by chunk; one step then draws the next token of every row, or of the only one that goes on.
+Shapes are few, and compiled before the first request: two sizes of chunks, two of steps, and a cache that is no longer than
+the longest text in it needs.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lm.model.attention import Cache
 from lm.model.transformer import Model
 from lm.params import Params
 from lm.sampling import Sampling, pick
 
-Cache = dict[str, jax.Array]
 CHUNKS = (32, 256)  # tokens of a prompt that are read at once; every length of a cache is a multiple of the last
-ROW_DIM = {"k": 1, "v": 1, "segments": 0, "positions": 0}
+HELD = ("k", "v", "segments", "positions")  # where the next slot is, each row has for itself
 
 
 def draw(logits_BV: jax.Array, sampling: Sampling, seeds_B: jax.Array, numbers_B: jax.Array) -> jax.Array:
@@ -33,12 +34,22 @@ def draw(logits_BV: jax.Array, sampling: Sampling, seeds_B: jax.Array, numbers_B
     return pick(logits_BV, None, jax.vmap(key)(seeds_B, numbers_B), sampling)
 
 
+def take_row(leaf: jax.Array, row: int, rows: int) -> jax.Array:
+    """Returns one row's part of [rows x K, S, ...]: K heads, or the row itself."""
+    heads = len(leaf) // rows
+    return jax.lax.dynamic_slice_in_dim(leaf, row * heads, heads)
+
+
+def put_row(leaf: jax.Array, mine: jax.Array, row: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(leaf, mine, row * len(mine), axis=0)
+
+
 def read_chunk(
     model: Model, params: Params, cache: Cache, row: int, tokens_T: jax.Array, start: int, count: int,
-    sampling: Sampling, seed_1: jax.Array,
+    sampling: Sampling, seed_1: jax.Array, number_1: jax.Array,
 ) -> tuple[jax.Array, Cache]:  # fmt: skip
-    """Reads the first `count` of `tokens` into a row from slot `start` on; returns (the id drawn after them, the cache)."""
-    part = {name: jax.lax.dynamic_slice_in_dim(leaf, row, 1, ROW_DIM[name]) for name, leaf in cache.items()}
+    """Reads the first `count` of `tokens` into a row from slot `start` on; returns (the id, `number` of its text, drawn after them, the cache)."""
+    part = jax.tree.map(lambda leaf: take_row(leaf, row, len(cache["segments"])), cache)
     place_T = jnp.arange(len(tokens_T))
     real_T = place_T < count
     positions_BT = jnp.where(real_T, start + place_T, 0)[None]
@@ -48,10 +59,8 @@ def read_chunk(
     )
     assert new is not None
     logits_BTV = model.unembed(params[model.head_path], jax.lax.dynamic_slice_in_dim(x_BTD, count - 1, 1, 1))
-    cache = {
-        name: jax.lax.dynamic_update_slice_in_dim(leaf, new[name], row, ROW_DIM[name]) for name, leaf in cache.items()
-    }
-    return draw(logits_BTV[:, 0], sampling, seed_1, jnp.zeros_like(seed_1))[0], cache
+    cache = jax.tree.map(lambda leaf, mine: put_row(leaf, mine, row), cache, {name: new[name] for name in HELD})
+    return draw(logits_BTV[:, 0], sampling, seed_1, number_1)[0], cache
 
 
 def step(
@@ -69,11 +78,12 @@ def step(
 
 def resize(model: Model, cache: Cache | None, rows: int, length: int) -> Cache:
     """Returns a cache of `length` slots a row that holds what the given one does, up to there."""
-    fresh = model.init_cache(rows, length)
-    if cache is None:
-        return {name: fresh[name] for name in ROW_DIM}
-    kept = {name: leaf[tuple(map(slice, fresh[name].shape))] for name, leaf in cache.items()}
-    return {name: jax.lax.dynamic_update_slice(fresh[name], leaf, (0,) * leaf.ndim) for name, leaf in kept.items()}
+    fresh = {name: leaf for name, leaf in model.init_cache(rows, length).items() if name in HELD}
+
+    def fill(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(new, old[tuple(map(slice, new.shape))], (0,) * new.ndim)
+
+    return fresh if cache is None else jax.tree.map(fill, fresh, cache)
 
 
 class Slots:
@@ -123,11 +133,22 @@ class Slots:
         part = ids[start : start + CHUNKS[-1]]
         tokens = np.zeros(next(n for n in CHUNKS if n >= len(part)), np.int32)
         tokens[: len(part)] = part
-        token, self.cache = self._read(
-            self.params, self.cache, row, tokens, start, len(part), sampling, np.array([seed], np.uint32)
-        )
+        token = self._read_tokens(row, tokens, start, len(part), sampling, seed, 0)
         end = start + len(part)
-        return end, int(token) if end == len(ids) else None
+        return end, token if end == len(ids) else None
+
+    def step_one(self, row: int, last: int, length: int, sampling: Sampling, seed: int, number: int) -> int:
+        """Draws the next id of one row; the others cost nothing."""
+        return self._read_tokens(row, np.array([last], np.int32), length, 1, sampling, seed, number)
+
+    def _read_tokens(
+        self, row: int, tokens: np.ndarray, start: int, count: int, sampling: Sampling, seed: int, number: int
+    ) -> int:
+        drawn, self.cache = self._read(
+            self.params, self.cache, row, tokens, start, count, sampling,
+            np.array([seed], np.uint32), np.array([number], np.uint32),
+        )  # fmt: skip
+        return int(drawn)
 
     def step(
         self, ids: Sequence[int], lengths: Sequence[int], sampling: Sequence[Sampling], seeds: Sequence[int],
@@ -148,6 +169,7 @@ class Slots:
             self.fit(length)
             for size in CHUNKS:
                 self.read(0, [0] * size, 0, as_arrays(Sampling()), 0)
+            self.step_one(0, 0, 0, as_arrays(Sampling()), 0, 0)
             self.step(blank, blank, [as_arrays(Sampling())] * self.count, blank, blank)
         self.clear()
 

@@ -112,18 +112,18 @@ def test_who_leaves_or_is_late_makes_room(engine, ask, finish):
 
 def test_when_the_device_fails_those_in_work_are_told_and_the_next_is_served(engine, ask, finish, slots, capsys):
     expected = finish(ask(engine, [8] * 4, 5))
-    real, calls = slots.step, []
+    real, calls = slots.step_one, []
 
-    def step(*args):
+    def step_one(*args):
         calls.append(1)
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    slots.step = step
+    slots.step_one = step_one
     try:
         assert finish(ask(engine, [8] * 4, 5))[1] == 500
     finally:
-        del slots.step
-    assert slots.step == real
+        del slots.step_one
+    assert slots.step_one == real
     assert calls
     assert "RESOURCE_EXHAUSTED" in capsys.readouterr().err
     assert finish(ask(engine, [8] * 4, 5)) == expected
