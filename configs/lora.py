@@ -5,7 +5,8 @@ python launch.py --config=configs/lora.py --workdir=runs/lora
 Starts from runs/pretrain (--config.init.source=DIR for another); the base lies frozen in bfloat16. Two CPU cores, some minutes,
 147,456 trained numbers of 2.2 M, 0.80 of a full step's FLOPs: to 4.25 nats a token on held-out modules, accuracy 22 %.
 Only attention: --config.lora.targets="('block_.*/attn/.*',)". QLoRA: --config.optim.frozen_dtype=nf4. DoRA:
---config.lora.dora=true. Melt the adapters into plain weights: python -m lm.lora merge runs/lora runs/merged
+--config.lora.dora=true. Adapters on a Hugging Face model, whatever the rows are: configs/chat.py.
+Melt the adapters into plain weights: python -m lm.lora merge runs/lora runs/merged
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ LAYERS = {
     "lm.losses": 3, "lm.optim": 3, "lm.sampling": 3, "lm.step": 3,
     "lm.checkpoint": 4,
     "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
-    "lm.lora": 5, "lm.serve": 5, "lm.serve.errors": 5, "lm.serve.answer": 5, "lm.serve.slots": 5, "lm.serve.engine": 5,
+    "lm.peft_folder": 4, "lm.lora": 5, "lm.serve": 5, "lm.serve.errors": 5, "lm.serve.answer": 5, "lm.serve.slots": 5, "lm.serve.engine": 5,
     "lm.serve.wire": 5, "lm.serve.exchange": 5, "lm.serve.app": 5, "lm.serve.__main__": 5,
     "lm.train": 6,
     "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.start": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,

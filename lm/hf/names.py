@@ -163,12 +163,6 @@ def plain_names(family: str, names: Sequence[str]) -> dict[str, str]:
     return plain
 
 
-def module_names(family: str, config: ModelConfig, paths: Collection[str]) -> dict[str, str]:
-    """Returns {parameter: name of the module whose weight it is}, without those of GPT-2's Conv1D and those that share one."""
-    rows = rows_of(family, config, paths)
-    alone = [row for row in rows if len(row.ours) == 1 and row.hf.endswith(".weight") and row.expert is None]
-    return {
-        row.ours[0]: row.hf.removesuffix(".weight")
-        for row in alone
-        if row.transpose or not row.ours[0].startswith("block_") or row.ours[0].endswith("scale")
-    }
+def module_rows(family: str, config: ModelConfig, paths: Collection[str]) -> list[Row]:
+    """The rows whose tensor is the weight of a module: not those of biases and of single experts."""
+    return [row for row in rows_of(family, config, paths) if row.hf.endswith(".weight") and row.expert is None]

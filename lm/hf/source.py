@@ -113,7 +113,8 @@ def follow_source(config: Config, workdir: Path | None = None) -> Config:
             place = str(_unpack_tokenizer(found.place, workdir))
     default = ModelConfig()
     problems = [
-        f"config.model.{key}: {getattr(config.model, key)!r}, but {source} has {getattr(model, key)!r}: leave it out"
+        f"config.model.{key}: {getattr(config.model, key)!r}, but {source} has {getattr(model, key)!r}: leave it out, "
+        "as configs/finetune_hf.py does"
         for key in FOLLOWS
         if getattr(config.model, key) not in (getattr(default, key), getattr(model, key))
     ]

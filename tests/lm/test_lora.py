@@ -11,23 +11,22 @@ import pytest
 
 from lm.check import find_problems
 from lm.checkpoint import Checkpoints
-from lm.config import InitConfig, LoraConfig, ModelConfig, UserError, adapters_only, to_json, with_layers
-from lm.hf.names import module_names
-from lm.lora import join_adapters, read_peft_config, save_peft
-from lm.model.adapters import base_of, matrix_of, merge, start_magnitudes, unmerge
+from lm.config import AdaptedModel, InitConfig, LoraConfig, ModelConfig, UserError, adapters_only, to_json, with_layers
+from lm.hf.names import module_rows
+from lm.lora import join_adapters
+from lm.model.adapters import base_of, make_adapters, matrix_of, merge, start_magnitudes, unmerge
 from lm.model.codes import NF4, decode, encode, matmul_coded
 from lm.model.transformer import Model
 from lm.optim import count_slots
 from lm.params import hash_leaves, make_runs, split_stacks
 from lm.parts import cast_frozen, make_parts, model_config, param_shapes, treat
+from lm.peft_folder import load_peft, read_peft_config, save_peft
 from lm.start import load_params, start_state
 
 
-def llama_names(layers):
-    """{our path: module name} of a Llama."""
+def modules(family, layers):
     model = ModelConfig(layers=layers, vocab_size=32, tie_embeddings=False)
-    shapes = {path: leaf.shape for path, leaf in param_shapes(Model(model)).items()}
-    return module_names("llama", model, shapes)
+    return module_rows(family, model, list(param_shapes(Model(model))))
 
 
 ALL = {"rank": 4, "alpha": 8.0}
@@ -314,10 +313,10 @@ PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_dora": True, "target_
 def test_a_peft_folder_with_what_we_do_not_have_is_refused_by_name(tmp_path, change, word):
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(PEFT))
-    assert read_peft_config(path) == (LoraConfig(rank=4, alpha=8.0, dora=True), [])
+    assert read_peft_config(path, []) == (LoraConfig(rank=4, alpha=8.0, dora=True), [])
     path.write_text(json.dumps({**PEFT, **change}))
     with pytest.raises(UserError, match=word):
-        read_peft_config(path)
+        read_peft_config(path, [])
 
 
 def test_damaged_or_missing_peft_settings_are_one_line(tmp_path):
@@ -327,7 +326,7 @@ def test_damaged_or_missing_peft_settings_are_one_line(tmp_path):
         if content:
             path.write_text(content)
         with pytest.raises(UserError, match=r"adapter_config\.json"):
-            read_peft_config(path)
+            read_peft_config(path, [])
 
 
 def test_what_peft_cannot_hold_and_what_does_not_fit_is_named(make_config, make_model, tmp_path):
@@ -335,13 +334,52 @@ def test_what_peft_cannot_hold_and_what_does_not_fit_is_named(make_config, make_
     model = model_of(config)
     params = model.init_params(jax.random.key(0))
     with pytest.raises(UserError, match="no module name for block_00/attn/q_bias"):
-        save_peft(tmp_path, params, config.lora, llama_names(2), also=["block_00/attn/q_bias"])
+        save_peft(tmp_path, params, config.lora, modules("llama", 2), 4, also=["block_00/attn/q_bias"])
     _, base = make_model()
     with pytest.raises(UserError, match="no adapters"):
-        save_peft(tmp_path, base, LoraConfig(), llama_names(2))
+        save_peft(tmp_path, base, LoraConfig(), modules("llama", 2), 4)
     plain = model_config(replace(config, lora=LoraConfig()), 32)
     adapters = {p: leaf for p, leaf in params.items() if base_of(p) != p}
     assert set(join_adapters(base, plain, config.lora, adapters)) == set(params)
     narrow = {p: leaf[:8] if p == "block_01/attn/q_lora_a" else leaf for p, leaf in adapters.items()}
     with pytest.raises(UserError, match=r"block_01/attn/q_lora_a: .*\[8, 4\].*\[16, 4\]"):
         join_adapters(base, plain, config.lora, narrow)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_of_one_module_come_apart_as_they_were(tmp_path, dora):
+    lora = LoraConfig(rank=4, alpha=8.0, dora=dora, targets=tuple(f"block_.*/attn/{x}" for x in "qkv"))
+    plain = ModelConfig(
+        layers=2, dim=16, heads=4, mlp_gated=False, vocab_size=32, max_len=16, norm="layernorm", position="learned"
+    )
+    paths = list(param_shapes(Model(plain)))
+    model = Model(AdaptedModel(**vars(plain), adapters=make_adapters(lora, paths, 2)))
+    rows = module_rows("gpt2", model.config, [p for p in param_shapes(model) if base_of(p) == p])
+    rng = np.random.default_rng(0)
+    params = {p: rng.normal(size=leaf.shape).astype(np.float32) for p, leaf in param_shapes(model).items()}
+    save_peft(tmp_path, params, lora, rows, model.config.heads)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["target_modules"] == ["c_attn"]
+    assert written["fan_in_fan_out"]
+    assert set(written["rank_pattern"].values()) == {3 * lora.rank}
+    read, found = load_peft(tmp_path, rows, model.config)
+    assert read == lora
+    assert set(found) == {p for p in params if base_of(p) != p}
+    assert all((found[p] == params[p]).all() for p in found)
+    some = {p: leaf for p, leaf in params.items() if "attn/k_" not in p}
+    if dora:  # its scale of a matrix without an adapter would be the norm of that matrix
+        with pytest.raises(UserError, match="without block_00/attn/k"):
+            save_peft(tmp_path, some, lora, rows, model.config.heads)
+    else:
+        save_peft(tmp_path, some, lora, rows, model.config.heads)
+        assert load_peft(tmp_path, rows, model.config)[0].targets == ("block_.*/attn/q", "block_.*/attn/v")
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({**written, "r": 2, "lora_alpha": 4, "rank_pattern": {}, "alpha_pattern": {}})
+    )
+    with pytest.raises(UserError, match=r"no place .*c_attn\.lora_A"):
+        load_peft(tmp_path, rows, model.config)
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({**written, "rank_pattern": {"transformer.h.0.attn.c_attn": 5}})
+    )
+    with pytest.raises(UserError, match="rank_pattern"):
+        load_peft(tmp_path, rows, model.config)
