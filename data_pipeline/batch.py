@@ -18,7 +18,7 @@ from data_pipeline.augment import augment_batch, is_on
 from data_pipeline.config import SPLITS, DataConfig, check_data_config
 from data_pipeline.feed import Batch, Calls, TrainBatches
 from data_pipeline.mix import Mixture, epoch_key, make_key, permute
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare.build import prepare
 from data_pipeline.quiet_tf import import_tf
 from data_pipeline.records import Source
 from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader, read_rows

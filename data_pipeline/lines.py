@@ -40,6 +40,17 @@ class Line(NamedTuple):
     raw: bytes | None  # None where the line is longer than allowed
 
 
+class Span(NamedTuple):
+    """A part of a file that begins and ends at the ends of lines."""
+
+    start: int = 0  # bytes, in the unpacked file
+    stop: int = -1  # -1: to the end
+    line: int = 1  # number of the first line
+
+
+WHOLE = Span()
+
+
 @contextmanager
 def open_bytes(path: str) -> Iterator[IO[bytes]]:
     """Opens a file, unpacking .gz and .zst; raises UserError for what is missing, unreadable, damaged or cut short."""
@@ -120,12 +131,14 @@ class _ZstdReader:
         return out
 
 
-def read_lines(path: str, max_line_bytes: int) -> Iterator[Line]:
+def read_lines(path: str, max_line_bytes: int, span: Span = WHOLE) -> Iterator[Line]:
     """Yields every line with its number and place; memory stays within a few times `max_line_bytes`."""
     with open_bytes(path) as stream:
-        number = offset = 0
-        blank_so_far = True
-        while raw := stream.readline(max_line_bytes + 1):
+        number, offset = span.line - 1, span.start
+        if offset:
+            stream.seek(offset)
+        blank_so_far = offset == 0
+        while (span.stop < 0 or offset < span.stop) and (raw := stream.readline(max_line_bytes + 1)):
             number += 1
             if blank_so_far:
                 check_looks(path, raw)
@@ -138,6 +151,20 @@ def read_lines(path: str, max_line_bytes: int) -> Iterator[Line]:
                     length += len(last)
             yield Line(number, offset, length, None if too_long else raw)
             offset += length
+
+
+def cut_at_lines(path: str, size: int, goal: int) -> list[Span]:
+    """Cuts a file that is not packed into spans of at least `goal` bytes (but the last) that end with a line."""
+    spans, start, line = [], 0, 1
+    with open_bytes(path) as stream:
+        while size - start > goal:
+            block = stream.read(goal)
+            lines, end = block.count(b"\n"), start + len(block)
+            while not block.endswith(b"\n") and (block := stream.readline(1 << 20)):
+                lines, end = lines + block.count(b"\n"), end + len(block)
+            spans.append(Span(start, end, line))
+            start, line = end, line + lines
+    return [*spans, Span(start, -1, line)] if start < size or not spans else spans
 
 
 def hash_file(path: str | Path) -> str:

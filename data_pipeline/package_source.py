@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.records import Bad, Found, Place, Record, is_encodable
+from data_pipeline.records import Bad, Found, Part, Place, Record, is_encodable
 from data_pipeline.schema import UserError
 
 # Tests, generated tables and bundled copies of other projects; folder names anywhere in a package.
@@ -47,8 +47,21 @@ class PackageSource:
     def total_bytes(self) -> int:
         return sum((self.root / path).stat().st_size for path in self.files)
 
-    def read(self) -> Iterator[Found]:
+    def parts(self, goal: int) -> list[Part]:
+        if self.config.max_documents:
+            return [Part(0, len(self.files), self.total_bytes())]
+        parts: list[Part] = []
         for number, path in enumerate(self.files):
+            size = (self.root / path).stat().st_size
+            if parts and parts[-1].size + size <= goal:
+                parts[-1] = parts[-1]._replace(end=number + 1, size=parts[-1].size + size)
+            else:
+                parts.append(Part(number, number + 1, size))
+        return parts
+
+    def read(self, part: Part | None = None) -> Iterator[Found]:
+        first, end = (part.first, part.end) if part else (0, len(self.files))
+        for number, path in enumerate(self.files[first:end], first):
             size = (self.root / path).stat().st_size
             try:
                 records = self._records(number)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.forms import record_from_fields
-from data_pipeline.lines import BOM, Line, read_lines
+from data_pipeline.lines import BOM, WHOLE, Line, Span, read_lines
 from data_pipeline.records import Bad, Record
 from data_pipeline.schema import UserError
 
@@ -34,12 +34,17 @@ class Row(NamedTuple):
     content: bytes | Bad
 
 
-def find_rows(path: str, kind: str, config: SourceConfig, max_line_bytes: int) -> Iterator[Row]:
+def is_by_line(kind: str, config: SourceConfig) -> bool:
+    """Says whether each line of a file is a row, so that it may be read in spans."""
+    return kind == "jsonl" or (kind != "csv" and config.document == "line")
+
+
+def find_rows(path: str, kind: str, config: SourceConfig, max_line_bytes: int, span: Span = WHOLE) -> Iterator[Row]:
     """Yields the stretches of bytes that hold one row each; blank lines are no rows."""
     if kind == "csv":
         yield from _csv_rows(path, max_line_bytes)
-    elif kind == "jsonl" or config.document == "line":
-        for line in read_lines(path, max_line_bytes):
+    elif is_by_line(kind, config):
+        for line in read_lines(path, max_line_bytes, span):
             if line.raw is None or not _is_blank(line.raw):
                 yield Row(line.number, line.offset, line.length, _bounded(line, max_line_bytes))
     else:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.conversation import Conversation
+from data_pipeline.lines import WHOLE, Span
 from data_pipeline.marks import Stretch
 
 
@@ -86,6 +87,15 @@ class Found(NamedTuple):
     record: Record | Bad
 
 
+class Part(NamedTuple):
+    """What of a source is read by itself: files `first` to `end` (left out), or a span of one."""
+
+    first: int
+    end: int
+    size: int  # bytes on the disk, for progress
+    span: Span = WHOLE
+
+
 class Source(Protocol):
     """One entry of config.data.sources, opened."""
 
@@ -94,7 +104,8 @@ class Source(Protocol):
 
     def identity(self) -> list[Any]: ...  # JSON values: equal where the records are equal
     def total_bytes(self) -> int: ...
-    def read(self) -> Iterator[Found]: ...  # every record in a fixed order
+    def parts(self, goal: int) -> list[Part]: ...  # of about `goal` bytes; a function of the source and `goal` alone
+    def read(self, part: Part | None = None) -> Iterator[Found]: ...  # every record in a fixed order
     def load(self, place: Place) -> Record: ...  # one record that `read` found, again
 
 

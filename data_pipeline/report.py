@@ -32,4 +32,4 @@ def format_report(entries: list[dict[str, Any]], tokenizer: Tokenizer) -> Iterat
         for split, counts in entry["splits"].items():
             if counts["unknown"]:
                 yield f"  - {counts['unknown']:,} tokens of {split} are unknown to the tokenizer."
-    yield "\nEvery dropped document stands in drops.jsonl with its place and reason."
+    yield "\nEvery dropped document stands in ledger.jsonl with its place and reason, and every edited one."

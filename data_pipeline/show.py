@@ -137,7 +137,7 @@ def _quantiles(values: np.ndarray) -> str:
 def show(data: Data, split: str, rows: int, colour: bool, ids: bool = False) -> Iterator[str]:
     entries: list[dict[str, Any]] = data.prepared.manifest["sources"]
     yield from format_report(entries, data.tokenizer)
-    yield f"Prepared data and drops.jsonl: {data.prepared.folder}\n"
+    yield f"Prepared data and ledger.jsonl: {data.prepared.folder}\n"
     yield from format_lengths(data)
     if not data.has_split(split):
         have = ", ".join(s for s in SPLITS if data.has_split(s))

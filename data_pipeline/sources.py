@@ -11,10 +11,10 @@ from typing import Any
 
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.forms import form_of
-from data_pipeline.lines import SpanReader, hash_file
+from data_pipeline.lines import WHOLE, SpanReader, cut_at_lines, hash_file
 from data_pipeline.package_source import PackageSource
-from data_pipeline.parse import SUFFIXES, CsvHead, find_rows, parse_row, read_header
-from data_pipeline.records import Bad, Found, Place, Record, Source
+from data_pipeline.parse import SUFFIXES, CsvHead, find_rows, is_by_line, parse_row, read_header
+from data_pipeline.records import Bad, Found, Part, Place, Record, Source
 from data_pipeline.schema import UserError
 from data_pipeline.tfds_source import TfdsSource
 
@@ -65,10 +65,27 @@ class FileSource:
     def total_bytes(self) -> int:
         return sum(file.size for file in self.files)
 
-    def read(self) -> Iterator[Found]:
+    def parts(self, goal: int) -> list[Part]:
+        if self.config.max_documents:  # which counts from the first file on
+            return [Part(0, len(self.files), self.total_bytes())]
+        parts: list[Part] = []
         for number, file in enumerate(self.files):
-            empty, form = True, ""
-            for row in find_rows(file.path, file.kind, self.config, self.max_line_bytes):
+            if file.size > goal and is_by_line(file.kind, self.config) and not file.path.endswith(PACKED):
+                for span in cut_at_lines(file.path, file.size, goal):
+                    stop = span.stop if span.stop >= 0 else file.size
+                    parts.append(Part(number, number + 1, stop - span.start, span))
+            elif parts and parts[-1].span == WHOLE and parts[-1].size + file.size <= goal:
+                parts[-1] = parts[-1]._replace(end=number + 1, size=parts[-1].size + file.size)
+            else:
+                parts.append(Part(number, number + 1, file.size))
+        return parts
+
+    def read(self, part: Part | None = None) -> Iterator[Found]:
+        first, end, _, span = part or Part(0, len(self.files), 0)
+        for number in range(first, end):
+            file = self.files[number]
+            empty, form = True, self._first_form(file) if span.start else ""
+            for row in find_rows(file.path, file.kind, self.config, self.max_line_bytes, span):
                 empty = False
                 content = row.content
                 record = content if isinstance(content, Bad) else self._parse(file, content)
@@ -80,11 +97,17 @@ class FileSource:
                             f"a row of {form_of(record)} in a file whose first row is one of {form}; give each form a file, or set the source's form",
                         )
                 yield Found(Place(number, row.offset, row.length, 0), f"{file.path}:{row.line}", record)
-            if empty:
+            if empty and not span.start:
                 what = "file is empty" if file.size == 0 else "no rows in it, only blank lines"
                 if file.kind == "csv" and file.size:
                     what = "no rows in it below the header"
                 yield Found(Place(number, 0, 0, 0), file.path, Bad("empty file", what))
+
+    def _first_form(self, file: SourceFile) -> str:
+        for row in find_rows(file.path, file.kind, self.config, self.max_line_bytes):
+            if isinstance(row.content, bytes) and isinstance(record := self._parse(file, row.content), Record):
+                return form_of(record)
+        return ""
 
     def load(self, place: Place) -> Record:
         file = self.files[place.file]

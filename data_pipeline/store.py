@@ -6,7 +6,7 @@
 00.train.learned.npy     where there are conversations: 1 for each id that an assistant said
 00.train.keys.npy        64 bits that name the document
 00.train.places.npy      streaming, in place of the others: where each document lies in its source
-tokenizer/  drops.jsonl  report.json  report.md
+tokenizer/  ledger.jsonl  report.json  report.md
 manifest.json            what made it, counts, size and sha256 of every other file, and its own sha256; written last
 """
 
@@ -80,51 +80,55 @@ class Prepared:
         return {name: entry["sha256"] for name, entry in self.manifest["files"].items() if name.endswith(".npy")}
 
 
+def ids_dtype(vocab_size: int) -> np.dtype:
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
 class ShardWriter:
     """Appends documents to the files of one source and split."""
 
-    def __init__(self, folder: Path, source: int, split: str, vocab_size: int, unknown_id: int):
-        self.stem = folder / f"{source:02d}.{split}"
-        self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-        self.vocab_size, self.unknown_id, self.unknown = vocab_size, unknown_id, 0
+    def __init__(self, folder: Path, source: int, split: str, vocab_size: int):
+        self.stem, self.dtype = folder / f"{source:02d}.{split}", ids_dtype(vocab_size)
         self.file = open(f"{self.stem}.ids.npy", "wb")  # noqa: SIM115  closed by close()
         self.file.write(b"\0" * NPY_HEAD)
         self.learned: IO[bytes] | None = None
-        self.offsets, self.loss_start, self.keys = [0], [], []
+        self.tokens, self.unknown = 0, 0
+        self.sizes, self.loss_start, self.keys = [], [], []
 
-    def add(self, ids: list[int], loss_start: int, key: int, where: str, learned: list[bool] | None = None) -> None:
-        array = np.array(ids, np.int64)
-        if len(array) and (array.min() < 0 or array.max() >= self.vocab_size):
-            bad = int(array[(array < 0) | (array >= self.vocab_size)][0])
-            raise UserError(f"{where}: the tokenizer gave id {bad}, outside its vocabulary of {self.vocab_size}")
-        self.unknown += int(np.count_nonzero(array == self.unknown_id))
-        self.file.write(array.astype(self.dtype).tobytes())  # tofile would hide why a write fails
+    def add(
+        self, ids: np.ndarray, sizes: np.ndarray, loss_start: np.ndarray, keys: np.ndarray, unknown: np.ndarray,
+        learned: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        """Adds documents: their `ids` one after the other, of each its size, loss start and key."""
+        self.file.write(ids.astype(self.dtype).tobytes())  # tofile would hide why a write fails
         if learned is not None and self.learned is None:  # the first conversation, perhaps after other documents
             self.learned = open(f"{self.stem}.learned.npy", "wb")  # noqa: SIM115  closed by close()
             self.learned.write(b"\0" * NPY_HEAD)
-            for at in range(0, self.offsets[-1], BLOCK):
-                self.learned.write(b"\0" * min(BLOCK, self.offsets[-1] - at))
+            for at in range(0, self.tokens, BLOCK):
+                self.learned.write(b"\0" * min(BLOCK, self.tokens - at))
         if self.learned is not None:
-            self.learned.write(bytes(learned or len(ids)))
-        self.offsets.append(self.offsets[-1] + len(array))
-        self.loss_start.append(loss_start)
-        self.keys.append(key)
+            self.learned.write(bytes(len(ids)) if learned is None else learned.astype(np.uint8).tobytes())
+        self.tokens += len(ids)
+        self.unknown += int(unknown)
+        for held, new in ((self.sizes, sizes), (self.loss_start, loss_start), (self.keys, keys)):
+            held.append(new)
 
     def close(self) -> dict[str, int]:
         """Completes the files; returns the counts for the manifest."""
         for file, dtype in ((self.file, self.dtype), (self.learned, np.dtype("u1"))):
             if file is not None:
                 head = io.BytesIO()
-                described = {"descr": dtype.str, "fortran_order": False, "shape": (self.offsets[-1],)}
+                described = {"descr": dtype.str, "fortran_order": False, "shape": (self.tokens,)}
                 np.lib.format.write_array_header_1_0(head, described)
                 assert len(head.getvalue()) == NPY_HEAD
                 file.seek(0)
                 file.write(head.getvalue())
                 file.close()
-        np.save(f"{self.stem}.offsets.npy", np.array(self.offsets, np.int64))
-        np.save(f"{self.stem}.loss_start.npy", np.array(self.loss_start, np.int32))
-        np.save(f"{self.stem}.keys.npy", np.array(self.keys, np.uint64))
-        return {"documents": len(self.keys), "tokens": self.offsets[-1], "unknown": self.unknown}
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(self.sizes))])
+        np.save(f"{self.stem}.offsets.npy", offsets.astype(np.int64))
+        np.save(f"{self.stem}.loss_start.npy", np.concatenate(self.loss_start).astype(np.int32))
+        np.save(f"{self.stem}.keys.npy", np.concatenate(self.keys).astype(np.uint64))
+        return {"documents": len(offsets) - 1, "tokens": self.tokens, "unknown": self.unknown}
 
 
 def open_prepared(folder: Path) -> Prepared | str:
@@ -162,14 +166,12 @@ def make_temporary(cache_dir: Path, key: str) -> Path:
                     shutil.rmtree(old, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=f".tmp-{key}-", dir=cache_dir))
     except OSError as error:
-        raise explain_write(cache_dir, error) from None
+        raise explain_write(f"config.data.cache_dir={str(cache_dir)!r}", error) from None
 
 
-def explain_write(cache_dir: Path, error: OSError) -> UserError:
+def explain_write(key: str, error: OSError) -> UserError:
     reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
-    return UserError(
-        f"config.data.cache_dir={str(cache_dir)!r}: cannot write prepared data: {reason}; name another folder"
-    )
+    return UserError(f"{key}: cannot write prepared data: {reason}; name another folder")
 
 
 def commit(temporary: Path, folder: Path, manifest: dict[str, Any]) -> Prepared:

@@ -12,7 +12,7 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.forms import CHAT_FIELDS, record_from_fields
 from data_pipeline.lines import hash_file
 from data_pipeline.quiet_tf import import_tf
-from data_pipeline.records import Bad, Found, Place, Record
+from data_pipeline.records import Bad, Found, Part, Place, Record
 from data_pipeline.schema import UserError
 
 
@@ -57,7 +57,10 @@ class TfdsSource:
     def total_bytes(self) -> int:
         return sum(Path(path).stat().st_size for path in self.split.filepaths)
 
-    def read(self) -> Iterator[Found]:
+    def parts(self, goal: int) -> list[Part]:
+        return [Part(0, 1, self.total_bytes())]
+
+    def read(self, part: Part | None = None) -> Iterator[Found]:
         number = 0
         try:
             for number, row in enumerate(self._rows(), start=1):

@@ -1,6 +1,7 @@
 """Small texts in English and Chinese, and configurations that read them."""
 
 import dataclasses
+import itertools
 import json
 import random
 
@@ -8,6 +9,10 @@ import pytest
 
 from data_pipeline.batch import open_data
 from data_pipeline.config import DataConfig, TokenizerConfig
+from data_pipeline.prepare.build import select
+from data_pipeline.prepare.encode import read_documents
+from data_pipeline.prepare.stages import Context
+from data_pipeline.sources import open_sources
 
 ENGLISH = ["the", "a", "model", "reads", "text", "and", "learns", "to", "write", "naïve"]
 WORDS = [*ENGLISH, "语言", "模型", "读", "文本", "然后", "学习", "写作", "，。", "春", "夏", "秋", "冬", "😀"]
@@ -24,6 +29,24 @@ def pytest_configure(config):
 @pytest.fixture
 def quiet():
     return lambda text: None
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """Returns a function that reads a configuration's sources as preparation does: (kept documents, dropped ones)."""
+    turns = itertools.count()
+
+    def scan(config):
+        folder = tmp_path / f"scan{next(turns)}"
+        folder.mkdir()
+        context = Context(folder, config=config, sources=open_sources(config, print), tokenizer=None)
+        tasks, _, _ = select(context, 1, print)
+        kept = [document for number, task in enumerate(tasks) for document in read_documents(context, number, task)]
+        ledger = [path.read_text("utf-8").splitlines() for path in sorted(folder.rglob("*.ledger"))]
+        lines = [json.loads(line) for lines in ledger for line in lines]
+        return kept, [line for line in lines if "reason" in line]
+
+    return scan
 
 
 @pytest.fixture

@@ -56,8 +56,8 @@ def test_a_bad_line_is_refused_with_its_place_or_counted(opened, tmp_path, kind)
     assert words in message
     data = opened(path, max_line_bytes=2000, on_bad="skip", max_bad_fraction=0.05)
     assert sum(data.summary()["sources"]["data"]["dropped"].values()) == 1
-    drops = (data.prepared.folder / "drops.jsonl").read_text("utf-8")
-    assert json.loads(drops)["where"] == f"{path}:2"
+    drops = (data.prepared.folder / "ledger.jsonl").read_text("utf-8")
+    assert (json.loads(drops)["file"], json.loads(drops)["line"]) == (str(path), 2)
     assert "1 of 32 rows are bad" in refusal(opened, path, max_line_bytes=2000, on_bad="skip", max_bad_fraction=0.001)
 
 
@@ -158,8 +158,8 @@ def test_a_file_name_that_is_not_utf8_is_only_a_name(config, tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     data = open_data(config(tmp_path, on_bad="skip", max_bad_fraction=0.5, split=SplitConfig(validation=0, test=0)))
-    (drop,) = (data.prepared.folder / "drops.jsonl").read_text("utf-8").splitlines()
-    assert os.fsencode(json.loads(drop)["where"]) == name
+    (drop,) = (data.prepared.folder / "ledger.jsonl").read_text("utf-8").splitlines()
+    assert os.fsencode(json.loads(drop)["file"]) == name
 
 
 def test_a_group_that_is_no_text_is_a_bad_row(opened, tmp_path):

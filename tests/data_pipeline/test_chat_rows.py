@@ -13,7 +13,6 @@ from data_pipeline.chat import open_chat
 from data_pipeline.config import ChatConfig, CleanConfig, SourceConfig, SplitConfig, TokenizerConfig
 from data_pipeline.conversation import Conversation
 from data_pipeline.records import Bad
-from data_pipeline.scan import Scan
 from data_pipeline.schema import UserError
 from data_pipeline.show import format_lengths, format_row
 from data_pipeline.sources import open_sources
@@ -159,17 +158,16 @@ NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exceptio
 
 
 @pytest.fixture
-def scanned(config, tmp_path):
+def scanned(config, scan, tmp_path):
     """Returns a function that reads rows as preparation does: (kept documents, drops)."""
 
-    def scan(path, **changes):
+    def run(path, **changes):
         template = tmp_path / "t.jinja"
         template.write_text(NO_SYSTEM)
         c = config(path, chat=ChatConfig(template=str(template)), **changes)
-        drops = []
-        return list(Scan(open_sources(c, print), c, print, lambda *drop: drops.append(drop))), drops
+        return scan(c)
 
-    return scan
+    return run
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -185,7 +183,7 @@ def test_a_bad_row_is_refused_with_its_place_or_counted(scanned, tmp_path, kind)
     assert "\n" not in message
     kept, drops = scanned(path, on_bad="skip", max_bad_fraction=0.05)
     assert len(kept) == 31
-    assert [where for _, where, _ in drops] == [f"{path}:2"]
+    assert [(drop["file"], drop["line"]) for drop in drops] == [(str(path), 2)]
     with pytest.raises(UserError, match=r"1 of 32 rows are bad.*rows.jsonl:2"):
         scanned(path, on_bad="skip", max_bad_fraction=0.001)
 

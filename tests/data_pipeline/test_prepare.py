@@ -158,12 +158,10 @@ def test_the_report_and_the_ledger_account_for_every_row(config, tmp_path, quiet
     assert summary["read"] == len(texts) + 1 == sum(summary["kept"].values()) + sum(summary["dropped"].values())
     assert summary["dropped"] == {"duplicate": 1, "mojibake": 1, "wrong type": 1}
     assert summary["changed"] == {"trailing_space": 1}
-    drops = [json.loads(line) for line in (data.prepared.folder / "drops.jsonl").read_text("utf-8").splitlines()]
-    assert [(d["where"].rsplit(":", 1)[1], d["reason"]) for d in drops] == [
-        ("2", "duplicate"),
-        ("3", "mojibake"),
-        ("35", "wrong type"),
-    ]
+    ledger = [json.loads(line) for line in (data.prepared.folder / "ledger.jsonl").read_text("utf-8").splitlines()]
+    assert [(line["line"], line.get("reason", line.get("rules"))) for line in ledger] == [
+        (3, "mojibake"), (4, ["trailing_space"]), (35, "wrong type"), (2, "duplicate"),
+    ]  # fmt: skip
     report = (data.prepared.folder / "report.md").read_text("utf-8")
     assert "1 mojibake" in report
     assert json.loads(json.dumps(data.summary())) == data.summary()

@@ -10,7 +10,6 @@ import pytest
 from data_pipeline.config import CleanConfig, SourceConfig
 from data_pipeline.package_source import SEPARATOR, find_docstrings
 from data_pipeline.records import Bad
-from data_pipeline.scan import Scan
 from data_pipeline.schema import UserError
 from data_pipeline.sources import open_sources
 
@@ -81,7 +80,7 @@ def test_docstring_records_hold_the_function_without_its_docstring(config):
     ast.parse(record.text)
 
 
-def test_held_out_modules_go_whole_to_a_split(opened):
+def test_held_out_modules_go_whole_to_a_split(opened, scan):
     source = SourceConfig(kind="package", path="email", records="docstrings")
     data = opened("", sources={"s": source}, min_completion_kept=0.0)
     whole = opened("", sources={"s": SourceConfig(kind="package", path="email")})
@@ -89,8 +88,9 @@ def test_held_out_modules_go_whole_to_a_split(opened):
     assert kept["train"]
     groups = {}
     for opened_data in (data, whole):  # the files and the functions in them are dealt alike
-        for document in Scan(opened_data.sources, opened_data.config, print):
-            groups.setdefault(document.record.group, set()).add(document.split)
+        for document in scan(opened_data.config)[0]:
+            group = opened_data.sources[document.source].load(document.place).group
+            groups.setdefault(group, set()).add(document.split)
     assert all(len(splits) == 1 for splits in groups.values())
     assert len(set().union(*groups.values())) > 1
 

@@ -1,0 +1,52 @@
+"""The command.
+
+python -m data_pipeline.prepare --config=configs/pretrain.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_pipeline.config import check_data_config
+from data_pipeline.prepare.build import prepare, prepare_to
+from data_pipeline.schema import ConfigError, run_main, split_flags
+
+USAGE = """
+usage: python -m data_pipeline.prepare --config=FILE [--out=DIR [--workers=N]] [--config.data.KEY=VALUE ...]
+
+Reads, cleans, splits and tokenises the sources of a configuration ahead of training, and prints the report. Training
+with the same configuration then starts at once.
+
+--out: writes to this folder instead of the cache. A run that was killed goes on where it was.
+--workers: processes that share the work; the result does not depend on them.
+
+example: python -m data_pipeline.prepare --config=configs/pretrain.py
+"""
+
+
+def main(argv: list[str]) -> None:
+    from lm.check import read_config
+
+    flags, overrides = split_flags(argv, {"config": "", "out": "", "workers": "1"}, USAGE)
+    if not flags["config"]:
+        raise ConfigError(
+            "name a config file: python -m data_pipeline.prepare --config=configs/pretrain.py; see --help"
+        )
+    if not (flags["workers"].isdecimal() and flags["workers"].isascii() and int(flags["workers"])):
+        raise ConfigError(f"--workers must be a whole number >= 1, got {flags['workers']!r}")
+    if flags["workers"] != "1" and not flags["out"]:
+        raise ConfigError("--workers goes with --out=DIR")
+    config = read_config(flags["config"], overrides).data
+    problems = check_data_config(config)
+    if problems:
+        raise ConfigError(problems)
+    if flags["out"]:
+        prepared = prepare_to(Path(flags["out"]).expanduser(), config, int(flags["workers"]), print)
+    else:
+        prepared, _ = prepare(config, print)
+    print((prepared.folder / "report.md").read_text("utf-8"))
+    print(f"prepared data: {prepared.folder}. Next: python -m data_pipeline.show --config={flags['config']}")
+
+
+if __name__ == "__main__":
+    run_main(main)

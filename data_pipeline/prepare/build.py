@@ -1,0 +1,212 @@
+"""How do sources become a folder of token ids that is made once and used by every run with the same text and rules?
+
+The folder's name is a hash of what made it: the bytes of the sources, the rules and their code, the split, the tokenizer. Row length,
+batch size, packing, mixture weights, seed and augmentation are no part of it; they only order what is there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.augment import is_on
+from data_pipeline.chat import template_source
+from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.prepare.decide import DECIDE, Tally, decide, read_fate
+from data_pipeline.prepare.encode import ENCODE, encode_part, join_parts, train_texts
+from data_pipeline.prepare.read import PART_BYTES, READ, read_arrays, read_part
+from data_pipeline.prepare.stages import Context, run_stage
+from data_pipeline.records import Part, Source
+from data_pipeline.report import format_report
+from data_pipeline.scan import document_key
+from data_pipeline.schema import UserError
+from data_pipeline.sources import open_sources
+from data_pipeline.store import (
+    Prepared,
+    commit,
+    explain_write,
+    make_temporary,
+    open_prepared,
+    set_aside,
+    write_text,
+)
+from data_pipeline.tasks import check_tokenizer
+from data_pipeline.tokenizer import STAND_IN, Tokenizer
+from data_pipeline.train_tokenizer import find_tokenizer, train_tokenizer
+
+Log = Callable[[str], None]
+# Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
+# whose content stays the same are not affected, since their fingerprint is of the content.
+CODE = ("built_in_templates", "chat", "chat_template", "clean", "conversation", "forms", "hf_folder", "hf_tokenizer", "lines",
+        "marks", "mix", "package_source", "parse", "prepare/build", "prepare/decide", "prepare/encode", "prepare/read",
+        "prepare/stages", "records", "scan", "sentencepiece_tokenizer", "sources", "split", "store", "tasks", "tfds_source",
+        "tokenizer", "train_tokenizer")  # fmt: skip
+
+
+def prepare(config: DataConfig, log: Log) -> tuple[Prepared, list[Source]]:
+    """Returns the prepared data of `config`, made now or taken from the cache, and its opened sources."""
+    sources = open_sources(config, log)
+    tokenizer = find_tokenizer(config.tokenizer)
+    assert tokenizer or not config.streaming  # check_data_config
+    made_of, key = _made_of(config, sources, tokenizer)
+    cache = Path(config.cache_dir).expanduser()
+    folder = cache / key
+    if folder.exists():
+        found = open_prepared(folder)
+        if isinstance(found, Prepared):
+            return found, sources
+        log(f"prepared data in {folder} is damaged: {found}; making it anew")
+        set_aside(folder)
+    temporary = make_temporary(cache, key)
+    try:
+        report = _build(config, sources, tokenizer, temporary / "new", temporary / "work", 1, log)
+        return commit(temporary / "new", folder, {"key": key, "made_of": made_of} | report), sources
+    except OSError as error:
+        raise explain_write(f"config.data.cache_dir={str(cache)!r}", error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def prepare_to(out: Path, config: DataConfig, workers: int, log: Log) -> Prepared:
+    """Prepares into the folder `out`; what a killed run has done already is not done again.
+
+    Raises UserError where `out` holds anything else, or another process is at it.
+    """
+    sources = open_sources(config, log)
+    tokenizer = find_tokenizer(config.tokenizer)
+    made_of, key = _made_of(config, sources, tokenizer)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        found = open_prepared(out)
+        if isinstance(found, Prepared) and found.manifest["key"] == key:
+            log(f"{out} is prepared already")
+            return found
+        what = found if isinstance(found, str) else "it was made of other sources, rules or settings"
+        raise UserError(f"--out={out} holds something else ({what}); name another folder, or delete it")
+    work = out.parent / f".{out.name}.{key}"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with open(work / "lock", "wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process prepares {out} now; wait for it") from None
+            shutil.rmtree(work / "new", ignore_errors=True)
+            report = _build(config, sources, tokenizer, work / "new", work / "work", workers, log)
+            prepared = commit(work / "new", out, {"key": key, "made_of": made_of} | report)
+        shutil.rmtree(work, ignore_errors=True)
+        return prepared
+    except OSError as error:
+        raise explain_write(f"--out={out}", error) from None
+
+
+def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | None) -> tuple[dict[str, Any], str]:
+    """Everything that the content of the folder depends on, as JSON, and its hash."""
+    import sentencepiece
+
+    described = []
+    for source in sources:
+        keys = asdict(source.config)
+        for name in ("path", "weight", "tfds_dir"):  # the same bytes elsewhere, or in another share, are the same
+            del keys[name]
+        described.append([source.name, keys, source.identity()])
+    code = hashlib.sha256(b"".join((Path(__file__).parents[1] / f"{name}.py").read_bytes() for name in CODE))
+    trained = {k: v for k, v in asdict(config.tokenizer).items() if k != "path"}
+    made_of = {
+        "code": code.hexdigest(), "sources": described, "clean": asdict(config.clean),
+        "split": asdict(config.split), "add_bos": config.add_bos, "streaming": config.streaming,
+        "bad_rows": [config.on_bad, config.max_bad_fraction, config.max_line_bytes, config.allow_leak],
+        "chat": [template_source(tokenizer or STAND_IN, config.chat)[0], config.chat.date],
+        "tokenizer": tokenizer.sha256 if tokenizer else [trained, sentencepiece.__version__],
+    }  # fmt: skip
+    return made_of, hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _build(
+    config: DataConfig, sources: list[Source], tokenizer: Tokenizer | None, folder: Path, work: Path, workers: int, log: Log
+) -> dict[str, Any]:  # fmt: skip
+    """Runs the stages in `work` and writes what is prepared to `folder`; returns its report."""
+    began = time.monotonic()
+    folder.mkdir()
+    work.mkdir(exist_ok=True)
+    given = None
+    if tokenizer:
+        given = work / "given"
+        tokenizer.save(given)
+    context = Context(work, config=config, sources=sources, tokenizer=given)
+    context.loaded = {"tokenizer_of": given, "tokenizer": tokenizer}
+    tasks, template, tallies = select(context, workers, log)
+    _write_ledger(context, len(tasks), folder)
+    tokenizer = tokenizer or _train(context, tasks, log)
+    if template:
+        tokenizer.template = template  # whoever loads the tokenizer writes conversations the same way
+    tokenizer.save(work / "tokenizer")
+    check_tokenizer(tokenizer, config.add_bos, config.split.by == "hash", is_on(config.augment))
+    context.loaded = {"tokenizer_of": work / "tokenizer", "tokenizer": tokenizer}
+    sizes = [part.size for _, part in tasks]
+    encoded = run_stage(context, ENCODE, encode_part, tasks, sizes, workers, log, "encoding")
+    tokenizer.save(folder / "tokenizer")
+    entries = []
+    for number, source in enumerate(sources):
+        here = [i for i, (owner, _) in enumerate(tasks) if owner == number]
+        entry: dict[str, Any] = {"name": source.name, **tallies[number].to_json(), "splits": {}}
+        for split in SPLITS:
+            if any(split in encoded[i] for i in here):
+                counts = join_parts(context, number, split, here, folder, tokenizer.vocab_size)
+                entry["splits"][split] = {**counts, "bytes": sum(encoded[i].get(split, 0) for i in here)}
+        if config.streaming and tallies[number].kept["train"]:
+            _write_places(context, here, folder / f"{number:02d}.train")
+        entries.append(entry)
+    result = {"seconds": round(time.monotonic() - began, 2), "sources": entries}
+    write_text(folder / "report.json", [json.dumps(result, indent=1, ensure_ascii=False)])
+    write_text(folder / "report.md", format_report(entries, tokenizer))
+    return result
+
+
+def select(context: Context, workers: int, log: Log) -> tuple[list[tuple[int, Part]], str | None, list[Tally]]:
+    """Reads all sources and decides what stays: the parts, the chat template where there are conversations, the tallies."""
+    tasks = [(number, part) for number, source in enumerate(context.held["sources"]) for part in source.parts(PART_BYTES)]
+    sizes = [part.size for _, part in tasks]
+    answers = run_stage(context, READ, read_part, tasks, sizes, workers, log, "reading")
+    template = next((answer["template"] for answer in answers if answer["template"]), None)
+    return tasks, template, decide(context, tasks, answers, log)
+
+
+def _train(context: Context, tasks: list[tuple[int, Part]], log: Log) -> Tokenizer:
+    """Trains a tokenizer on the train split."""
+    config: DataConfig = context.held["config"]
+    total = 0
+    for number in range(len(tasks)):
+        total += int(read_arrays(context, number)["chars"][read_fate(context, number) & 1 == 1].sum())
+    if not total:
+        raise UserError("no document is in the train split, so there is nothing to train a tokenizer on")
+    limit = total if config.tokenizer.kind == "char" else config.tokenizer.train_chars
+    log(f"training a {config.tokenizer.kind} tokenizer on {min(total, limit):,} of {total:,} characters")
+    return train_tokenizer(config.tokenizer, train_texts(context, tasks, total, limit))
+
+
+def _write_ledger(context: Context, parts: int, folder: Path) -> None:
+    with open(folder / "ledger.jsonl", "wb") as file:
+        for number in range(parts):
+            for stage in (READ, DECIDE):
+                with open(context.path(stage, number, "ledger"), "rb") as part:
+                    shutil.copyfileobj(part, file)
+
+
+def _write_places(context: Context, numbers: list[int], stem: Path) -> None:
+    """Where the training documents of a source lie, for streaming."""
+    places, keys = [], []
+    for number in numbers:
+        arrays, training = read_arrays(context, number), read_fate(context, number) & 1 == 1
+        places.append(arrays["place"][training])
+        keys += [document_key(key.tobytes(), "train") for key in arrays["key"][training]]
+    np.save(f"{stem}.places.npy", np.concatenate(places))
+    np.save(f"{stem}.keys.npy", np.array(keys, np.uint64))

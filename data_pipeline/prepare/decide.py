@@ -1,0 +1,149 @@
+"""The second stage: which documents stay, and in which splits? It looks at keys alone, in one process.
+
+NUMBER.fate    of each document of the part the bits of its splits, 0: dropped
+NUMBER.ledger  a line for each that is dropped here
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.prepare.read import CUT, ledger_line, read_arrays, read_where
+from data_pipeline.prepare.stages import Context, Log, writing
+from data_pipeline.records import Part, Source
+from data_pipeline.schema import UserError
+
+DECIDE = "decide"
+AT_ONCE = 2**23  # documents whose keys are compared at once: about 500 MB
+MAX_EXAMPLES = 3  # shown in a message about leaks
+NAMES = (*SPLITS, "every split")  # a text cut by position is in each
+
+
+@dataclass
+class Tally:
+    """What became of the records of one source."""
+
+    read: int = 0
+    kept: Counter[str] = field(default_factory=Counter)  # by split
+    dropped: Counter[str] = field(default_factory=Counter)  # by reason
+    changed: Counter[str] = field(default_factory=Counter)  # by rule
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "read": self.read,
+            **{k: dict(sorted(getattr(self, k).items())) for k in ("kept", "dropped", "changed")},
+        }
+
+
+def decide(context: Context, tasks: list[tuple[int, Part]], answers: list[dict[str, Any]], log: Log) -> list[Tally]:
+    """Writes the fate of every document; returns the tallies by source. Raises UserError for leaks and for sources of which
+    nothing or too little is left."""
+    config: DataConfig = context.held["config"]
+    sources: list[Source] = context.held["sources"]
+    (context.folder / DECIDE).mkdir(exist_ok=True)
+    fates, leaks = _compare(context, tasks, config, sources)
+    tallies = [Tally() for _ in sources]
+    for number, ((source, _), answer, fate) in enumerate(zip(tasks, answers, fates)):
+        tally = tallies[source]
+        tally.read += answer["read"]
+        tally.dropped.update(answer["dropped"])
+        tally.changed.update(answer["changed"])
+        gone = np.flatnonzero(fate == 0)
+        tally.kept.update({split: n for i, split in enumerate(SPLITS) if (n := int((fate >> i & 1).sum()))})
+        with writing(context.path(DECIDE, number, "fate")) as file:
+            file.write(fate.tobytes())
+        with writing(context.path(DECIDE, number, "ledger")) as file:
+            if len(gone):
+                tally.dropped["duplicate"] += len(gone)
+                where, keys = read_where(context, number), read_arrays(context, number)["key"]
+                name = sources[source].name
+                file.writelines(
+                    ledger_line(name, where[i], keys[i].tobytes(), reason="duplicate") for i in gone.tolist()
+                )
+    for number, (source, tally) in enumerate(zip(sources, tallies)):
+        _check_source(source, tally, [a for (n, _), a in zip(tasks, answers) if n == number], config)
+    leaks.check(context, log)
+    return tallies
+
+
+def read_fate(context: Context, number: int) -> np.ndarray:
+    return np.frombuffer(context.path(DECIDE, number, "fate").read_bytes(), np.uint8)
+
+
+class _Leaks:
+    """Texts that are in two splits."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.examples: list[tuple[int, int, int]] = []  # part, document, source of the one that it repeats
+
+    def check(self, context: Context, log: Log) -> None:
+        if not self.counts:
+            return
+        config, sources = context.held["config"], context.held["sources"]
+        counts = ", ".join(f"{count} texts of {a} are in {b} too" for (a, b), count in sorted(self.counts.items()))
+        examples = (
+            f"{read_where(context, part)[index]} repeats a document of source {sources[first].name}"
+            for part, index, first in self.examples
+        )
+        message = f"{counts}; {'; '.join(examples)}"
+        if not config.allow_leak:
+            hint = "" if config.clean.exact_dedup else " (clean.exact_dedup=True drops repeats between unpinned splits)"
+            raise UserError(f"{message}. Remove them{hint}, or set config.data.allow_leak=True to go on")
+        log(f"warning: {message} (allow_leak=True)")
+
+
+def _compare(
+    context: Context, tasks: list[tuple[int, Part]], config: DataConfig, sources: list[Source]
+) -> tuple[list[np.ndarray], _Leaks]:
+    """Finds documents that repeat an earlier one, by keys of one range after the other."""
+    fates = [read_arrays(context, number)["splits"].copy() for number in range(len(tasks))]
+    total, leaks = sum(map(len, fates)), _Leaks()
+    ranges = max(1, -(-total // AT_ONCE))
+    pinned = np.array([bool(source.config.split) for source in sources])
+    for turn in range(ranges):
+        chosen = []
+        for number, (source, _) in enumerate(tasks):
+            keys = read_arrays(context, number)["key"]
+            index = np.flatnonzero(keys[:, 0].astype(np.int64) * ranges // 256 == turn)
+            halves = keys[index].view(">u8").reshape(-1, 2).astype(np.uint64)
+            chosen.append((halves, np.full(len(index), number), index, np.full(len(index), source)))
+        halves, part, index, source = (np.concatenate([c[n] for c in chosen]) for n in range(4))
+        order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the earliest document of a key comes first
+        halves, part, index, source = halves[order], part[order], index[order], source[order]
+        begins = np.concatenate([[True], (halves[1:] != halves[:-1]).any(axis=1)]) if len(order) else np.zeros(0, bool)
+        first = np.flatnonzero(begins)[np.cumsum(begins) - 1]
+        for i in np.flatnonzero(~begins).tolist():
+            here, there = (_name(int(fates[part[n]][index[n]])) for n in (i, first[i]))
+            fixed = pinned[source[i]] or pinned[source[first[i]]] or not config.clean.exact_dedup
+            if here != there and fixed:
+                leaks.counts[there, here] += 1
+                leaks.examples = sorted([*leaks.examples, (int(part[i]), int(index[i]), int(source[first[i]]))])
+                del leaks.examples[MAX_EXAMPLES:]
+            elif config.clean.exact_dedup:
+                fates[part[i]][index[i]] = 0
+    return fates, leaks
+
+
+def _name(splits: int) -> str:
+    return NAMES[-1] if splits & CUT else NAMES[splits.bit_length() - 1]
+
+
+def _check_source(source: Source, tally: Tally, answers: list[dict[str, Any]], config: DataConfig) -> None:
+    bad = sum(answer["bad"] for answer in answers)
+    if bad > config.max_bad_fraction * tally.read:
+        first = next(answer["first_bad"] for answer in answers if answer["first_bad"])
+        raise UserError(
+            f"source {source.name}: {bad} of {tally.read} rows are bad, more than "
+            f"config.data.max_bad_fraction={config.max_bad_fraction:g} allows; the first: {first}"
+        )
+    if not tally.kept:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in tally.dropped.most_common())
+        raise UserError(
+            f"source {source.name}: none of its {tally.read} documents is left ({reasons or 'no documents'})"
+        )

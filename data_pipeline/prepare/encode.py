@@ -1,0 +1,161 @@
+"""The last stage: how do the kept documents of a part become ids, and the parts one file a source and split?
+
+NUMBER.SPLIT  ids of the documents, one after the other; of each its size, loss start, key; `learned` where there are conversations
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.mix import hash64
+from data_pipeline.prepare.decide import read_fate
+from data_pipeline.prepare.read import CUT, read_arrays, read_records, tokenizer_of
+from data_pipeline.prepare.stages import Context, writing
+from data_pipeline.records import Part, Place, Record, Source
+from data_pipeline.scan import Cleaner, document_key, part_for
+from data_pipeline.schema import UserError
+from data_pipeline.store import ShardWriter, ids_dtype
+from data_pipeline.tasks import to_ids
+from data_pipeline.tokenizer import STAND_IN
+
+ENCODE = "encode"
+BATCH_CHARS = 1_000_000  # characters that are encoded at once
+STRETCH = 10_000  # characters that tokenizer training takes or leaves together
+
+
+class Document(NamedTuple):
+    """A kept document, cleaned; of one cut by position, the part that belongs to `split`."""
+
+    source: int
+    split: str
+    record: Record
+    key: int  # 64 bits that name the document, whatever the order of files: augmentation is keyed by it
+    place: Place
+
+
+def read_documents(
+    context: Context, number: int, task: tuple[int, Part], splits: tuple[str, ...] = SPLITS
+) -> Iterator[Document]:
+    """The documents of a part that stay in any of `splits`, in their order."""
+    config: DataConfig = context.held["config"]
+    source: Source = context.held["sources"][task[0]]
+    arrays, fate = read_arrays(context, number), read_fate(context, number)
+    wanted = sum(1 << SPLITS.index(split) for split in splits)
+    cleaner = Cleaner(config, tokenizer_of(context, context.held["tokenizer"]))
+    records = iter(()) if config.streaming else read_records(context, number)
+    for i in range(len(fate)):
+        place = Place(*arrays["place"][i].tolist())
+        record = None if config.streaming else next(records)
+        if not fate[i] & wanted:
+            continue
+        if record is None:
+            cleaned = cleaner.clean(source.load(place))
+            if not isinstance(cleaned, Record):
+                raise UserError(f"source {source.name}: a document changed while it was read ({cleaned}); run again")
+            record = cleaned
+        for n, split in enumerate(SPLITS):
+            if fate[i] & wanted & 1 << n:
+                part = part_for(record, split, source.config.split, config) if fate[i] & CUT else record
+                yield Document(task[0], split, part, document_key(arrays["key"][i].tobytes(), split), place)
+
+
+def train_texts(context: Context, tasks: list[tuple[int, Part]], total: int, limit: int) -> Iterator[str]:
+    """Yields the training texts, or where there are more than `limit` characters an even, repeatable sample of stretches."""
+    for number, task in enumerate(tasks):
+        for document in read_documents(context, number, task, ("train",)):
+            text = "".join(document.record.parts())
+            if document.record.rendered:  # names of special tokens are no text
+                text = STAND_IN.name_pattern.sub("\n", text)
+            if total <= limit:
+                yield text
+                continue
+            starts = np.arange(0, len(text), STRETCH)
+            drawn = hash64(np.uint64(document.key) ^ hash64(starts.astype(np.uint64))) / 2.0**64 < limit / total
+            yield from (text[start : start + STRETCH] for start in starts[drawn].tolist())
+
+
+def encode_part(context: Context, number: int, task: tuple[int, Part]) -> dict[str, int]:
+    """Writes the ids of a part; returns bytes of text by split. Training documents that are streamed are left out."""
+    config: DataConfig = context.held["config"]
+    tokenizer = tokenizer_of(context, context.folder / "tokenizer")
+    waiting: list[Document] = []
+    shards: dict[str, _PartOfShard] = {}
+    chars = done = 0
+
+    def flush() -> None:
+        records = [document.record for document in waiting]
+        encoded = to_ids(records, tokenizer, config.add_bos, config.split.by == "hash")
+        for document, ids, start, learned in zip(waiting, *encoded):
+            shards.setdefault(document.split, _PartOfShard()).add(document, ids, start, learned)
+        waiting.clear()
+
+    for document in read_documents(context, number, task, SPLITS[1:] if config.streaming else SPLITS):
+        waiting.append(document)
+        chars += sum(map(len, document.record.parts()))
+        if chars >= BATCH_CHARS:
+            done, chars = done + chars, 0
+            flush()
+            context.tick(done)
+    flush()
+    for split, shard in shards.items():
+        shard.write(context, number, split)
+    return {split: shard.bytes for split, shard in shards.items()}
+
+
+class _PartOfShard:
+    """What one part gives to one split."""
+
+    def __init__(self) -> None:
+        self.bytes, self.any_learned = 0, False
+        self.ids: list[np.ndarray] = []
+        self.learned: list[np.ndarray] = []
+        self.loss_start: list[int] = []
+        self.keys: list[int] = []
+
+    def add(self, document: Document, ids: list[int], start: int, learned: list[bool] | None) -> None:
+        self.bytes += sum(len(part.encode()) for part in document.record.parts())
+        self.ids.append(np.array(ids, np.int64))
+        self.learned.append(np.array(learned if learned is not None else [False] * len(ids), np.uint8))
+        self.any_learned |= learned is not None
+        self.loss_start.append(start)
+        self.keys.append(document.key)
+
+    def write(self, context: Context, number: int, split: str) -> None:
+        tokenizer = tokenizer_of(context, context.folder / "tokenizer")
+        ids, sizes = np.concatenate(self.ids), np.array([len(one) for one in self.ids], np.int64)
+        bad = np.flatnonzero((ids < 0) | (ids >= tokenizer.vocab_size))
+        if len(bad):
+            document = int(np.searchsorted(np.cumsum(sizes), bad[0], side="right"))
+            raise UserError(
+                f"part {number}, {split} document {document}: the tokenizer gave id {ids[bad[0]]}, outside its vocabulary of "
+                f"{tokenizer.vocab_size}"
+            )
+        arrays = {
+            "ids": ids.astype(ids_dtype(tokenizer.vocab_size)), "sizes": sizes, "loss_start": np.array(self.loss_start, np.int32),
+            "keys": np.array(self.keys, np.uint64), "unknown": np.array((ids == tokenizer.special.unk).sum()),
+        }  # fmt: skip
+        if self.any_learned:
+            arrays["learned"] = np.concatenate(self.learned)
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **arrays)
+        with writing(context.path(ENCODE, number, split)) as file:
+            file.write(content.getvalue())
+
+
+def join_parts(
+    context: Context, source: int, split: str, numbers: list[int], folder: Path, vocab_size: int
+) -> dict[str, int]:
+    """Puts the parts of a source together, in their order; returns counts."""
+    writer = ShardWriter(folder, source, split, vocab_size)
+    for number in numbers:
+        path = context.path(ENCODE, number, split)
+        if path.exists():
+            with np.load(path) as arrays:
+                writer.add(**arrays)
+    return writer.close()

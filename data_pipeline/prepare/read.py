@@ -1,0 +1,154 @@
+"""The first stage: what is in a part of a source, cleaned, and what became of every record?
+
+NUMBER.docs    the kept documents, packed (not when streaming, which reads them again)
+NUMBER.npz     of each: key (16 bytes), the splits it belongs to, characters that training would see, its place
+NUMBER.where   file:line of each, one a line
+NUMBER.ledger  a line for each document that was dropped or edited
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.prepare.stages import Context, writing
+from data_pipeline.records import Bad, Part, Record, Source, pack_record, unpack_record
+from data_pipeline.scan import Cleaner, part_for
+from data_pipeline.schema import UserError
+from data_pipeline.split import split_of, text_key
+from data_pipeline.tokenizer import STAND_IN, Tokenizer, load_tokenizer
+
+READ = "read"
+PART_BYTES = 2**25  # of a source that are read together: a function of nothing else, so that workers change nothing
+HEAD = struct.Struct("<Q")  # of a packed document: bytes
+CUT = 1 << len(SPLITS)  # beside the bits of the splits: the document is cut by position
+TICK = 256  # records between looks at the clock
+
+
+def tokenizer_of(context: Context, folder: Path | None) -> Tokenizer:
+    """The tokenizer in `folder`, loaded once a process; without one what has special ids only."""
+    if folder is None:
+        return STAND_IN
+    if context.loaded.get("tokenizer_of") != folder:
+        context.loaded = {"tokenizer_of": folder, "tokenizer": load_tokenizer(folder)}
+    return context.loaded["tokenizer"]
+
+
+def ledger_line(source: str, where: str, key: bytes | None, **what: Any) -> bytes:
+    """A line of ledger.jsonl: which document, where from, and why it is not there or what changed it."""
+    file, _, line = where.rpartition(":")
+    known = file and line.isdecimal()
+    entry = {"id": key.hex() if key else None, "source": source, "file": file if known else where,
+             "line": int(line) if known else None, **what}  # fmt: skip
+    return json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def read_part(context: Context, number: int, task: tuple[int, Part]) -> dict[str, Any]:
+    """Reads, cleans and keeps one part; returns counts."""
+    config: DataConfig = context.held["config"]
+    source: Source = context.held["sources"][task[0]]
+    cleaner = Cleaner(config, tokenizer_of(context, context.held["tokenizer"]))
+    reader = _Reader(config, source, cleaner)
+    with (
+        writing(context.path(READ, number, "ledger")) as ledger,
+        writing(context.path(READ, number, "where")) as where,
+        writing(context.path(READ, number, "docs")) as docs,
+    ):
+        reader.run(task[1], ledger, where, None if config.streaming else docs, context.tick)
+    with writing(context.path(READ, number, "npz")) as file:
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **reader.arrays())
+        file.write(content.getvalue())
+    return {**reader.counts, "dropped": dict(reader.dropped), "changed": dict(reader.changed),
+            "template": cleaner.chat.source if cleaner.chat else None}  # fmt: skip
+
+
+class _Reader:
+    def __init__(self, config: DataConfig, source: Source, cleaner: Cleaner):
+        self.config, self.source, self.cleaner = config, source, cleaner
+        self.counts: dict[str, Any] = {"read": 0, "bad": 0, "first_bad": ""}
+        self.dropped: Counter[str] = Counter()
+        self.changed: Counter[str] = Counter()
+        self.keys: list[bytes] = []
+        self.numbers: list[tuple[int, ...]] = []  # splits, characters, place
+
+    def run(
+        self, part: Part, ledger: IO[bytes], where_file: IO[bytes], docs: IO[bytes] | None, tick: Callable[[int], None]
+    ) -> None:
+        config, source, done = self.config, self.source, 0
+        for place, where, record in source.read(part):
+            if source.config.max_documents and self.counts["read"] >= source.config.max_documents:
+                break
+            self.counts["read"] += 1
+            done += place.length * (place.item == 0)
+            if self.counts["read"] % TICK == 0:
+                tick(done)
+            touched: Counter[str] = Counter()
+            cleaned = self.cleaner.clean(record, touched) if isinstance(record, Record) else record
+            if isinstance(cleaned, Bad):
+                if cleaned.fatal and config.on_bad == "error":
+                    hint = '; config.data.on_bad="skip" counts such rows and goes on'
+                    raise UserError(f"{where}: {cleaned.message}{hint if cleaned.reason != 'empty file' else ''}")
+                if cleaned.fatal:
+                    self.counts["bad"] += 1
+                    self.counts["first_bad"] = self.counts["first_bad"] or f"{where}: {cleaned.message}"
+            self.changed.update(touched)
+            if not isinstance(cleaned, Record):
+                reason = cleaned.reason if isinstance(cleaned, Bad) else cleaned
+                self.dropped[reason] += 1
+                key = text_key(record) if isinstance(record, Record) else None
+                ledger.write(ledger_line(source.name, where, key, reason=reason))
+                continue
+            key = text_key(cleaned)
+            if touched:
+                ledger.write(ledger_line(source.name, where, key, rules=sorted(touched)))
+            self._keep(key, cleaned, place)
+            where_file.write(json.dumps(where, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n")
+            if docs is not None:
+                content = pack_record(cleaned)
+                docs.write(HEAD.pack(len(content)) + content)
+
+    def _keep(self, key: bytes, cleaned: Record, place: tuple[int, ...]) -> None:
+        config, pinned = self.config, self.source.config.split
+        if config.split.by == "position" and not cleaned.is_whole() and not pinned:
+            parts = [part_for(cleaned, split, pinned, config).text for split in SPLITS]
+            splits = CUT | sum(1 << n for n, text in enumerate(parts) if text)
+            chars = len(parts[0])
+        else:
+            splits = 1 << SPLITS.index(pinned or split_of(cleaned.group, key, config.split))
+            chars = sum(map(len, cleaned.parts()))
+        self.keys.append(key)
+        self.numbers.append((splits, chars, *place))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        numbers = np.array(self.numbers, np.int64).reshape(-1, 6)
+        return {
+            "key": np.frombuffer(b"".join(self.keys), np.uint8).reshape(-1, 16),
+            "splits": numbers[:, 0].astype(np.uint8), "chars": numbers[:, 1], "place": numbers[:, 2:],
+        }  # fmt: skip
+
+
+def read_arrays(context: Context, number: int) -> dict[str, np.ndarray]:
+    with np.load(context.path(READ, number, "npz")) as arrays:
+        return dict(arrays)
+
+
+def read_where(context: Context, number: int) -> list[str]:
+    """file:line of each document of a part."""
+    lines = context.path(READ, number, "where").read_bytes().splitlines()
+    return [json.loads(line.decode("utf-8", "surrogateescape")) for line in lines]
+
+
+def read_records(context: Context, number: int) -> Iterator[Record]:
+    """The kept documents of a part."""
+    with open(context.path(READ, number, "docs"), "rb") as file:
+        while head := file.read(HEAD.size):
+            yield unpack_record(file.read(*HEAD.unpack(head)))
