@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -165,7 +166,7 @@ def _build(
         if config.streaming and tallies[number].kept["train"]:
             _write_places(context, here, folder / f"{number:02d}.train")
         entries.append(entry)
-    result = {"seconds": round(time.monotonic() - began, 2), "sources": entries}
+    result = {"seconds": round(time.monotonic() - began, 2), **_totals(entries, sum(sizes)), "sources": entries}
     write_text(folder / "report.json", [json.dumps(result, indent=1, ensure_ascii=False)])
     write_text(folder / "report.md", format_report(entries, tokenizer))
     return result
@@ -173,7 +174,9 @@ def _build(
 
 def select(context: Context, workers: int, log: Log) -> tuple[list[tuple[int, Part]], str | None, list[Tally]]:
     """Reads all sources and decides what stays: the parts, the chat template where there are conversations, the tallies."""
-    tasks = [(number, part) for number, source in enumerate(context.held["sources"]) for part in source.parts(PART_BYTES)]
+    tasks = [
+        (number, part) for number, source in enumerate(context.held["sources"]) for part in source.parts(PART_BYTES)
+    ]
     sizes = [part.size for _, part in tasks]
     answers = run_stage(context, READ, read_part, tasks, sizes, workers, log, "reading")
     template = next((answer["template"] for answer in answers if answer["template"]), None)
@@ -191,6 +194,22 @@ def _train(context: Context, tasks: list[tuple[int, Part]], log: Log) -> Tokeniz
     limit = total if config.tokenizer.kind == "char" else config.tokenizer.train_chars
     log(f"training a {config.tokenizer.kind} tokenizer on {min(total, limit):,} of {total:,} characters")
     return train_tokenizer(config.tokenizer, train_texts(context, tasks, total, limit))
+
+
+def _totals(entries: list[dict[str, Any]], bytes_in: int) -> dict[str, Any]:
+    """What the manifest says of all sources together."""
+    splits: dict[str, Counter[str]] = {}
+    for entry in entries:
+        for split, documents in entry["kept"].items():
+            counts = {**entry["splits"].get(split, {}), "documents": documents}
+            splits.setdefault(split, Counter()).update(counts)
+    dropped, edited = (sum((Counter(entry[key]) for entry in entries), Counter()) for key in ("dropped", "changed"))
+    read = sum(entry["read"] for entry in entries)
+    return {
+        "bytes_in": bytes_in, "documents_in": read, "documents_out": read - dropped.total(),
+        "dropped": dict(sorted(dropped.items())), "edited": dict(sorted(edited.items())),
+        "splits": {split: dict(counts) for split, counts in sorted(splits.items())},
+    }  # fmt: skip
 
 
 def _write_ledger(context: Context, parts: int, folder: Path) -> None:

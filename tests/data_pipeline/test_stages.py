@@ -65,6 +65,12 @@ def test_the_bytes_do_not_depend_on_the_processes(make, tmp_path):
     one = make(tmp_path / "one")
     assert make(tmp_path / "three", 3) == one
     assert not list(tmp_path.glob(".*"))  # nothing of the work is left
+    manifest = json.loads((tmp_path / "one" / "manifest.json").read_text("utf-8"))
+    assert manifest["documents_in"] == 220
+    assert manifest["dropped"] == {"duplicate": 3, "mojibake": 1, "wrong type": 1}
+    assert manifest["documents_out"] == 215 == sum(split["documents"] for split in manifest["splits"].values())
+    assert manifest["edited"] == {"trailing_space": 1}
+    assert manifest["bytes_in"] == sum(p.stat().st_size for p in (tmp_path / "rows").iterdir())
     ledger = [json.loads(line) for line in (tmp_path / "one" / "ledger.jsonl").read_text("utf-8").splitlines()]
     assert [(line["file"][-7:], line["line"]) for line in ledger if line.get("reason") == "duplicate"] == [
         ("a.jsonl", 8), ("b.jsonl", 21), ("b.jsonl", 119),
