@@ -67,9 +67,7 @@ class Data:
         tf = import_tf()
         origins, calls = is_on(self.config.augment), Calls()
         dtypes = BATCH_DTYPES | (ORIGIN_DTYPES if origins else {})
-        numbers, readers = zip(*self.readers["train"])
-        mixture = Mixture([self.sources[n].name for n in numbers], [len(r) for r in readers],
-                          [self._weight(n) for n in numbers], self.config.seed)  # fmt: skip
+        mixture, readers = self._mixture()
 
         local = np.arange(*rows)
         steps = max(LOCATED // max(len(local), 1), 1)
@@ -94,6 +92,22 @@ class Data:
 
         dataset = tf.data.Dataset.counter(start=start_step).map(to_batch)
         return TrainBatches(dataset.prefetch(PREFETCH), calls)
+
+    def _mixture(self) -> tuple[Mixture, list[RowReader]]:
+        numbers, readers = zip(*self.readers["train"])
+        sizes, weights = [len(reader) for reader in readers], [self._weight(n) for n in numbers]
+        return Mixture([self.sources[n].name for n in numbers], sizes, weights, self.config.seed), list(readers)
+
+    def trace(self, step: int, row: int) -> tuple[int, int, list[tuple[int, int, int]]]:
+        """Says what row `row` of step `step` holds: (source, epoch, [(document, first token of it, tokens)])."""
+        mixture, readers = self._mixture()
+        place = np.array([step * self.config.batch_size + row])
+        source, epoch, number = (int(array[0]) for array in mixture.locate(place))
+        reader = readers[source]
+        chunks, order = reader.chunks, reader.rows.order[reader.rows.first[number] : reader.rows.first[number + 1]]
+        starts = chunks.start[order] - reader.shard.offsets[chunks.document[order]]
+        held = zip(chunks.document[order].tolist(), starts.tolist(), chunks.length[order].tolist())
+        return self.readers["train"][source][0], epoch, list(held)
 
     def eval_batches(self, split: str, batch_size: int, rows: tuple[int, int]) -> Iterator[Batch]:
         """Yields every row of a split once, in one fixed order; the last batch is filled with rows of weight 0."""

@@ -5,6 +5,7 @@
 00.train.loss_start.npy  ids before the completion, or -1 for a plain text, or -2 for a conversation
 00.train.learned.npy     where there are conversations: 1 for each id that an assistant said
 00.train.keys.npy        64 bits that name the document
+00.train.origins.npy     which of the files in 00.train.files.json it is from, and its line there; no part of what batches are read from
 00.train.places.npy      streaming, in place of the others: where each document lies in its source
 tokenizer/  ledger.jsonl  report.json  report.md
 manifest.json            what made it, counts, size and sha256 of every other file, and its own sha256; written last
@@ -70,6 +71,12 @@ class Prepared:
     def has_shard(self, source: int, split: str) -> bool:
         return f"{source:02d}.{split}.ids.npy" in self.manifest["files"]
 
+    def origins(self, source: int, split: str) -> tuple[list[str], np.ndarray]:
+        """Returns (files, [documents, 2]): of each document the number of its file and its line there, 0 for all of it."""
+        stem = f"{source:02d}.{split}."
+        files = json.loads((self.folder / f"{stem}files.json").read_text("utf-8"))
+        return files, np.load(self.folder / f"{stem}origins.npy")
+
     def places(self, source: int, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns (places int64 [documents, 4], keys uint64 [documents]) of a source that is streamed."""
         stem = f"{source:02d}.{split}."
@@ -77,7 +84,8 @@ class Prepared:
 
     def content_sha256(self) -> dict[str, str]:
         """Returns the hash of every file that batches are read from."""
-        return {name: entry["sha256"] for name, entry in self.manifest["files"].items() if name.endswith(".npy")}
+        read = (name for name in self.manifest["files"] if name.endswith(".npy") and not name.endswith(".origins.npy"))
+        return {name: self.manifest["files"][name]["sha256"] for name in read}
 
 
 def ids_dtype(vocab_size: int) -> np.dtype:
@@ -93,13 +101,14 @@ class ShardWriter:
         self.file.write(b"\0" * NPY_HEAD)
         self.learned: IO[bytes] | None = None
         self.tokens, self.unknown = 0, 0
-        self.sizes, self.loss_start, self.keys = [], [], []
+        self.sizes, self.loss_start, self.keys, self.origins = [], [], [], []
+        self.files: dict[str, int] = {}
 
     def add(
         self, ids: np.ndarray, sizes: np.ndarray, loss_start: np.ndarray, keys: np.ndarray, unknown: np.ndarray,
-        learned: np.ndarray | None = None,
+        files: np.ndarray, origins: np.ndarray, learned: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        """Adds documents: their `ids` one after the other, of each its size, loss start and key."""
+        """Adds documents: their `ids` one after the other, of each its size, loss start, key, file and line."""
         self.file.write(ids.astype(self.dtype).tobytes())  # tofile would hide why a write fails
         if learned is not None and self.learned is None:  # the first conversation, perhaps after other documents
             self.learned = open(f"{self.stem}.learned.npy", "wb")  # noqa: SIM115  closed by close()
@@ -110,7 +119,11 @@ class ShardWriter:
             self.learned.write(bytes(len(ids)) if learned is None else learned.astype(np.uint8).tobytes())
         self.tokens += len(ids)
         self.unknown += int(unknown)
-        for held, new in ((self.sizes, sizes), (self.loss_start, loss_start), (self.keys, keys)):
+        numbers = np.array([self.files.setdefault(name, len(self.files)) for name in files.tolist()], np.int64)
+        origins = np.stack([numbers[origins[:, 0]], origins[:, 1]], axis=1)
+        for held, new in (
+            (self.sizes, sizes), (self.loss_start, loss_start), (self.keys, keys), (self.origins, origins)
+        ):  # fmt: skip
             held.append(new)
 
     def close(self) -> dict[str, int]:
@@ -128,6 +141,8 @@ class ShardWriter:
         np.save(f"{self.stem}.offsets.npy", offsets.astype(np.int64))
         np.save(f"{self.stem}.loss_start.npy", np.concatenate(self.loss_start).astype(np.int32))
         np.save(f"{self.stem}.keys.npy", np.concatenate(self.keys).astype(np.uint64))
+        np.save(f"{self.stem}.origins.npy", np.concatenate(self.origins).astype(np.int64))
+        write_text(Path(f"{self.stem}.files.json"), [json.dumps(list(self.files), indent=0)])
         return {"documents": len(offsets) - 1, "tokens": self.tokens, "unknown": self.unknown}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from data_pipeline.config import SPLITS, DataConfig
 from data_pipeline.mix import hash64
 from data_pipeline.prepare.decide import read_fate
-from data_pipeline.prepare.read import CUT, read_arrays, read_records, tokenizer_of
+from data_pipeline.prepare.read import CUT, read_arrays, read_records, read_where, split_where, tokenizer_of
 from data_pipeline.prepare.stages import Context, writing
 from data_pipeline.records import Part, Place, Record, Source
 from data_pipeline.scan import Cleaner, document_key, part_for
@@ -37,6 +37,7 @@ class Document(NamedTuple):
     record: Record
     key: int  # 64 bits that name the document, whatever the order of files: augmentation is keyed by it
     place: Place
+    number: int  # among the kept documents of its part
 
 
 def read_documents(
@@ -62,7 +63,7 @@ def read_documents(
         for n, split in enumerate(SPLITS):
             if fate[i] & wanted & 1 << n:
                 part = part_for(record, split, source.config.split, config) if fate[i] & CUT else record
-                yield Document(task[0], split, part, document_key(arrays["key"][i].tobytes(), split), place)
+                yield Document(task[0], split, part, document_key(arrays["key"][i].tobytes(), split), place, i)
 
 
 def train_texts(context: Context, tasks: list[tuple[int, Part]], total: int, limit: int) -> Iterator[str]:
@@ -117,6 +118,7 @@ class _PartOfShard:
         self.learned: list[np.ndarray] = []
         self.loss_start: list[int] = []
         self.keys: list[int] = []
+        self.numbers: list[int] = []
 
     def add(self, document: Document, ids: list[int], start: int, learned: list[bool] | None) -> None:
         self.bytes += sum(len(part.encode()) for part in document.record.parts())
@@ -125,6 +127,7 @@ class _PartOfShard:
         self.any_learned |= learned is not None
         self.loss_start.append(start)
         self.keys.append(document.key)
+        self.numbers.append(document.number)
 
     def write(self, context: Context, number: int, split: str) -> None:
         tokenizer = tokenizer_of(context, context.folder / "tokenizer")
@@ -139,6 +142,7 @@ class _PartOfShard:
         arrays = {
             "ids": ids.astype(ids_dtype(tokenizer.vocab_size)), "sizes": sizes, "loss_start": np.array(self.loss_start, np.int32),
             "keys": np.array(self.keys, np.uint64), "unknown": np.array((ids == tokenizer.special.unk).sum()),
+            **self._origins(context, number),
         }  # fmt: skip
         if self.any_learned:
             arrays["learned"] = np.concatenate(self.learned)
@@ -146,6 +150,13 @@ class _PartOfShard:
         np.savez(content, allow_pickle=False, **arrays)
         with writing(context.path(ENCODE, number, split)) as file:
             file.write(content.getvalue())
+
+    def _origins(self, context: Context, number: int) -> dict[str, np.ndarray]:
+        """Names of files, and of each document which it is from and the line (0: the whole of it)."""
+        where = read_where(context, number)
+        found = [split_where(where[document]) for document in self.numbers]
+        files = {file: i for i, file in enumerate(dict.fromkeys(file for file, _ in found))}
+        return {"files": np.array(list(files)), "origins": np.array([[files[file], line or 0] for file, line in found])}
 
 
 def join_parts(

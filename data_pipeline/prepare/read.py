@@ -42,12 +42,16 @@ def tokenizer_of(context: Context, folder: Path | None) -> Tokenizer:
     return context.loaded["tokenizer"]
 
 
+def split_where(where: str) -> tuple[str, int | None]:
+    """ "a.jsonl:12" -> ("a.jsonl", 12); of a file as a whole (the file, None)."""
+    file, _, line = where.rpartition(":")
+    return (file, int(line)) if file and line.isdecimal() else (where, None)
+
+
 def ledger_line(source: str, where: str, key: bytes | None, **what: Any) -> bytes:
     """A line of ledger.jsonl: which document, where from, and why it is not there or what changed it."""
-    file, _, line = where.rpartition(":")
-    known = file and line.isdecimal()
-    entry = {"id": key.hex() if key else None, "source": source, "file": file if known else where,
-             "line": int(line) if known else None, **what}  # fmt: skip
+    file, line = split_where(where)
+    entry = {"id": key.hex() if key else None, "source": source, "file": file, "line": line, **what}
     return json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
