@@ -290,7 +290,7 @@ def test_adapters_on_a_base_resume_merge_and_generate(place):
 def test_kill_9_at_any_moment_changes_nothing(place):
     """Killed again and again at random moments, then run to the end: bit-equal to the run that nobody disturbed."""
     moments = random.Random(1)
-    for _ in range(5):
+    for _ in range(3):
         process = subprocess.Popen(
             command(place, "killed"),
             env=environment(place),
@@ -372,7 +372,8 @@ def test_a_profile_and_the_goodput_of_a_run_that_is_killed_and_stopped_within_it
     assert min(row["time/input_ms"] for row in rows if row.get("time/input_ms")) >= 100
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+# SIGTERM stops one process of several in tests/test_multihost.py too.
+@pytest.mark.parametrize("sent", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_stop_saves_and_the_same_command_goes_on(place, sent):
     workdir = f"stopped{sent.value}"
     process = subprocess.Popen(

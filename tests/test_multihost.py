@@ -204,7 +204,7 @@ def test_four_processes_are_as_four_devices_and_go_on_as_two(place, base):
         assert one == pytest.approx(other, abs=1e-5)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_kill_9_of_one_process_ends_the_other_and_the_same_command_goes_on(place, base, victim):
     name = f"killed{victim}"
     run = Group(place, name, ENDLESS)

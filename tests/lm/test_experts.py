@@ -215,8 +215,8 @@ def test_micro_batches_and_stacks_take_the_same_step(make_config, start, make_ba
 @pytest.mark.parametrize(
     "mesh",
     [
-        {"data": 8}, {"fsdp": 8, "data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "context": 2},
-        {"data": 1, "fsdp": 2, "context": 2, "tensor": 2},
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ({"data": 8}, {"fsdp": 8, "data": 1}, {"data": 4, "context": 2})),
+        {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 2, "context": 2, "tensor": 2},
     ],
     ids=str,
 )  # fmt: skip
@@ -250,7 +250,7 @@ def test_frozen_parts_stay_and_cost_nothing(make_config, start, make_batch):
         assert moved == {path for path, on in run.treatment.trained.items() if on}
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
 def test_frozen_experts_can_be_held_as_codes(make_config, start, start_sharded, make_batch, kind):
     table = (("block_.*/norm.*", True), (".*", False))
     config = config_of(make_config, model={"scan": True, "mlp_dim": 128}, optim={"train": table, "frozen_dtype": kind})
