@@ -47,10 +47,16 @@ def main(argv: list[str]) -> None:
     config = _config(flags, CleanConfig().rules if files else PAGE_RULES)
     if files:
         _clean_file(files[0], config)
-    elif stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode):  # a terminal or nothing
-        _list_rules()
-    else:
+    elif _has_input():
         _clean_stdin(config)
+    else:
+        _list_rules()
+
+
+def _has_input() -> bool:
+    """Says whether standard input is a file or a pipe, and not a terminal or nothing."""
+    mode = os.fstat(0).st_mode
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode)
 
 
 def _config(flags: dict[str, str], rules: tuple[str, ...]) -> CleanConfig:

@@ -25,7 +25,7 @@ ALONE = {
     "leave post add write no": r"(?:leave|post|add|write) a (?:comment|reply)|no comments(?: yet)?",
     "log sign": r"(?:log|sign) in to (?:comment|reply|continue).{0,30}|sign up for (?:our|the) .{0,60}",
     "please enable javascript your this you": r"(?:please )?enable javascript .{1,80}|javascript (?:is (?:disabled|required)|must be enabled).{0,80}|(?:your|this) browser (?:does not|doesn't) support .{1,80}|you need to enable javascript .{0,60}|you (?:may|might) also (?:like|enjoy)",
-    "we this our by": r"(?:we|this (?:web)?site|our (?:web)?site) uses? cookies.{0,160}|by (?:using|continuing (?:to (?:use|browse))?) ?(?:this|our|the) (?:web)?site,? you (?:agree|accept|consent).{0,120}",
+    "we this our by": r"(?:we|this (?:web)?site|our (?:web)?site) uses? cookies(?:(?: (?:to|and|on|for|so|in) |[.,!;]).{0,160})?|by (?:using|continuing (?:to (?:use|browse))?) ?(?:this|our|the) (?:web)?site,? you (?:agree|accept|consent).{0,120}",
     "accept reject manage allow decline cookie": r"(?:accept|reject|manage|allow|decline)(?: all)? cookies?(?: settings)?|cookie (?:settings|preferences|notice)",
     "subscribe": r"subscribe to (?:our|the|my) (?:newsletter|blog|channel|feed|mailing list).{0,40}",
     "powered": r"powered by .{1,40}",
@@ -49,11 +49,11 @@ ALONE = {
 }
 # The owner's line at a page's foot; it goes among the last lines only, since licences and code begin with it.
 FOOT = re.compile(
-    r".{0,20}(?:©|\(c\)|copyright) ?(?:©|\(c\))? ?(?:19|20)[0-9]{2}(?: ?[-–—] ?(?:(?:19|20)[0-9]{2}|now|present))?(?:[ ,.].{0,80})?|all rights reserved\.?|"
+    r"[^#*/%;\"`=:]{0,20}(?:©|\(c\)|copyright) ?(?:©|\(c\))? ?(?:19|20)[0-9]{2}(?: ?[-–—] ?(?:(?:19|20)[0-9]{2}|now|present))?(?:[ ,.].{0,80})?|all rights reserved\.?|"
     r".{0,40}(?:版权所有|著作权所有|保留所有权利|翻版必究|保留一切权利).{0,60}|.{0,20}icp[备證证]?[0-9号第 -]{4,20}.{0,30}|.{0,6}公网安备 ?[0-9]{10,20}号?",
     re.IGNORECASE,
 )
-FOOT_WORD = re.compile(r"©|\(c\)|copyright|rights reserved|版权|著作权|保留|翻版|icp|安备", re.IGNORECASE)
+FOOT_WORDS = ("©", "(c)", "copyright", "rights reserved", "版权", "著作权", "保留", "翻版", "icp", "安备")
 FOOT_LINES, LONGEST = 10, 200
 EDGE = r"[\s«»‹›<>←-↓.…|·•*\[\]【】()（）▲▼:：!！-]*"
 STARTS = {
@@ -89,11 +89,9 @@ def boilerplate(text: str) -> str:
                     words.append(place)
                 elif _is_menu(line):
                     gone.add(place)
-    full = (
-        [place for place, line in enumerate(lines) if line and not line.isspace()]
-        if words or FOOT_WORD.search(text, max(len(text) - 2400, 0))
-        else []
-    )
+    tail = text[-(FOOT_LINES + 2) * LONGEST :].lower()
+    is_framed = words or any(word in tail for word in FOOT_WORDS)
+    full = [place for place, line in enumerate(lines) if line and not line.isspace()] if is_framed else []
     gone.update(
         place for place in full[-FOOT_LINES:] if len(lines[place]) <= LONGEST and FOOT.fullmatch(lines[place].strip())
     )

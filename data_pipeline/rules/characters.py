@@ -15,7 +15,7 @@ NO_JOIN = "\x00-\x7f\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
 JOINER = re.compile(
     f"(?:(?<=[{NO_JOIN}])|^)[\u200c\u200d]+|(?<![\u200c\u200d])[\u200c\u200d]++(?=[{NO_JOIN}]|$)", re.MULTILINE
 )
-MOJIBAKE = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯")  # what decoders and debuggers leave behind
+MOJIBAKE = ("\ufffd", "锟斤拷", "烫烫烫", "屯屯屯")  # what decoders and debuggers leave behind
 MANY_BLANK_LINES = re.compile("\n{4,}")
 # In quotes or between tags an entity is meant: code, and text about HTML.
 ENTITY = re.compile(r"""(?<!["'`>])&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});(?!["'`<])""")
@@ -73,7 +73,7 @@ def blank_lines(text: str) -> str:
     >>> blank_lines("一\\n\\n\\n\\n\\n\\n二"), blank_lines("a\\n\\n\\nb")
     ('一\\n\\n\\n二', 'a\\n\\n\\nb')
     """
-    return MANY_BLANK_LINES.sub("\n\n\n", text)
+    return MANY_BLANK_LINES.sub("\n\n\n", text) if "\n\n\n\n" in text else text
 
 
 def width(text: str) -> str:
@@ -109,4 +109,4 @@ def mojibake(text: str) -> str:
     >>> mojibake("锟斤拷锟斤拷"), mojibake("滚烫的水")
     ('mojibake', '')
     """
-    return "mojibake" if MOJIBAKE.search(text) else ""
+    return "mojibake" if not text.isascii() and any(mark in text for mark in MOJIBAKE) else ""

@@ -52,7 +52,7 @@ LEADS = (
     )
     + "锛銆鈥"
 )
-AS_GBK = re.compile(f"[{LEADS}][^\x00-\x7f]{{0,3}}[{LEADS}]|[锛銆鈥]")
+AS_GBK = re.compile(f"[{LEADS}](?:(?<=[锛銆鈥])|[^\x00-\x7f]{{0,3}}[{LEADS}])")
 NOT_ASCII = re.compile("[^\x00-\x7f]+")
 GBK_AS_LATIN = re.compile(f"(?:[\x81-\xfe{''.join(CP1252.values())}][\x40-\x7e\x80-\xfe{''.join(CP1252.values())}])+")
 FOUR_HIGH = re.compile(f"[\xa1-\xfe{''.join(CP1252.values())}]{{4}}")
@@ -69,12 +69,14 @@ def repair_encoding(text: str) -> str:
     ('中国人民', '„Ä“ und CAFÉ…')
     """
     while not text.isascii():
-        repaired = _as_gbk(_as_latin(_latin_as_gbk(text)))
-        if LONE.search(repaired):
-            repaired = LONE.sub(lambda match: CP1252[ord(match.group())], repaired)
-        if repaired == text:
+        start, data = text, text.encode("utf-8", "surrogatepass")
+        if b"\xc3" in data:  # as UTF-8 begins the letters of Latin-1, without which neither fault is there
+            text = _as_latin(_latin_as_gbk(text))
+        text = _as_gbk(text)
+        if b"\xc2" in data and LONE.search(text):
+            text = LONE.sub(lambda match: CP1252[ord(match.group())], text)
+        if text == start:
             break
-        text = repaired
     return text
 
 
@@ -93,7 +95,7 @@ def _as_latin(text: str) -> str:
     verdicts: dict[int, tuple[str, bool]] = {}
     for match in RUN.finditer(text, first.start()):
         decoded = _decode(_to_bytes(match.group()), "utf-8")
-        if decoded and (WRITTEN.fullmatch(decoded) or "\x80" <= decoded[0] < "\xa0"):
+        if decoded and (WRITTEN.fullmatch(decoded) or RUN.search(decoded)):  # or it was read wrongly once more
             verdicts[match.start()] = decoded, _is_sure(text, match, decoded)
     sure = sum(is_sure for _, is_sure in verdicts.values())
     if not sure:

@@ -41,7 +41,7 @@ STOP_WORDS = (
     "ve bir bu için ile olarak veya "  # Turkish
     "yang dan di untuk dengan ini dari pada adalah atau tidak anda akan "  # Indonesian, Malay
     "và của là các có không được một cho để trong những với này cách "  # Vietnamese
-).split()
+)
 
 
 class Measures(NamedTuple):
@@ -160,7 +160,8 @@ class _Sums:
 def _stop_words() -> tuple[np.ndarray, np.ndarray]:
     """Returns the hashes of the stop words, sorted, and which upper 16 bits they have."""
     numbers = [
-        _Sums(glyphs.hashes()[glyphs.rows_of(word)]).hash(np.array([0]), np.array([len(word)])) for word in STOP_WORDS
+        _Sums(glyphs.hashes()[glyphs.rows_of(word)]).hash(np.array([0]), np.array([len(word)]))
+        for word in STOP_WORDS.split()
     ]
     known = np.unique(np.concatenate(numbers))
     table = np.zeros(1 << 16, bool)
@@ -173,7 +174,8 @@ class _Batch:
 
     def __init__(self, texts: list[str]):
         self.texts, self.count = texts, len(texts)
-        self.rows = glyphs.rows_of("\n".join(texts) + "\n")
+        self.joined = "\n".join(texts) + "\n"
+        self.rows = glyphs.rows_of(self.joined)
         self.classes = glyphs.classes().take(self.rows, mode="clip")
         self.stops = np.cumsum([len(text) + 1 for text in texts])  # behind each text's closing line end
         self.starts = self.stops - [len(text) + 1 for text in texts]
@@ -194,11 +196,13 @@ class _Batch:
     def _sum(self, text_of: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         return np.bincount(text_of, weights, self.count).astype(np.int64)
 
+    def _count(self, word: str) -> np.ndarray:
+        return np.array([text.count(word) for text in self.texts] if word in self.joined else [0] * self.count)
+
     def _characters(self) -> dict[str, np.ndarray]:
-        by_class = np.array([
-            np.bincount(self.classes[start:stop], minlength=glyphs.CLASSES)
-            for start, stop in zip(self.starts, self.stops - 1)
-        ]).T  # fmt: skip
+        own = np.repeat(np.arange(0, self.count * glyphs.CLASSES, glyphs.CLASSES), self.stops - self.starts)
+        by_class = np.bincount(own + self.classes, minlength=self.count * glyphs.CLASSES).reshape(self.count, -1).T
+        by_class[glyphs.NEWLINE] -= 1  # the line end that joins texts
         terminal = self.classes == glyphs.TERMINAL
         terminal[:-1] &= self.classes[1:] != glyphs.TERMINAL
         names = {
@@ -214,11 +218,11 @@ class _Batch:
             + by_class[glyphs.BULLET]
             + by_class[glyphs.HASH]
             + by_class[glyphs.CODE],
-            "hashes": by_class[glyphs.HASH] + [t.count("...") + t.count("\u2026") for t in self.texts],
-            "urls": np.array([t.count("://") + t.count(" www.") for t in self.texts]),
-            "braces": np.array([t.count("{") for t in self.texts]),
-            "fillers": np.array([t.count("orem ipsum") for t in self.texts]),
-            "sentences": np.add.reduceat(terminal, self.starts, dtype=np.int64),
+            "hashes": by_class[glyphs.HASH] + self._count("...") + self._count("\u2026"),
+            "urls": self._count("://") + self._count(" www."),
+            "braces": self._count("{"),
+            "fillers": self._count("orem ipsum"),
+            "sentences": self._sum(self._text_of(np.flatnonzero(terminal))),
         }
 
     def _units(self) -> dict[str, np.ndarray]:
