@@ -1,5 +1,6 @@
 """Clean texts that the tests of the cleaning rules plant dirt in."""
 
+import itertools
 import random
 
 ENGLISH = (
@@ -67,5 +68,5 @@ def documents(sentences, count, seed=0):
     for _ in range(count):
         chosen = rng.sample(sentences, len(sentences))
         cuts = [0, *sorted(rng.sample(range(2, len(chosen) - 1), rng.randint(2, 4))), len(chosen)]
-        made.append("\n\n".join(space.join(chosen[a:b]) for a, b in zip(cuts, cuts[1:]) if a < b) + "\n")
+        made.append("\n\n".join(space.join(chosen[a:b]) for a, b in itertools.pairwise(cuts) if a < b) + "\n")
     return made

@@ -235,7 +235,7 @@ def test_bad_words_are_whole_words_beside_han_too(tmp_path):
     assert [clean_record(Record(text), config) for text in dropped] == ["bad_words"] * len(dropped)
     for text in ("spammer", "carefree moneybags", "赌一把，博学"):
         assert clean_record(Record(text), config) == Record(text)
-    with pytest.raises(UserError, match="clean.bad_words: .*none.txt"):
+    with pytest.raises(UserError, match=r"clean\.bad_words: .*none\.txt"):
         clean_record(Record("x"), CleanConfig(bad_words=str(tmp_path / "none.txt")))
 
 
