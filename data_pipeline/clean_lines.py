@@ -63,23 +63,24 @@ def _config(flags: dict[str, str], rules: tuple[str, ...]) -> CleanConfig:
     """Reads the flags; the place where a flag can add rules."""
     problems = []
     sets = {"default": CleanConfig().rules, "pages": PAGE_RULES}
-    words = tuple(filter(None, flags["rules"].split(",")))
-    rules = sets.get(flags["rules"], words or rules)
+    rules = sets.get(flags["rules"], _words(flags["rules"]) or rules)
     problems += [f"no rule {rule!r}{nearest(rule, list(RULES))}" for rule in rules if rule not in RULES]
-    lengths = {}
     for name in ("min_chars", "max_chars"):
         if not flags[name].isdecimal():
             problems.append(f"--{name} must be a whole number, got {flags[name]!r}")
-        else:
-            lengths[name] = int(flags[name])
-    lists = {name: tuple(filter(None, flags[name].split(","))) for name in ("bounds", "keep_languages")}
-    config = CleanConfig(rules=rules, bad_words=flags["bad_words"], **lengths, **lists)
-    if not problems:
-        found = check_data_config(DataConfig(path="-", clean=config))
-        problems = [problem.replace("config.data.clean.", "--") for problem in found]
     if problems:
         raise ConfigError(problems)
+    config = CleanConfig(
+        rules=rules, min_chars=int(flags["min_chars"]), max_chars=int(flags["max_chars"]), bad_words=flags["bad_words"],
+        bounds=_words(flags["bounds"]), keep_languages=_words(flags["keep_languages"]),
+    )  # fmt: skip
+    if found := check_data_config(DataConfig(path="-", clean=config)):
+        raise ConfigError([problem.replace("config.data.clean.", "--") for problem in found])
     return config
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
 
 
 def _list_rules() -> None:

@@ -177,6 +177,37 @@ class _Batch:
         self.joined = "\n".join(texts) + "\n"
         self.rows = glyphs.rows_of(self.joined)
         self.classes = glyphs.classes().take(self.rows, mode="clip")
+        lengths = np.array([len(text) + 1 for text in texts], np.int64)
+        self.stops = np.cumsum(lengths)  # behind each text's closing line end
+        self.starts = self.stops - lengths
+        self.sums = np.zeros(len(numbers) + 1, np.uint64)
+        np.cumsum(numbers * power[: len(numbers)], out=self.sums[1:])
+
+    def hash(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        return (self.sums[stop] - self.sums[start]) * self.inverse[start]
+
+
+@functools.cache
+def _stop_words() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the hashes of the stop words, sorted, and which upper 16 bits they have."""
+    numbers = [
+        _Sums(glyphs.hashes()[glyphs.rows_of(word)]).hash(np.array([0]), np.array([len(word)]))
+        for word in STOP_WORDS.split()
+    ]
+    known = np.unique(np.concatenate(numbers))
+    table = np.zeros(1 << 16, bool)
+    table[known >> np.uint64(48)] = True
+    return known, table
+
+
+class _Batch:
+    """Texts joined by line ends, as arrays: one entry a character, a unit, a line."""
+
+    def __init__(self, texts: list[str]):
+        self.texts, self.count = texts, len(texts)
+        self.joined = "\n".join(texts) + "\n"
+        self.rows = glyphs.rows_of(self.joined)
+        self.classes = glyphs.classes().take(self.rows, mode="clip")
         self.stops = np.cumsum([len(text) + 1 for text in texts])  # behind each text's closing line end
         self.starts = self.stops - [len(text) + 1 for text in texts]
         self.sums = _Sums(glyphs.hashes().take(self.rows, mode="clip"))
@@ -191,7 +222,8 @@ class _Batch:
 
     def _text_of(self, places: np.ndarray) -> np.ndarray:
         """Returns the text that each of some ascending places is in."""
-        return np.repeat(np.arange(self.count), np.diff(np.searchsorted(places, self.stops), prepend=0))
+        before = np.searchsorted(places, self.starts)
+        return np.repeat(np.arange(self.count), np.searchsorted(places, self.stops) - before)
 
     def _sum(self, text_of: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         return np.bincount(text_of, weights, self.count).astype(np.int64)
