@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipeline.rules import glyphs
+from data_pipeline.rules.stretches import MIX, Sums
 
 TOP_WORDS, REPEATED_WORDS = (2, 3, 4), (5, 6, 7, 8, 9, 10)  # Gopher's n-grams, in words
 WORD_SIZES = np.array(TOP_WORDS + REPEATED_WORDS)
 GRAMS = ("top_2", "top_3", "top_4", "repeated_5", "repeated_6", "repeated_7", "repeated_8", "repeated_9", "repeated_10")
 CHARACTER_SIZES = np.array([3, 5, 6, 8, 10, 11, 13, 14, 16])  # 1.6 times as many
 SHORT_LINE = (30, 12)  # characters of a short line: in words, in Chinese
-MIX = 0x9E3779B97F4A7C15  # odd, with bits that look random
 MANY = 1 << 17  # characters measured at once: the arrays stay in the cache
 LONGEST = (
     1 << 20
@@ -133,34 +133,10 @@ def measure_many(texts: Sequence[str]) -> Measures:
 
 
 @functools.cache
-def _powers() -> tuple[np.ndarray, np.ndarray]:
-    """Returns the powers of an odd number and of its inverse modulo 2**64, as many as the longest piece may need."""
-
-    def powers(number: int) -> np.ndarray:
-        factors = np.full(LONGEST + MANY + 1, number, np.uint64)
-        factors[0] = 1
-        return factors.cumprod(dtype=np.uint64)
-
-    return powers(MIX), powers(pow(MIX, -1, 2**64))
-
-
-class _Sums:
-    """Sums of numbers times powers: equal stretches have equal hashes wherever they stand."""
-
-    def __init__(self, numbers: np.ndarray):
-        power, self.inverse = _powers()
-        self.sums = np.zeros(len(numbers) + 1, np.uint64)
-        np.cumsum(numbers * power[: len(numbers)], out=self.sums[1:])
-
-    def hash(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        return (self.sums[stop] - self.sums[start]) * self.inverse[start]
-
-
-@functools.cache
 def _stop_words() -> tuple[np.ndarray, np.ndarray]:
     """Returns the hashes of the stop words, sorted, and which upper 16 bits they have."""
     numbers = [
-        _Sums(glyphs.hashes()[glyphs.rows_of(word)]).hash(np.array([0]), np.array([len(word)]))
+        Sums(glyphs.hashes()[glyphs.rows_of(word)]).hash(np.array([0]), np.array([len(word)]))
         for word in STOP_WORDS.split()
     ]
     known = np.unique(np.concatenate(numbers))
@@ -180,37 +156,7 @@ class _Batch:
         lengths = np.array([len(text) + 1 for text in texts], np.int64)
         self.stops = np.cumsum(lengths)  # behind each text's closing line end
         self.starts = self.stops - lengths
-        self.sums = np.zeros(len(numbers) + 1, np.uint64)
-        np.cumsum(numbers * power[: len(numbers)], out=self.sums[1:])
-
-    def hash(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        return (self.sums[stop] - self.sums[start]) * self.inverse[start]
-
-
-@functools.cache
-def _stop_words() -> tuple[np.ndarray, np.ndarray]:
-    """Returns the hashes of the stop words, sorted, and which upper 16 bits they have."""
-    numbers = [
-        _Sums(glyphs.hashes()[glyphs.rows_of(word)]).hash(np.array([0]), np.array([len(word)]))
-        for word in STOP_WORDS.split()
-    ]
-    known = np.unique(np.concatenate(numbers))
-    table = np.zeros(1 << 16, bool)
-    table[known >> np.uint64(48)] = True
-    return known, table
-
-
-class _Batch:
-    """Texts joined by line ends, as arrays: one entry a character, a unit, a line."""
-
-    def __init__(self, texts: list[str]):
-        self.texts, self.count = texts, len(texts)
-        self.joined = "\n".join(texts) + "\n"
-        self.rows = glyphs.rows_of(self.joined)
-        self.classes = glyphs.classes().take(self.rows, mode="clip")
-        self.stops = np.cumsum([len(text) + 1 for text in texts])  # behind each text's closing line end
-        self.starts = self.stops - [len(text) + 1 for text in texts]
-        self.sums = _Sums(glyphs.hashes().take(self.rows, mode="clip"))
+        self.sums = Sums(glyphs.hashes().take(self.rows, mode="clip"))
         self.salts = np.arange(self.count, dtype=np.uint64) * np.uint64(MIX)
 
     def measure(self) -> Measures:
@@ -276,9 +222,9 @@ class _Batch:
             "number_words": self._sum(text_of[self.classes[first] == glyphs.DIGIT]), "stop_words": self._sum(text_of[stop]),
         }  # fmt: skip
         numbers = (numbers ^ (numbers >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-        return counts | self._grams(_Sums(numbers), text_of, np.concatenate([[0], np.cumsum(length)]))
+        return counts | self._grams(Sums(numbers), text_of, np.concatenate([[0], np.cumsum(length)]))
 
-    def _grams(self, sums: _Sums, text_of: np.ndarray, chars_before: np.ndarray) -> dict[str, np.ndarray]:
+    def _grams(self, sums: Sums, text_of: np.ndarray, chars_before: np.ndarray) -> dict[str, np.ndarray]:
         """Counts n-grams size after size: what holds no smaller one that is repeated is not repeated either."""
         counts = {name: np.zeros(self.count, np.int64) for name in GRAMS}
         is_chinese, total = self.chinese[text_of], len(text_of)
