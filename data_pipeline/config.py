@@ -8,8 +8,13 @@ from datetime import date
 SPLITS = ("train", "validation", "test")
 SOURCE_KINDS = ("auto", "text", "markdown", "jsonl", "csv", "package", "tfds")
 CLEAN_RULES = (
-    "line_ends", "nfc", "control", "trailing_space", "blank_lines", "width", "html_entities", "mojibake",
+    "line_ends", "repair_encoding", "nfc", "control", "trailing_space", "blank_lines", "width", "html_entities", "boilerplate",
+    "simplified", "mojibake", "quality",
 )  # fmt: skip
+PAGE_RULES = (
+    "line_ends", "repair_encoding", "html_entities", "nfc", "control", "width", "mojibake", "trailing_space", "boilerplate",
+    "blank_lines", "quality",
+)  # for pages from the web and other documents nobody chose  # fmt: skip
 TOKENIZER_KINDS = ("auto", "sentencepiece", "bytes", "char", "hf")
 FORMS = ("auto", "text", "prompt", "messages", "sharegpt", "alpaca")
 
@@ -42,7 +47,14 @@ class SourceConfig:
 class CleanConfig:
     """Which rules every document passes, in order; `python -m data_pipeline.clean` lists them."""
 
-    rules: tuple[str, ...] = ("line_ends", "nfc", "control", "mojibake", "trailing_space", "blank_lines")
+    rules: tuple[str, ...] = (
+        "line_ends", "repair_encoding", "nfc", "control", "mojibake", "trailing_space", "blank_lines",
+    )  # fmt: skip
+    bounds: tuple[
+        str, ...
+    ] = ()  # of the rule quality, as "chinese.min_units=50" or "max_digits=none"; docs/cleaning.md
+    keep_languages: tuple[str, ...] = ()  # ISO 639 codes as ("en", "zh"): texts in others are dropped; (): all stay
+    bad_words: str = ""  # a file of words, one a line: texts that hold one are dropped
     min_chars: int = 1  # shorter documents are dropped, with the reason counted
     max_chars: int = 0  # longer documents are dropped; 0: no limit
     exact_dedup: bool = True  # drop documents that repeat an earlier one (compared by letters, digits and Han only)
@@ -175,6 +187,10 @@ def check_data_config(data: DataConfig) -> list[str]:
     for rule in data.clean.rules:
         one_of("clean.rules", rule, CLEAN_RULES)
     must(len(set(data.clean.rules)) == len(data.clean.rules), "clean.rules: names a rule twice")
+    if data.clean.bounds:
+        from data_pipeline.rules.quality import read_bounds
+
+        problems += [f"config.data.clean.bounds: {problem}" for problem in read_bounds(data.clean.bounds)[1]]
     one_of("split.by", data.split.by, ("hash", "position"))
     for key in ("validation", "test"):
         must(0 <= getattr(data.split, key) < 1, f"split.{key}: must be in [0, 1), got {getattr(data.split, key)}")

@@ -15,7 +15,7 @@ from benchmarks.turns import Side, SideFailed, alternate, median_row
 from data_pipeline.schema import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("step_time", "freeze", "finetune", "compile_time", "scaling", "input")
+PROGRAMS = ("step_time", "freeze", "finetune", "compile_time", "scaling", "input", "clean")
 needs_torch = pytest.mark.skipif(
     not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")), reason="needs the peers"
 )
@@ -73,6 +73,24 @@ def test_the_others_run_without_tensorflow(program, flags, rows, no_tensorflow, 
     done = run(program, "--quick", *flags, f"--out={out}", blocked=no_tensorflow)
     assert done.returncode == 0, done.stderr
     assert len(out.read_text().splitlines()) == rows
+
+
+@pytest.mark.slow
+def test_clean_runs_on_texts_of_its_own_and_on_a_folder(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("It is the text of a file, and it is fine.\n", "utf-8")
+    (tmp_path / "texts/b.jsonl").write_text('{"text": "好。"}\n', "utf-8")
+    for flags, names in (((), {"english", "chinese"}), ((f"--texts={tmp_path}/texts",), {"texts"})):
+        done = run("clean", "--quick", *flags, f"--out={out}")
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        out.unlink()
+        ours = [row for row in rows if row["side"] == "ours"]
+        assert {row["texts"] for row in ours} == names
+        assert {"quality", "pages", "default", "boilerplate"} <= {row["rule"] for row in ours}
+        assert all(row["mb_per_core_second"] > 0 for row in rows)
+    assert [row["hit"] for row in ours if row["rule"] == "quality"] == [0.5]
 
 
 @pytest.mark.slow

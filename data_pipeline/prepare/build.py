@@ -119,7 +119,9 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
         for name in ("path", "weight", "tfds_dir"):  # the same bytes elsewhere, or in another share, are the same
             del keys[name]
         described.append([source.name, keys, source.identity()])
-    code = hashlib.sha256(b"".join((Path(__file__).parents[1] / f"{name}.py").read_bytes() for name in CODE))
+    here = Path(__file__).parents[1]
+    files = [*(here / f"{name}.py" for name in CODE), *sorted(here.glob("rules/*.py"))]
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     trained = {k: v for k, v in asdict(config.tokenizer).items() if k != "path"}
     made_of = {
         "code": code.hexdigest(), "sources": described, "clean": asdict(config.clean),

@@ -1,12 +1,13 @@
 """Are the rules idempotent, silent on clean text in any language, and right on planted dirt?"""
 
+import importlib.util
 import subprocess
 import sys
 import time
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.clean import EDITS, RULES, clean_record, control, edit
@@ -32,11 +33,16 @@ def test_clean_text_is_not_edited(text):
     assert not changed
 
 
+INSTALLED = [name for name in RULES if name != "simplified" or importlib.util.find_spec("opencc")]
+
+
+@settings(deadline=None)  # tables and models are made at first use
 @given(DIRTY)
 def test_rules_are_idempotent_alone_and_together(text):
     for name, rule in EDITS.items():
-        assert rule(rule(text)) == rule(text), name
-    for rules in (CleanConfig().rules, RULES):
+        if name in INSTALLED:
+            assert rule(rule(text)) == rule(text), name
+    for rules in (CleanConfig().rules, tuple(INSTALLED)):
         once = edit(text, rules)
         assert edit(once, rules) == once
 

@@ -1,0 +1,1 @@
+"""The cleaning rules, one file a question; `data_pipeline/clean.py` composes them."""

