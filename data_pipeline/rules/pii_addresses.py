@@ -51,7 +51,7 @@ def find_ipv6(text: str) -> Iterator[Found]:
         if not rest:
             continue
         done = rest.end()
-        if start and (text[start - 1].isalnum() and text[start - 1].isascii() or text[start - 1] in "_."):
+        if start and (text[start - 1].isalnum() and text[start - 1].isascii() or text[start - 1] == "_"):
             continue
         word = rest[0]
         try:
@@ -59,7 +59,8 @@ def find_ipv6(text: str) -> Iterator[Found]:
         except ValueError:
             continue
         digits = len(word.replace(":", ""))
-        if digits >= (4 if "::" in word else 12) and re.search("[0-9]", word) and not address.is_loopback:
+        enough = digits >= (4 if "::" in word else 12) and word.strip(":").count(":")  # `[::1000]` is a slice
+        if enough and re.search("[0-9]", word) and not address.is_loopback:
             yield Found("ip", start, done)
 
 

@@ -37,7 +37,7 @@ AFTER_STRETCH = 20  # an extension or an X may follow
 
 # Letters glued to a number refuse it, but for these words.
 BEFORE = (
-    r"(?=[0-9(+])(?:(?<![0-9A-Za-z_%$¥￥€£])|(?<=[Tt]el)|(?<=TEL)|(?<=hone)|(?<=obile)|(?<=I[Dd])|(?<=[Nn]o))(?<![0-9][.-])"
+    r"(?=[0-9(+])(?:(?<![0-9A-Za-z_%$¥￥€£])|(?<=[Tt]el)|(?<=TEL)|(?<=hone)|(?<=obile)|(?<=I[Dd])|(?<=[Nn]o))(?<![0-9][.-])(?<![ ,(=[]-)"
 )
 AFTER = r"(?![0-9A-Za-z_%])(?![.-][0-9])(?! ?[元万亿])"
 EXTENSION = r"(?:,? ?(?:x|ext\.? ?|转|分机)[0-9]{1,6})?"
@@ -65,23 +65,23 @@ LOCAL_CUE = re.compile("(?:电话|热线|传真|座机|(?i:tel|fax))(?:号码)?[
 ID_CUE = re.compile("身份|证[号件]|(?<![A-Za-z])(?:ID|[Ii]dentity)(?![A-Za-z])")
 CARD_CUE = re.compile("(?i:card|visa|credit|debit|account|pay|charge)|卡|账[号户]|帐[号户]|支付|付款|刷|转账|汇")
 NOT_PERSONAL = re.compile(
-    r"(?:(?i:order|tracking|invoice|serial|ticket|isbn|issn|doi|sku|ean|upc|barcode|arxiv|pmid|commit|timestamp|bytes|build)"
-    r"|订单|单号|运单|快递|流水|发票|条[形]?码|序列|书号|刊号|编号|货号|时间戳)(?i:[ _-]?(?:numbers?|no|id|code))?[号码]*[\s.:：#=是为]{0,4}$"
+    r"(?:(?<![A-Za-z])(?i:order|tracking|invoice|serial|ticket|isbn|issn|doi|sku|ean|upc|barcode|arxiv|pmid|commit|timestamp|bytes|build|seed|rng)"
+    r"|订单|单号|运单|流水|发票|条[形]?码|序列|书号|刊号|编号|货号|时间戳)(?i:[ _-]?(?:numbers?|no|id|code))?[号码]*[\s.:：#=是为\"'(]{0,4}$"
 )
-POWERS_OF_TWO = ("2147483647", "2147483648", "4294967295", "4294967296")
+KNOWN = ("0123456789", "2147483647", "2147483648", "4294967295", "4294967296")
 REPEATED = re.compile(r"([0-9])\1{7}")
-IN_PATH = re.compile(r"[A-Za-z0-9._~%?&=-]*[A-Za-z_][A-Za-z0-9._~%?&=-]*/$")
+IN_PATH = re.compile(r"[A-Za-z0-9._~%?&=-]*[A-Za-z_][A-Za-z0-9._~%?&=-]*/$|10\.[0-9]{4,9}/$")  # the last: a DOI
 IP_CUE = re.compile(
     "(?i:(?<![a-z])ips?(?![a-z])|ipv4|addr|host|server|gateway|router|dns|ping|ssh|subnet|proxy|inet|connect|log(?:ged|ging)? ?in"
     "|login|client|peer|from|request|block|traffic|network|node|machine|device|visit|attack|route|listen|lease)"
-    "|地址|服务器|主机|网关|登[录陆]|访问|来自|端口|代理|连接|网络|内网|外网|请求|封禁|攻击|节点|设备|机器|从"
+    "|地址|服务器|主机|网关|登[录陆]|访问|来自|端口|代理|连接|网络|网段|内网|外网|请求|封禁|攻击|节点|设备|机器|从"
 )
 VERSION_CUE = re.compile(
     r"(?:(?<![A-Za-z])(?i:versions?|ver|v|releases?|released|rel|build|rev|revision|firmware|driver|(?:upgraded?|updated?)(?: to)?|sections?"
     r"|sec|chapter|figure|fig|table|item|chrome|chromium|firefox|edge|opera|safari|player)"
-    r"|版本?号?|固件|升级[到至]?|更新[到至]?|驱动|[=<>~!]=|[~^§]|第|表|图)[\s.:：号为是\"'(“「（]{0,3}$"
+    r"|版本?号?|固件|升级[到至]?|更新[到至]?|驱动|[=<>~!]=|[~^§]|第|(?<![发代])表|图)[\s.:：号为是\"'(“「（]{0,3}$"
 )
-WORD_BEFORE = re.compile(r"([A-Za-z][A-Za-z0-9+#.]*) $")
+WORD_BEFORE = re.compile(r"([A-Z][A-Za-z0-9+#.]*) $")
 FUNCTION_WORDS = frozenset("a an and are as at by for from in into is it of on or that the this to via was were with".split())  # fmt: skip
 
 
@@ -113,17 +113,19 @@ def luhn(digits: str) -> int:
     return (sum(map(int, odd)) + sum(sum(divmod(2 * int(d), 10)) for d in even)) % 10
 
 
-def valid_card(digits: str, before: str) -> bool:
+def valid_card(text: str, before: str) -> bool:
+    digits = digits_of(text)
     if not CARD_ISSUERS.fullmatch(digits) or luhn(digits) or NOT_PERSONAL.search(before):
         return False
-    return len(digits) > 13 or bool(CARD_CUE.search(before))  # 13 digits: also every German article number, EAN-13
+    return len(text) > 13 or bool(CARD_CUE.search(before))  # 13 bare digits: every German EAN-13 too
 
 
 def valid_ipv4(text: str, before: str, after: str) -> bool:
     """Whether four numbers with dots are an address that belongs to a host, not a version or a section number.
 
     A word for a version beside it refuses. Numbers that begin below 32 look like versions when but one of the others is
-    larger or a word that may be a product's name stands before them: they need a word for an address, a port, a mask.
+    larger or a capital word that may be a product's name stands before them: they need a word for an address, a port or
+    a mask.
     """
     octets = [int(part) for part in text.split(".")]
     if max(octets) > 255 or octets[0] in (0, 127) or octets[:2] == [255, 255]:  # nobody's: unspecified, loopback, masks
@@ -143,11 +145,13 @@ def valid_ipv4(text: str, before: str, after: str) -> bool:
 
 def valid_phone(text: str, before: str) -> bool:
     """Whether a phone's form stands where a phone can: bare digits need no order number before them, some need a cue."""
+    if IN_PATH.search(before):
+        return False
     if not re.search(r"[^0-9]", text):
         octal = text[0] == "0" and REPEATED.search(text)
-        if octal or NOT_PERSONAL.search(before) or IN_PATH.search(before):
+        if octal or NOT_PERSONAL.search(before):
             return False
-        return len(text) > 10 or (text not in POWERS_OF_TWO and bool(PHONE_CUE.search(before)))
+        return len(text) > 10 or (text not in KNOWN and bool(PHONE_CUE.search(before)))
     spaced = re.fullmatch(r"[2-9][0-9]{2} [0-9]{3} [0-9]{4}", text)
     return not spaced or bool(PHONE_CUE.search(before))
 
@@ -176,15 +180,15 @@ def digits_of(text: str) -> str:
 Valid = Callable[[str, str, str], bool]
 PHONE_FORMS: tuple[tuple[int, str, Callable[[str, str], bool]], ...] = (
     # Chinese mobile
-    (11, rf"{BEFORE}(?:\(?(?:\+|00)?86\)?[ -]?)?1[3-9][0-9](?:[ .-]?[0-9]{{4}}[ .-]?[0-9]{{4}}|[0-9][ -][0-9]{{3}}[ -][0-9]{{4}}|[ -][0-9]{{3}}[ -][0-9]{{5}}){AFTER}", valid_phone),
+    (11, rf"{BEFORE}(?:\(?(?:\+|00)?86\)?[ -]?)?1[3-9][0-9](?:([ .-]?)[0-9]{{4}}\1[0-9]{{4}}|[0-9][ -][0-9]{{3}}[ -][0-9]{{4}}|[ -][0-9]{{3}}[ -][0-9]{{5}}){AFTER}", valid_phone),
     # Chinese landline
     (11, rf"{BEFORE}(?:\(?(?:\+|00)86\)?[ -]?(?:\(0\))?{CHINESE_AREA}|\(0{CHINESE_AREA}\)|0{CHINESE_AREA})[ -]?[2-8][0-9]{{2,3}}[ -]?[0-9]{{4}}(?:-[0-9]{{1,5}}| ?(?:转|分机|ext\.? ?|x)[0-9]{{1,6}})?{AFTER}", valid_phone),
     # North America
-    (10, rf"{BEFORE}(?:(?:\+|00)?1[ .-]?)?(?:\([2-9][0-9]{{2}}\)[ -]?|[2-9][0-9]{{2}}[ .-])[2-9][0-9]{{2}}[ .-][0-9]{{4}}{EXTENSION}{AFTER}", valid_phone),
+    (10, rf"{BEFORE}(?:(?:(?:\+|00)?1[ -]?)?(?:\([2-9][0-9]{{2}}\)[ -]?|[2-9][0-9]{{2}}[ -])[2-9][0-9]{{2}}[ -]|(?:\+?1\.)?[2-9][0-9]{{2}}\.[2-9][0-9]{{2}}\.)[0-9]{{4}}{EXTENSION}{AFTER}", valid_phone),
     (10, rf"{BEFORE}(?:(?:\+|00)1)?[2-9][0-9]{{2}}[2-9][0-9]{{6}}{AFTER}", valid_phone),
     # United Kingdom
-    (10, rf"{BEFORE}(?:\(0[1-35789][0-9]{{1,4}}\)|0[1-35789][0-9]{{1,4}}[ -]) ?[0-9]{{3,6}}(?:[ -][0-9]{{3,4}})?{EXTENSION}{AFTER}", valid_uk),
-    (11, rf"{BEFORE}0[1-35789][0-9]{{9}}{AFTER}", valid_phone),
+    (10, rf"{BEFORE}(?:\(0[1-35789][0-9]{{1,4}}\)|0[1-35789][0-9]{{1,4}}[ -]) ?[0-9]{{3,8}}(?:[ -][0-9]{{3,4}})?{EXTENSION}{AFTER}", valid_uk),
+    (10, rf"{BEFORE}0[1-35789][0-9]{{8,9}}{AFTER}", valid_phone),
     # elsewhere
     (9, rf"{BEFORE}(?:\+|00)[1-9][0-9]*+(?:[ .()-]{{1,2}}+[0-9]++){{0,7}}{AFTER}", valid_international),
     # a local Chinese number, right behind a word for it
@@ -197,8 +201,8 @@ OCTET = "(?:1?[0-9]|[2-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
 FORMS: tuple[tuple[str, int, re.Pattern[str], Valid], ...] = (
     ("id", 17, re.compile(rf"{BEFORE}[1-9][0-9]{{5}}[ -]?(?:1[89]|20)[0-9]{{6}}[ -]?[0-9]{{3}}[0-9Xx]{AFTER}"), lambda t, b, a: valid_id(digits_of(t), b)),
     ("id", 15, re.compile(rf"{BEFORE}[1-9][0-9]{{14}}{AFTER}"), lambda t, b, a: valid_id(t, b)),
-    *(("card", 13, re.compile(BEFORE + form.replace(r"\g", r"\1") + AFTER), lambda t, b, a: valid_card(digits_of(t), b)) for form in ANY_CARD),
-    ("ip", 4, re.compile(rf"(?<![0-9A-Za-z_.])(?:{OCTET}\.){{3}}{OCTET}(?![0-9A-Za-z_])(?!\.[0-9A-Za-z])(?!-[A-Za-z])"), valid_ipv4),
+    *(("card", 13, re.compile(BEFORE + form.replace(r"\g", r"\1") + AFTER), lambda t, b, a: valid_card(t, b)) for form in ANY_CARD),
+    ("ip", 4, re.compile(rf"(?<![0-9A-Za-z_])(?<![0-9A-Za-z]\.)(?:{OCTET}\.){{3}}{OCTET}(?![0-9A-Za-z_])(?!\.[0-9A-Za-z])(?!-[A-Za-z])"), valid_ipv4),
     ("ssn", 9, re.compile(rf"{BEFORE}(?!000|666|9)[0-9]{{3}}([ -])(?!00)[0-9]{{2}}\1(?!0000)[0-9]{{4}}{AFTER}"), lambda t, b, a: True),
     *(("phone", fewest, re.compile(form), lambda t, b, a, valid=valid: valid(t, b)) for fewest, form, valid in PHONE_FORMS),
 )  # fmt: skip

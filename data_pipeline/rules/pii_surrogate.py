@@ -65,7 +65,7 @@ def _phone(value: str, key: bytes) -> str:
     digits = re.sub("[^0-9]", "", form.replace("(0)", ""))
     abroad = re.match(r"\(?(\+|00)", form)
     number = digits[2:] if abroad and abroad[1] == "00" else digits
-    if match := re.fullmatch(r"(?:86)?(1[3-9][0-9]{9})", number):
+    if match := re.fullmatch("86(1[3-9][0-9]{9})" if abroad else "(?:86)?(1[3-9][0-9]{9})", number):
         number, lead = match[1], "12"  # mobiles begin with 13 to 19
     elif abroad or re.fullmatch(r"1[2-9][0-9]{9,}", number):
         size = next(n for n in (1, 2, 3) if n == 3 or COUNTRY.fullmatch(number[:n]))
@@ -90,9 +90,13 @@ def _id(value: str, key: bytes) -> str:
 
 
 def _card(value: str, key: bytes) -> str:
-    """9999 is no issuer (ISO/IEC 7812: 9 and a country's number, 999 is none); the check digit is right."""
+    """9999 is no issuer (ISO/IEC 7812: 9 and a country's number, 999 is none); the check digit is right.
+
+    No digit is 0: a group that begins with it would look like an area code.
+    """
     digits = digits_of(value.translate(NORMAL))
-    body = "9999" + Draw("card", digits, key).digits(len(digits) - 5)
+    draw = Draw("card", digits, key)
+    body = "9999" + "".join(str(1 + draw.below(9)) for _ in range(len(digits) - 5))
     return fill(value, body + str(-luhn(body + "0") % 10))
 
 
