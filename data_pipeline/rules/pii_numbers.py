@@ -36,9 +36,7 @@ CONTEXT = 48  # characters before a stretch in which a cue may stand
 AFTER_STRETCH = 20  # an extension or an X may follow
 
 # Letters glued to a number refuse it, but for these words.
-BEFORE = (
-    r"(?=[0-9(+])(?:(?<![0-9A-Za-z_%$¥￥€£])|(?<=[Tt]el)|(?<=TEL)|(?<=hone)|(?<=obile)|(?<=I[Dd])|(?<=[Nn]o))(?<![0-9][.-])(?<![ ,(=[]-)"
-)
+BEFORE = r"(?=[0-9(+])(?:(?<![0-9A-Za-z_%$¥￥€£])|(?<=[Tt]el)|(?<=TEL)|(?<=hone)|(?<=obile)|(?<=I[Dd])|(?<=[Nn]o))(?<![0-9][.-])(?<![ ,(=[]-)"
 AFTER = r"(?![0-9A-Za-z_%])(?![.-][0-9])(?! ?[元万亿])"
 EXTENSION = r"(?:,? ?(?:x|ext\.? ?|转|分机)[0-9]{1,6})?"
 

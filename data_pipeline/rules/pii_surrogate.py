@@ -22,6 +22,9 @@ DOMAINS = ("example.com", "example.net", "example.org")  # RFC 2606
 SURROGATE_EMAIL = re.compile(r"((?:[b-z][a-z]){3}\.(?:[b-z][a-z]){3})((?:[b-z][a-z]){3})@example\.(?:com|net|org)")
 
 
+MOBILE = re.compile(r"(?:\(?(?:\+|00)?86\)?[ -]?)?1[3-9][0-9]")
+
+
 class Draw:
     """Numbers that a value decides under a key: HMAC-SHA512, taken apart digit by digit."""
 
@@ -65,8 +68,8 @@ def _phone(value: str, key: bytes) -> str:
     digits = re.sub("[^0-9]", "", form.replace("(0)", ""))
     abroad = re.match(r"\(?(\+|00)", form)
     number = digits[2:] if abroad and abroad[1] == "00" else digits
-    if match := re.fullmatch("86(1[3-9][0-9]{9})" if abroad else "(?:86)?(1[3-9][0-9]{9})", number):
-        number, lead = match[1], "12"  # mobiles begin with 13 to 19
+    if MOBILE.match(form) and len(number) in (11, 13):
+        number, lead = number[-11:], "12"  # mobiles begin with 13 to 19
     elif abroad or re.fullmatch(r"1[2-9][0-9]{9,}", number):
         size = next(n for n in (1, 2, 3) if n == 3 or COUNTRY.fullmatch(number[:n]))
         code, number = number[:size], number[size:]
@@ -135,7 +138,9 @@ def _plate(value: str, key: bytes) -> str:
     assert serial
     between, old = value[2 : 2 + serial.start()], serial[0]
     new = [str(draw.below(10)) if c.isdigit() else "ABCDEFGHJK"[draw.below(10)] if c.isascii() else c for c in old[1:]]
-    return PROVINCES[draw.below(len(PROVINCES))] + "ABCDEFGH"[draw.below(8)] + between + "IO"[draw.below(2)] + "".join(new)
+    return (
+        PROVINCES[draw.below(len(PROVINCES))] + "ABCDEFGH"[draw.below(8)] + between + "IO"[draw.below(2)] + "".join(new)
+    )
 
 
 MAKERS = {"email": _email, "phone": _phone, "id": _id, "card": _card, "ip": _ip, "plate": _plate, "ssn": _ssn}

@@ -15,11 +15,12 @@ SECRET = "<SECRET>"
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 # Each token holds one character that is rare in prose, which the engine finds at 1 GB/s; a look-behind there tells whose
-# it is, and only then is the form tried, from where the word begins (its characters before the rare one are given).
-TOKENS: tuple[tuple[str, str, str], ...] = (
+# it is, and only then is the form tried, from where the word begins: which characters, and how many, may stand before it.
+TOKENS: tuple[tuple[str, str, int, str], ...] = (
     (
         "_(?:(?<=gh[pousr]_)|(?<=github_pat_)|(?<=[rsp]k_live_)|(?<=[rsp]k_test_)|(?<=whsec_)|(?<=hf_)|(?<=npm_)|(?<=dop_v1_))",
         LETTERS + "_",
+        12,
         r"gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255}"  # GitHub
         r"|[rsp]k_(?:live|test)_[A-Za-z0-9]{16,}|whsec_[A-Za-z0-9+/=]{32,}"  # Stripe
         r"|hf_[A-Za-z0-9]{34,}|npm_[A-Za-z0-9]{36}|dop_v1_[a-f0-9]{64}",  # Hugging Face, npm, DigitalOcean
@@ -27,6 +28,7 @@ TOKENS: tuple[tuple[str, str, str], ...] = (
     (
         "-(?:(?<=sk-)|(?<=xox[abeoprs]-)|(?<=xapp-)|(?<=glpat-)|(?<=GOCSPX-)|(?<=pypi-))",
         LETTERS + "_",
+        12,
         r"sk-(?P<random>[A-Za-z0-9_-]{20,})"  # OpenAI, Anthropic, DeepSeek and others: the rest must look random
         r"|(?:xox[abeoprs]|xapp)-[A-Za-z0-9-]{10,}|glpat-[A-Za-z0-9_-]{20,}"  # Slack, GitLab
         r"|GOCSPX-[A-Za-z0-9_-]{28}|pypi-AgE[A-Za-z0-9_-]{50,}",  # Google, PyPI
@@ -34,6 +36,7 @@ TOKENS: tuple[tuple[str, str, str], ...] = (
     (
         r"\.(?:(?=eyJ)|(?<=ya29\.)|(?<=SG\.)|(?<=hooks\.)(?=slack\.com))",
         LETTERS + "_-",
+        2000,  # the first part of a JSON Web Token
         r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"  # JSON Web Token, RFC 7519
         r"|ya29\.[A-Za-z0-9_-]{20,}|SG\.[A-Za-z0-9_-]{20,24}\.[A-Za-z0-9_-]{39,50}"  # Google, SendGrid
         r"|hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9/_-]{20,}",
@@ -41,13 +44,16 @@ TOKENS: tuple[tuple[str, str, str], ...] = (
     (
         "A(?:[KSBC]IA|Iza|KID|(?<=LTA)I)[A-Za-z0-9_-]{12}",
         LETTERS + "_",
+        12,
         r"A[KSBC]IA[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{35}|AKID[A-Za-z0-9]{32}"  # AWS, Google, Tencent Cloud
         r"|LTAI(?P<random>[A-Za-z0-9]{12,20})",  # Alibaba Cloud
     ),
-    (":AA[A-Za-z0-9_-]{33}", LETTERS, r"[0-9]{8,10}:AA[A-Za-z0-9_-]{33}"),  # Telegram
+    (":AA[A-Za-z0-9_-]{33}", LETTERS, 12, r"[0-9]{8,10}:AA[A-Za-z0-9_-]{33}"),  # Telegram
 )
-TOKEN_FORMS = [(re.compile(sign), before, re.compile(f"(?:{form})(?![A-Za-z0-9_])")) for sign, before, form in TOKENS]
-LONGEST_START = 2000  # characters of a token before its rare one: the first part of a JSON Web Token
+TOKEN_FORMS = [
+    (re.compile(sign), before, most, re.compile(f"(?<![A-Za-z0-9_])(?:{form})(?![A-Za-z0-9_])"))
+    for sign, before, most, form in TOKENS
+]
 # A private key in PEM (RFC 7468) or in OpenSSH's or PGP's form; one whose end is cut off ends with its last line of base64.
 PEM = re.compile(
     r"-----BEGIN (?P<label>(?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?)-----"
@@ -60,11 +66,15 @@ NAMES = (
     r"|session|shared|signing|storage|subscription)[ _.-]?keys?)"
 )
 ASSIGNED = re.compile(
-    r"[:=：](?<![:=!<>]=)(?<!::)[>=]?[ \t]{0,3}(?P<quote>\\?[\"'`]?)(?P<value>(?=[^\s0-9]{0,99}[0-9])[A-Za-z0-9+/_.~!@#$%^&*?=-]{8,200})(?P<after>.?)", re.DOTALL
+    r"[:=：](?<![:=!<>]=)(?<!::)[>=]?[ \t]{0,3}(?P<quote>\\?[\"'`]?)(?P<value>(?=[^\s0-9]{0,99}[0-9])[A-Za-z0-9+/_.~!@#$%^&*?=-]{8,200})(?P<after>.?)",
+    re.DOTALL,
 )
-NAME_BEFORE = re.compile(rf"(?:(?i:{NAMES}(?:[ _-]?(?:id|value|key|access[ _-]?key|2))?)|密码|口令|密钥|令牌|秘钥)[\"'`\])]{{0,2}}[ \t]{{0,16}}:?$")
+NAME_BEFORE = re.compile(
+    rf"(?:(?i:{NAMES}(?:[ _-]?(?:id|value|key|access[ _-]?key|2))?)|密码|口令|密钥|令牌|秘钥)[是为]?[\"'`\])]{{0,2}}[ \t]{{0,16}}:?$"
+)
 PLACEHOLDER = re.compile(
-    r"(?i:example|sample|placeholder|change[_-]?me|your[_-]?|dummy|redacted|insert|replace|password|passwd|secret|token|foobar|test|todo|xxxx|\.\.\.|\*\*\*)"
+    r"(?i:example|placeholder|change[_-]?me|redacted|password|passwd|foobar|xxxx|\.\.\.|\*\*\*"
+    r"|(?<![a-z])(?:your|my|dummy|sample|insert|replace|secret|token|test|todo)(?![a-z]))"
 )
 CODE = re.compile(r"[A-Za-z_$][A-Za-z0-9_]*(?:(?:\.|::|->|-|/)[A-Za-z_$][A-Za-z0-9_]*)*[!?;.,]?")
 
@@ -87,11 +97,11 @@ def looks_random(value: str, least_length: int = 16) -> bool:
     if len(value) < least_length or PLACEHOLDER.search(value):
         return False
     letters, digits = sum(map(str.isalpha, value)), sum(map(str.isdigit, value))
-    if letters < 3 or digits < 2 or entropy(value) < min(3.0, 0.8 * math.log2(len(value))):
+    if letters < 3 or digits < 1 or entropy(value) < min(3.0, 0.8 * math.log2(len(value))):
         return False
     changes = len(re.findall("[A-Za-z](?=[0-9])|[0-9](?=[A-Za-z])|[a-z](?=[A-Z])", value))
     words = re.findall("[A-Z]?[a-z]{4,}|[A-Z]{5,}", value)
-    return changes >= 3 and sum(map(len, words)) < len(value) / 2
+    return changes >= 3 and sum(map(len, words)) < 0.6 * len(value)
 
 
 def _assigned(text: str, match: re.Match[str]) -> bool:
@@ -101,7 +111,7 @@ def _assigned(text: str, match: re.Match[str]) -> bool:
     if not name or "public" in text[max(0, name.start() - 12) : start].lower():
         return False
     value, quote, after = match["value"], match["quote"], match["after"]
-    if after in "([{" and after or value.startswith(("$", "%", "http", "/", "./", "#")):  # a call, a variable, a path
+    if after in "([{" and after or value.startswith(("$", "%", "http", "./", "#")):  # a call, a variable, a path
         return False
     if quote:
         # A quoted password need not be long, but letters and digits or signs must mix.
@@ -123,11 +133,17 @@ def find_secrets(text: str) -> list[tuple[int, int]]:
     ([(11, 27)], [])
     """
     found = [match.span() for match in PEM.finditer(text)] if "PRIVATE KEY" in text else []
-    for sign, before, form in TOKEN_FORMS:
+    for sign, before, most, form in TOKEN_FORMS:
+        done = 0
         for hit in sign.finditer(text):
-            head = text[max(0, hit.start() - LONGEST_START) : hit.start()]
+            if hit.start() < done:
+                continue
+            head = text[max(0, hit.start() - most) : hit.start()]
             match = form.match(text, hit.start() - len(head) + len(head.rstrip(before)))
-            if match and ("random" not in form.groupindex or match["random"] is None or looks_random(match["random"], 12)):
+            if not match:
+                continue
+            done = match.end()
+            if "random" not in form.groupindex or match["random"] is None or looks_random(match["random"], 12):
                 found.append(match.span())
     if "://" in text:
         for match in URL_PASSWORD.finditer(text):

@@ -37,13 +37,25 @@ def digits(rng, count, first=DIGITS):
 def email(rng):
     name = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(1, 9)))
     name += rng.choice(["", ".li", "_99", "+news", "-x", "2024", ".a.b"])
-    host = rng.choice(["qq.com", "gmail.com", "163.com", "mail.example.org", "tsinghua.edu.cn", "x-y.co.uk", "a.museum"])
+    host = rng.choice(
+        ["qq.com", "gmail.com", "163.com", "mail.example.org", "tsinghua.edu.cn", "x-y.co.uk", "a.museum"]
+    )
     return f"{name}@{host}" if rng.random() < 0.9 else f"{name}@{host}".upper()
 
 
 def chinese_mobile(rng):
     a, b, c = "1" + rng.choice("3456789") + rng.choice(DIGITS), digits(rng, 4), digits(rng, 4)
-    forms = ["{}{}{}", "{}-{}-{}", "{} {} {}", "+86{}{}{}", "+86 {}{}{}", "+86-{}-{}-{}", "(+86){}{}{}", "0086{}{}{}", "86-{}{}{}"]
+    forms = [
+        "{}{}{}",
+        "{}-{}-{}",
+        "{} {} {}",
+        "+86{}{}{}",
+        "+86 {}{}{}",
+        "+86-{}-{}-{}",
+        "(+86){}{}{}",
+        "0086{}{}{}",
+        "86-{}{}{}",
+    ]
     written = rng.choice(forms).format(a, b, c)
     return written if rng.random() < 0.9 else "".join(chr(ord(d) + 0xFEE0) if d.isdigit() else d for d in written)
 
@@ -52,11 +64,45 @@ def phone(rng):
     if rng.random() < 0.5:
         return chinese_mobile(rng)
     area, number = rng.choice(["10", "21", "571", "755", "311", "912"]), digits(rng, 8, "2345678")
-    chinese = ["0{a}-{n}", "(0{a}){n}", "（0{a}）{n}", "0{a}{n}", "0{a} {n}", "+86 {a} {n}", "0{a}-{n}-123", "0{a}－{n}"]
+    chinese = [
+        "0{a}-{n}",
+        "(0{a}){n}",
+        "（0{a}）{n}",
+        "0{a}{n}",
+        "0{a} {n}",
+        "+86 {a} {n}",
+        "0{a}-{n}-123",
+        "0{a}－{n}",
+    ]
     nxx = lambda: digits(rng, 3, "23456789")  # noqa: E731
-    american = ["{}-{}-{}", "({}) {}-{}", "({}){}-{}", "{}.{}.{}", "+1-{}-{}-{}", "1-{}-{}-{}", "001-{}-{}-{}x123", "{}{}{}", "+1{}{}{}"]
-    british = ["0113 496 0{}", "01632 960{}", "07700 900{}", "07700900{}", "+44 7700 900{}", "+44(0)7700 900{}", "(0113) 4960{}"]
-    other = ["+33 6 12 34 5{0[0]} {0[1]}{0[2]}", "+49 30 12345{}", "+81-3-1234-5{}", "0033612345{}", "+852 2345 6{}", "+65 6123 4{}"]
+    american = [
+        "{}-{}-{}",
+        "({}) {}-{}",
+        "({}){}-{}",
+        "{}.{}.{}",
+        "+1-{}-{}-{}",
+        "1-{}-{}-{}",
+        "001-{}-{}-{}x123",
+        "{}{}{}",
+        "+1{}{}{}",
+    ]
+    british = [
+        "0113 496 0{}",
+        "01632 960{}",
+        "07700 900{}",
+        "07700900{}",
+        "+44 7700 900{}",
+        "+44(0)7700 900{}",
+        "(0113) 4960{}",
+    ]
+    other = [
+        "+33 6 12 34 5{0[0]} {0[1]}{0[2]}",
+        "+49 30 12345{}",
+        "+81-3-1234-5{}",
+        "0033612345{}",
+        "+852 2345 6{}",
+        "+65 6123 4{}",
+    ]
     return rng.choice([
         rng.choice(chinese).format(a=area, n=number), rng.choice(american).format(nxx(), nxx(), digits(rng, 4)),
         rng.choice(british).format(digits(rng, 3)), rng.choice(other).format(digits(rng, 3)),
@@ -76,7 +122,19 @@ def resident_id(rng):
 
 
 def card(rng):
-    start, length = rng.choice([("4", 16), ("4", 19), ("51", 16), ("2221", 16), ("34", 15), ("6011", 16), ("622202", 19), ("3528", 16), ("36", 14)])
+    start, length = rng.choice(
+        [
+            ("4", 16),
+            ("4", 19),
+            ("51", 16),
+            ("2221", 16),
+            ("34", 15),
+            ("6011", 16),
+            ("622202", 19),
+            ("3528", 16),
+            ("36", 14),
+        ]
+    )
     body = start + digits(rng, length - len(start) - 1)
     doubled = [sum(divmod(2 * int(d), 10)) for d in body[::-2]] + [int(d) for d in body[-2::-2]]
     number = body + str(-sum(doubled) % 10)
@@ -89,13 +147,17 @@ def ip(rng):
         groups = [f"{rng.randrange(0x1000, 0xFFFF):x}" for _ in range(8)]
         return rng.choice([":".join(groups), f"2001:{groups[0]}::{groups[1]}", f"fe80::{groups[0]}:{groups[1]}"])
     inside = f"10.{rng.randrange(256)}.0.{rng.randrange(256)}"
-    return rng.choice([inside, *(".".join(str(rng.randrange(1, 256)) for _ in range(4)).replace("127.", "126.", 1) for _ in range(3))])
+    return rng.choice(
+        [inside, *(".".join(str(rng.randrange(1, 256)) for _ in range(4)).replace("127.", "126.", 1) for _ in range(3))]
+    )
 
 
 def plate(rng):
     start = rng.choice(PROVINCES) + rng.choice("ABCDEFGHJK") + rng.choice(["", "·", "-", " "])
     ordinary = digits(rng, 3) + rng.choice(SERIAL) + rng.choice(SERIAL)
-    return start + rng.choice([ordinary, digits(rng, 5), rng.choice("DF") + digits(rng, 5), digits(rng, 5) + "D", digits(rng, 4) + "挂"])
+    return start + rng.choice(
+        [ordinary, digits(rng, 5), rng.choice("DF") + digits(rng, 5), digits(rng, 5) + "D", digits(rng, 4) + "挂"]
+    )
 
 
 def ssn(rng):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.rules.pii import DEFAULT_KINDS, KINDS, anonymize, find_pii
 from data_pipeline.rules.pii_cipher import decrypt_text, read_key
-from data_pipeline.rules.pii_numbers import luhn, valid_id
+from data_pipeline.rules.pii_numbers import luhn
 from data_pipeline.rules.pii_surrogate import is_surrogate, surrogate
 from data_pipeline.schema import UserError
 from tests.data_pipeline.planted_pii import MAKERS, VERSIONS, plant
@@ -55,7 +55,9 @@ def test_other_numbers_and_names_are_left_alone(text):
 def test_no_version_number_is_taken_for_an_address(form):
     rng = random.Random(form)
     for _ in range(300):
-        version = ".".join(str(rng.choice([rng.randrange(32), rng.randrange(32), rng.randrange(256)])) for _ in range(4))
+        version = ".".join(
+            str(rng.choice([rng.randrange(32), rng.randrange(32), rng.randrange(256)])) for _ in range(4)
+        )
         if form == "numpy {}":  # a bare name says little: versions there are small numbers
             version = ".".join(str(rng.randrange(32)) for _ in range(4))
         for text in (form.format(version), f"We use {form.format(version)} now.", f"使用{form.format(version)}了。"):
@@ -115,9 +117,7 @@ def test_anonymised_text_is_not_changed_again_by_any_way(how, key, text):
     once, counts = anonymize(text, how, KINDS, key)
     assert (once != text) == bool(counts)
     assert find_pii(once, KINDS) == []
-    for again, its_key in WAYS if how != "encrypt" else WAYS[:2]:
-        if again != "encrypt":
-            assert anonymize(once, again, KINDS, its_key)[0] == once
+    assert all(anonymize(once, again, KINDS, its_key)[0] == once for again, its_key in WAYS)
 
 
 @given(st.text())
@@ -137,16 +137,19 @@ def test_surrogates_keep_the_form_and_are_nobodys(kind):
         assert find_pii(other, KINDS) == [], (value, other)
         values.add(value)
         surrogates.add(other)
-        shape = lambda text: "".join("0" if c in "0123456789０１２３４５６７８９" else "-" if c == "－" else c for c in text)  # noqa: E731
+        shape = lambda text: "".join(
+            "0" if c in "0123456789０１２３４５６７８９" else "-" if c == "－" else c for c in text
+        )  # noqa: E731
         if kind in ("phone", "card", "ssn"):
-            assert shape(other).replace("（", "(").replace("）", ")") == shape(value).replace("（", "(").replace("）", ")")
+            assert shape(other).replace("（", "(").replace("）", ")") == shape(value).replace("（", "(").replace(
+                "）", ")"
+            )
     assert len(surrogates) > 0.97 * len(values)
 
 
 def test_surrogates_have_right_checks_and_reserved_places():
     other = surrogate("id", "11010519491231002X", KEY)
     assert other.startswith("99")
-    assert valid_id("11" + other[2:17] + "0", "") in (True, False)  # its date is one
     weights = [2 ** (17 - i) % 11 for i in range(17)]
     assert "10X98765432"[sum(w * int(d) for w, d in zip(weights, other)) % 11] == other[17]
     assert luhn(surrogate("card", "4111 1111 1111 1111", KEY).replace(" ", "")) == 0
@@ -201,14 +204,11 @@ def test_the_key_comes_from_the_environment(monkeypatch):
 
 @pytest.mark.parametrize(
     "hard",
-    ["1 " * 200_000, "1" * 400_000, "13800138000 " * 30_000, "a@" * 200_000, "::" * 200_000, "1.2.3.4." * 50_000, "a:1:" * 100_000,
-     "(+" * 200_000, "京A" * 150_000, "+1-" * 100_000, "a" * 400_000 + "@b.com", "1-" * 200_000, "x.y-" * 100_000 + "@"],
+    ["1 " * 40_000, "1" * 80_000, "13800138000 " * 8_000, "a@" * 40_000, "::" * 40_000, "1.2.3.4." * 10_000, "a:1:" * 20_000,
+     "(+" * 40_000, "京A" * 40_000, "+1-" * 30_000, "a" * 80_000 + "@b.com", "1-" * 40_000, "x.y-" * 20_000 + "@"],
     ids=lambda text: text[:12],
 )  # fmt: skip
 def test_time_grows_with_length_alone(hard):
     start = time.process_time()
-    find_pii(hard[: len(hard) // 8])
-    short = time.process_time() - start
-    start = time.process_time()
     find_pii(hard)
-    assert time.process_time() - start < max(16 * short, 0.5) + 0.5
+    assert time.process_time() - start < 3  # quadratic: minutes
