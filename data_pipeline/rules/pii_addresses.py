@@ -14,7 +14,27 @@ LOCAL = (
 DOMAIN = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+(?:xn--[A-Za-z0-9-]{1,59}|[A-Za-z]{2,24})(?![A-Za-z0-9_(\[])"
 )
-FILE_ENDS = frozenset("bmp css gif html ico jpeg jpg js json md pdf png py svg ts webp zip".split())
+FILE_ENDS = frozenset(
+    [
+        "bmp",
+        "css",
+        "gif",
+        "html",
+        "ico",
+        "jpeg",
+        "jpg",
+        "js",
+        "json",
+        "md",
+        "pdf",
+        "png",
+        "py",
+        "svg",
+        "ts",
+        "webp",
+        "zip",
+    ]
+)
 IPV6_SIGN = re.compile(r":(?<![G-Zg-z_]:)[0-9A-Fa-f]{0,4}:(?![G-Zg-z_\s])")  # begins with a letter: found by memchr
 IPV6_CHARS = "0123456789abcdefABCDEF:"
 IPV6_REST = re.compile(r"[0-9A-Fa-f:]*(?:[0-9A-Fa-f]|::)(?:(?<=:[0-9]|[0-9]{2})(?:\.[0-9]{1,3}){3}|)(?![0-9A-Za-z_])")
@@ -53,7 +73,7 @@ def find_ipv6(text: str) -> Iterator[Found]:
         if not rest:
             continue
         done = rest.end()
-        if start and (text[start - 1].isalnum() and text[start - 1].isascii() or text[start - 1] == "_"):
+        if start and ((text[start - 1].isalnum() and text[start - 1].isascii()) or text[start - 1] == "_"):
             continue
         word = rest[0]
         try:

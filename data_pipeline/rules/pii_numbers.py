@@ -40,7 +40,7 @@ BEFORE = r"(?=[0-9(+])(?:(?<![0-9A-Za-z_%$¥￥€£])|(?<=[Tt]el)|(?<=TEL)|(?<=
 AFTER = r"(?![0-9A-Za-z_%])(?![.-][0-9])(?! ?[元万亿])"
 EXTENSION = r"(?:,? ?(?:x|ext\.? ?|转|分机)[0-9]{1,6})?"
 
-PROVINCES = frozenset("11 12 13 14 15 21 22 23 31 32 33 34 35 36 37 41 42 43 44 45 46 50 51 52 53 54 61 62 63 64 65 71 81 82 83".split())  # fmt: skip
+PROVINCES = frozenset(["11", "12", "13", "14", "15", "21", "22", "23", "31", "32", "33", "34", "35", "36", "37", "41", "42", "43", "44", "45", "46", "50", "51", "52", "53", "54", "61", "62", "63", "64", "65", "71", "81", "82", "83"])  # fmt: skip
 ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 CARD_ISSUERS = re.compile(  # prefix and lengths
     "4(?:.{12}|.{15}|.{18})|5[1-5].{14}|(?:222[1-9]|22[3-9].|2[3-6]..|27[01].|2720).{12}|220[0-4].{12,15}"  # Visa, Mastercard, Mir
@@ -80,7 +80,7 @@ VERSION_CUE = re.compile(
     r"|版本?号?|固件|升级[到至]?|更新[到至]?|驱动|[=<>~!]=|[~^§]|第|(?<![发代])表|图)[\s.:：号为是\"'(“「（]{0,3}$"
 )
 WORD_BEFORE = re.compile(r"([A-Z][A-Za-z0-9+#.]*) $")
-FUNCTION_WORDS = frozenset("a an and are as at by for from in into is it of on or that the this to via was were with".split())  # fmt: skip
+FUNCTION_WORDS = frozenset(["a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "into", "is", "it", "of", "on", "or", "that", "the", "this", "to", "via", "was", "were", "with"])  # fmt: skip
 
 
 def valid_id(digits: str, before: str) -> bool:

@@ -74,7 +74,7 @@ NAME_BEFORE = re.compile(
 )
 PLACEHOLDER = re.compile(
     r"(?i:example|placeholder|change[_-]?me|redacted|password|passwd|foobar|xxxx|\.\.\.|\*\*\*"
-    r"|(?<![a-z])(?:your|my|dummy|sample|insert|replace|secret|token|test|todo)(?![a-z]))"
+    r"|(?<![a-z])(?:your|dummy|sample|insert|replace|secret|token|test|todo)(?![a-z]))"
 )
 CODE = re.compile(r"[A-Za-z_$][A-Za-z0-9_]*(?:(?:\.|::|->|-|/)[A-Za-z_$][A-Za-z0-9_]*)*[!?;.,]?")
 
@@ -111,7 +111,7 @@ def _assigned(text: str, match: re.Match[str]) -> bool:
     if not name or "public" in text[max(0, name.start() - 12) : start].lower():
         return False
     value, quote, after = match["value"], match["quote"], match["after"]
-    if after in "([{" and after or value.startswith(("$", "%", "http", "./", "#")):  # a call, a variable, a path
+    if (after in "([{" and after) or value.startswith(("$", "%", "http", "./", "#")):  # a call, a variable, a path
         return False
     if quote:
         # A quoted password need not be long, but letters and digits or signs must mix.

@@ -3,16 +3,17 @@
 import ipaddress
 import os
 import random
+import re
 import time
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.rules.pii import DEFAULT_KINDS, KINDS, anonymize, find_pii
 from data_pipeline.rules.pii_cipher import decrypt_text, read_key
-from data_pipeline.rules.pii_numbers import luhn
+from data_pipeline.rules.pii_numbers import NORMAL, luhn
 from data_pipeline.rules.pii_surrogate import is_surrogate, surrogate
 from data_pipeline.schema import UserError
 from tests.data_pipeline.planted_pii import MAKERS, VERSIONS, plant
@@ -110,6 +111,7 @@ MIXED = st.lists(
 
 
 @pytest.mark.parametrize(("how", "key"), WAYS)
+@settings(deadline=None)
 @given(text=MIXED)
 def test_anonymised_text_is_not_changed_again_by_any_way(how, key, text):
     if how == "encrypt":
@@ -120,6 +122,7 @@ def test_anonymised_text_is_not_changed_again_by_any_way(how, key, text):
     assert all(anonymize(once, again, KINDS, its_key)[0] == once for again, its_key in WAYS)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_read(text):
     for one in find_pii(text, KINDS):
@@ -137,13 +140,8 @@ def test_surrogates_keep_the_form_and_are_nobodys(kind):
         assert find_pii(other, KINDS) == [], (value, other)
         values.add(value)
         surrogates.add(other)
-        shape = lambda text: "".join(
-            "0" if c in "0123456789０１２３４５６７８９" else "-" if c == "－" else c for c in text
-        )  # noqa: E731
         if kind in ("phone", "card", "ssn"):
-            assert shape(other).replace("（", "(").replace("）", ")") == shape(value).replace("（", "(").replace(
-                "）", ")"
-            )
+            assert re.sub("[0-9]", "0", other) == re.sub("[0-9]", "0", value.translate(NORMAL))
     assert len(surrogates) > 0.97 * len(values)
 
 
@@ -184,6 +182,7 @@ def test_encrypted_values_come_back_and_tampering_is_seen():
         decrypt_text(hidden, OTHER_KEY)
 
 
+@settings(deadline=None)
 @given(text=MIXED)
 def test_decryption_gives_every_text_back(text):
     pytest.importorskip("cryptography")

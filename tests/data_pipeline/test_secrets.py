@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.rules.secrets import SECRET, find_secrets, secrets
@@ -110,7 +110,7 @@ def test_random_values_behind_a_name_are_replaced(form):
         value = (
             draw(rng, 32, "0123456789abcdef")
             if kind == 0
-            else draw(rng, 20)
+            else draw(rng, 23) + "7"
             if kind == 1
             else draw(rng, 38, ALNUM + "+/") + "=="
         )
@@ -148,6 +148,7 @@ def test_the_standard_library_holds_no_secret():
         assert find_secrets(file.read_text()) == [], file
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(
         st.sampled_from(
