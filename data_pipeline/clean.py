@@ -11,7 +11,6 @@ leave clean text alone, in any language: none relies on ASCII, on spaces between
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -34,7 +33,10 @@ from data_pipeline.rules.characters import (
 from data_pipeline.rules.encoding import repair_encoding
 from data_pipeline.rules.language import not_kept
 from data_pipeline.rules.measures import Measures, measure_many
+from data_pipeline.rules.pii import anonymize
+from data_pipeline.rules.pii_cipher import read_key
 from data_pipeline.rules.quality import Limits, judge, quality, read_bounds
+from data_pipeline.rules.secrets import secrets
 from data_pipeline.rules.variants import simplified
 from data_pipeline.schema import ConfigError
 
@@ -42,12 +44,12 @@ Edit = Callable[[str], str]
 Drop = Callable[[str], str]
 SPACE_RULES = ("trailing_space", "blank_lines")
 PAGE_ONLY = ("boilerplate",)  # rules about whole pages: questions and answers are none
-LENGTH_REASONS = ("too short", "too long")
 
 EDITS: dict[str, Edit] = {
     rule.__name__: rule
     for rule in (
         line_ends, repair_encoding, nfc, control, trailing_space, blank_lines, width, html_entities, boilerplate, simplified,
+        secrets,
     )
 }  # fmt: skip
 DROPS: dict[str, Drop] = {"mojibake": mojibake, "quality": quality}
@@ -59,7 +61,7 @@ class Cleaned(NamedTuple):
 
     record: Record  # as the edit rules left it, also where it is dropped
     reason: str  # of the drop; "": it is kept
-    rules: tuple[str, ...]  # the edit rules that changed it
+    rules: tuple[str, ...]  # the edit rules that changed it; of personal data "pii_email" and the like
     measures: Measures | None  # what the rule `quality` counted, where that was asked for
 
 
@@ -79,6 +81,20 @@ def edit(text: str, rules: tuple[str, ...], touched: set[str] | None = None) -> 
             return text
 
 
+def clean_text(text: str, rules: tuple[str, ...], config: CleanConfig, touched: set[str]) -> str:
+    """Edits a text, then takes the personal data out of it."""
+    text = edit(text, rules, touched)
+    if not config.pii:
+        return text
+    key = b"" if config.pii == "mask" else _key(config.pii_key_env)
+    text, counts = anonymize(text, config.pii, config.pii_kinds, key)
+    touched.update(f"pii_{kind}" for kind in counts)
+    return text
+
+
+_key = functools.lru_cache(maxsize=4)(read_key)
+
+
 @functools.lru_cache(maxsize=64)
 def _edits(rules: tuple[str, ...]) -> tuple[tuple[str, Edit], ...]:
     return tuple((rule, EDITS[rule]) for rule in rules if rule in EDITS)
@@ -89,16 +105,8 @@ def _drops(rules: tuple[str, ...]) -> tuple[Drop, ...]:
     return tuple(DROPS[rule] for rule in rules if rule in DROPS and rule != "quality")
 
 
-def clean_record(record: Record, config: CleanConfig, changed: Counter[str] | None = None) -> Record | str:
-    """Returns the cleaned record, or the reason to drop it; counts in `changed` which rules did something."""
-    (cleaned,) = clean_many([record], config)
-    if changed is not None and (not cleaned.reason or cleaned.reason in LENGTH_REASONS):
-        changed.update(cleaned.rules)
-    return cleaned.reason or cleaned.record
-
-
 def clean_many(records: Sequence[Record], config: CleanConfig, keep_measures: bool = False) -> list[Cleaned]:
-    """Cleans records as `clean_record` does one; `quality` measures many at once, which is ten times as fast."""
+    """Cleans records; `quality` measures many at once, which is ten times as fast as one by one."""
     results = [_clean(record, config) for record in records]
     if "quality" not in config.rules:
         return results
@@ -125,14 +133,14 @@ def _clean(record: Record, config: CleanConfig) -> Cleaned:
     """Runs every rule but `quality`."""
     touched: set[str] = set()
     if record.completion is None and record.chat is None:
-        text = edit(record.text, config.rules, touched)
+        text = clean_text(record.text, config.rules, config, touched)
         if not touched:
             return Cleaned(record, _why_drop(record, config), (), None)
         cleaned = Record(text, None, record.group)
         return Cleaned(cleaned, _why_drop(cleaned, config), _in_order(touched, config.rules), None)
     rules = tuple(rule for rule in config.rules if rule not in PAGE_ONLY)
     if record.chat is not None:
-        messages = tuple(_clean_message(message, rules, touched) for message in record.chat.messages)
+        messages = tuple(_clean_message(message, rules, config, touched) for message in record.chat.messages)
         emptied = any(
             not new.get("content", "x").strip() and old["content"].strip()
             for new, old in zip(messages, record.chat.messages)
@@ -143,13 +151,13 @@ def _clean(record: Record, config: CleanConfig) -> Cleaned:
     # White space where prompt and completion meet is part of the format ("Answer: "), so it stays.
     body = record.text.rstrip()
     kept = tuple(rule for rule in rules if rule not in SPACE_RULES)
-    prompt = edit(body, rules, touched) + edit(record.text[len(body) :], kept, touched)
-    cleaned = Record(prompt, edit(record.completion or "", rules, touched), record.group)
+    prompt = clean_text(body, rules, config, touched) + edit(record.text[len(body) :], kept, touched)
+    cleaned = Record(prompt, clean_text(record.completion or "", rules, config, touched), record.group)
     return Cleaned(cleaned, _why_drop(cleaned, config), _in_order(touched, rules), None)
 
 
 def _in_order(touched: set[str], rules: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(rule for rule in rules if rule in touched)
+    return (*(rule for rule in rules if rule in touched), *sorted(touched - set(rules)))
 
 
 def _why_drop(record: Record, config: CleanConfig) -> str:
@@ -168,8 +176,11 @@ def _why_drop(record: Record, config: CleanConfig) -> str:
     return not_kept(text, config.keep_languages) if config.keep_languages else ""
 
 
-def _clean_message(message: dict[str, Any], rules: tuple[str, ...], touched: set[str]) -> dict[str, Any]:
-    texts = {name: edit(message[name], rules, touched) for name in ("content", *REASONING) if name in message}
+def _clean_message(
+    message: dict[str, Any], rules: tuple[str, ...], config: CleanConfig, touched: set[str]
+) -> dict[str, Any]:
+    names = [name for name in ("content", *REASONING) if name in message]
+    texts = {name: clean_text(message[name], rules, config, touched) for name in names}
     return {**message, **texts}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import stat
@@ -21,11 +22,12 @@ from data_pipeline.schema import ConfigError, UserError, nearest, split_flags
 
 USAGE = f"""
 usage: python -m data_pipeline.clean [< IN.jsonl > OUT.jsonl | FILE] [--rules=RULE,RULE | default | pages] [--min_chars=1]
-       [--max_chars=0] [--bounds=BOUND=NUMBER,KIND.BOUND=NUMBER] [--keep_languages=en,zh] [--bad_words=FILE]
+       [--max_chars=0] [--anonymize[=mask|surrogate|encrypt]] [--bounds=BOUND=NUMBER,KIND.BOUND=NUMBER] [--keep_languages=en,zh] [--bad_words=FILE]
 
 Lines of {{"text": ...}} on standard input: writes each with the text cleaned, "rules" (which changed it) and, where it would be
 dropped, "dropped" (why); other fields stay. Bad lines are left out, and reported on standard error with their numbers.
-FILE (UTF-8 text): writes the cleaned text to standard output and what was changed to standard error.
+--anonymize masks personal data as <EMAIL>, <PHONE>, <ID>, <CARD>, <IP>, <PLATE> (docs/privacy.md); surrogate and encrypt take their secret from
+the environment variable LM_PII_KEY. FILE (UTF-8 text): writes the cleaned text to standard output and what was changed to standard error.
 Neither: lists the rules. --rules=default are those of CleanConfig; without --rules, lines get those for pages
 ({", ".join(PAGE_RULES)}) and a FILE the default ones.
 
@@ -40,8 +42,10 @@ Row = dict[str, Any]
 
 def main(argv: list[str]) -> None:
     files = [word for word in argv if not word.startswith("-")]
-    names = {"rules": "", "min_chars": "1", "max_chars": "0", "bounds": "", "keep_languages": "", "bad_words": ""}
-    flags, _ = split_flags([word for word in argv if word.startswith("-")], names, USAGE)
+    names = {"rules": "", "min_chars": "1", "max_chars": "0", "bounds": "", "keep_languages": "", "bad_words": "",
+             "anonymize": ""}  # fmt: skip
+    words = ["--anonymize=mask" if word == "--anonymize" else word for word in argv if word.startswith("-")]
+    flags, _ = split_flags(words, names, USAGE)
     if len(files) > 1:
         raise ConfigError(f"name one file, not {len(files)}; see --help")
     config = _config(flags, CleanConfig().rules if files else PAGE_RULES)
@@ -73,9 +77,11 @@ def _config(flags: dict[str, str], rules: tuple[str, ...]) -> CleanConfig:
     config = CleanConfig(
         rules=rules, min_chars=int(flags["min_chars"]), max_chars=int(flags["max_chars"]), bad_words=flags["bad_words"],
         bounds=_words(flags["bounds"]), keep_languages=_words(flags["keep_languages"]),
+        pii=flags["anonymize"],
     )  # fmt: skip
     if found := check_data_config(DataConfig(path="-", clean=config)):
-        raise ConfigError([problem.replace("config.data.clean.", "--") for problem in found])
+        names = (("config.data.clean.pii:", "--anonymize:"), ("config.data.clean.", "--"))
+        raise ConfigError([functools.reduce(lambda text, pair: text.replace(*pair), names, one) for one in found])
     return config
 
 

@@ -9,12 +9,14 @@ SPLITS = ("train", "validation", "test")
 SOURCE_KINDS = ("auto", "text", "markdown", "jsonl", "csv", "package", "tfds")
 CLEAN_RULES = (
     "line_ends", "repair_encoding", "nfc", "control", "trailing_space", "blank_lines", "width", "html_entities", "boilerplate",
-    "simplified", "mojibake", "quality",
+    "simplified", "secrets", "mojibake", "quality",
 )  # fmt: skip
 PAGE_RULES = (
     "line_ends", "repair_encoding", "html_entities", "nfc", "control", "width", "mojibake", "trailing_space", "boilerplate",
-    "blank_lines", "quality",
+    "blank_lines", "secrets", "quality",
 )  # for pages from the web and other documents nobody chose  # fmt: skip
+PII_WAYS = ("mask", "surrogate", "encrypt")
+PII_KINDS = ("email", "phone", "id", "card", "ip", "plate", "ssn")
 TOKENIZER_KINDS = ("auto", "sentencepiece", "bytes", "char", "hf")
 FORMS = ("auto", "text", "prompt", "messages", "sharegpt", "alpaca")
 
@@ -55,6 +57,11 @@ class CleanConfig:
     ] = ()  # of the rule quality, as "chinese.min_units=50" or "max_digits=none"; docs/cleaning.md
     keep_languages: tuple[str, ...] = ()  # ISO 639 codes as ("en", "zh"): texts in others are dropped; (): all stay
     bad_words: str = ""  # a file of words, one a line: texts that hold one are dropped
+    pii: str = ""  # personal data: "" leaves it | mask | surrogate | encrypt; docs/privacy.md
+    pii_kinds: tuple[str, ...] = PII_KINDS[:-1]  # email, phone, id, card, ip, plate; also: ssn
+    pii_key_env: str = (
+        "LM_PII_KEY"  # environment variable with the secret of surrogate and encrypt, 32 characters or more
+    )
     min_chars: int = 1  # shorter documents are dropped, with the reason counted
     max_chars: int = 0  # longer documents are dropped; 0: no limit
     exact_dedup: bool = True  # drop documents that repeat an earlier one (compared by letters, digits and Han only)
@@ -191,6 +198,9 @@ def check_data_config(data: DataConfig) -> list[str]:
         from data_pipeline.rules.quality import read_bounds
 
         problems += [f"config.data.clean.bounds: {problem}" for problem in read_bounds(data.clean.bounds)[1]]
+    one_of("clean.pii", data.clean.pii, ("", *PII_WAYS))
+    for kind in data.clean.pii_kinds:
+        one_of("clean.pii_kinds", kind, PII_KINDS)
     one_of("split.by", data.split.by, ("hash", "position"))
     for key in ("validation", "test"):
         must(0 <= getattr(data.split, key) < 1, f"split.{key}: must be in [0, 1), got {getattr(data.split, key)}")

@@ -6,12 +6,13 @@ Preparation and streaming both ask here, so they cannot disagree on a document.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from data_pipeline.chat import Chat, open_chat
 from data_pipeline.chat_template import TemplateError
-from data_pipeline.clean import clean_record
+from data_pipeline.clean import clean_many
 from data_pipeline.config import DataConfig
 from data_pipeline.records import Bad, Record
 from data_pipeline.split import cut_by_position
@@ -27,6 +28,14 @@ def part_for(record: Record, split: str, pinned: str, config: DataConfig) -> Rec
     return Record(cut_by_position(record.text, config.split)[split], None, record.group)
 
 
+class Outcome(NamedTuple):
+    """What became of a record."""
+
+    record: Record | Bad | str  # ready to be tokenised; what is wrong with it; the reason to drop it
+    rules: tuple[str, ...]  # that changed it
+    shortened: int = 0  # answers that the chat template leaves out a part of
+
+
 class Cleaner:
     """Cleans records, and writes those that are conversations as text."""
 
@@ -34,22 +43,27 @@ class Cleaner:
         self.config, self.tokenizer = config, tokenizer
         self.chat: Chat | None = None  # opened when the first conversation comes
 
-    def clean(self, record: Record, changed: Counter[str] | None = None) -> Record | Bad | str:
-        """Returns the record ready to be tokenised, what is wrong with it, or the reason to drop it.
+    def clean(self, record: Record) -> Record | Bad | str:
+        """Returns the record ready to be tokenised, what is wrong with it, or the reason to drop it."""
+        return self.clean_many([record])[0].record
 
-        Counts in `changed` which rules did something, and the answers that the chat template shortened.
-        """
-        cleaned = clean_record(record, self.config.clean, changed)
-        if isinstance(cleaned, str) or cleaned.chat is None:
-            return cleaned
+    def clean_many(self, records: Sequence[Record]) -> list[Outcome]:
+        """`clean` for many at once, which is faster, and with what the rules did."""
+        return [
+            Outcome(found.reason, found.rules) if found.reason else self._render(found.record, found.rules)
+            for found in clean_many(records, self.config.clean)
+        ]
+
+    def _render(self, record: Record, rules: tuple[str, ...]) -> Outcome:
+        if record.chat is None:
+            return Outcome(record, rules)
         self.chat = self.chat or open_chat(self.tokenizer, self.config.chat)
         try:
-            rendered = self.chat.render(cleaned.chat)
+            rendered = self.chat.render(record.chat)
         except TemplateError as error:
-            return Bad("refused by the chat template", f"{self.chat.where} refuses the conversation: {error}")
-        if changed is not None and rendered.left_out:
-            changed[SHORTENED] += rendered.left_out
-        return replace(cleaned, text=rendered.text, rendered=rendered)
+            bad = Bad("refused by the chat template", f"{self.chat.where} refuses the conversation: {error}")
+            return Outcome(bad, rules)
+        return Outcome(replace(record, text=rendered.text, rendered=rendered), rules, rendered.left_out)
 
 
 def document_key(key: bytes, split: str) -> int:

@@ -108,10 +108,10 @@ class DocumentReader:
     def read(self, numbers: np.ndarray) -> tuple[list[Record], np.ndarray, np.ndarray]:
         """Returns (records, epoch, document key) for places of the endless sequence."""
         index = self.order[numbers % len(self.order)]
+        sources = [self.sources[self.source[i]] for i in index.tolist()]
+        loaded = [source.load(Place(*self.places[i].tolist())) for i, source in zip(index.tolist(), sources)]
         records = []
-        for i in index.tolist():
-            source = self.sources[self.source[i]]
-            cleaned = self.cleaner.clean(source.load(Place(*self.places[i].tolist())))
+        for source, (cleaned, _, _) in zip(sources, self.cleaner.clean_many(loaded)):
             if not isinstance(cleaned, Record):
                 raise UserError(f"source {source.name}: a document changed since it was indexed ({cleaned}); run again")
             records.append(part_for(cleaned, "train", source.config.split, self.config))

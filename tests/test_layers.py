@@ -53,6 +53,7 @@ LIBRARIES = {
     "tokenizers": ("data_pipeline", "lm.hf"),
     "gguf": ("lm.hf",),
     "jinja2": ("data_pipeline",),
+    "cryptography": ("data_pipeline",),
     "ml_collections": ("data_pipeline.schema", "configs"),
     "absl": (),
     "uvicorn": (),
@@ -61,7 +62,7 @@ LIBRARIES = {
 }
 INSIDE_FUNCTIONS = {
     "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "gguf", "jinja2", "matplotlib",
-    "tensorboardX",
+    "tensorboardX", "cryptography",
 }  # fmt: skip
 NO_JAX = {module for module, layer in LAYERS.items() if layer == 0}
 DRAWERS = {

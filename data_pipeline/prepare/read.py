@@ -20,8 +20,8 @@ import numpy as np
 
 from data_pipeline.config import SPLITS, DataConfig
 from data_pipeline.prepare.stages import Context, writing
-from data_pipeline.records import Bad, Part, Record, Source, pack_record, unpack_record
-from data_pipeline.scan import Cleaner, part_for
+from data_pipeline.records import Bad, Found, Part, Record, Source, pack_record, unpack_record
+from data_pipeline.scan import SHORTENED, Cleaner, Outcome, part_for
 from data_pipeline.schema import UserError
 from data_pipeline.split import split_of, text_key
 from data_pipeline.tokenizer import STAND_IN, Tokenizer, load_tokenizer
@@ -30,7 +30,7 @@ READ = "read"
 PART_BYTES = 2**25  # of a source that are read together: a function of nothing else, so that workers change nothing
 HEAD = struct.Struct("<Q")  # of a packed document: bytes
 CUT = 1 << len(SPLITS)  # beside the bits of the splits: the document is cut by position
-TICK = 256  # records between looks at the clock
+BATCH, BATCH_CHARS = 1000, 500_000  # records, and characters, that are cleaned at once
 
 
 def tokenizer_of(context: Context, folder: Path | None) -> Tokenizer:
@@ -87,38 +87,53 @@ class _Reader:
     def run(
         self, part: Part, ledger: IO[bytes], where_file: IO[bytes], docs: IO[bytes] | None, tick: Callable[[int], None]
     ) -> None:
-        config, source, done = self.config, self.source, 0
-        for place, where, record in source.read(part):
+        source, done, chars = self.source, 0, 0
+        batch: list[Found] = []
+        for found in source.read(part):
             if source.config.max_documents and self.counts["read"] >= source.config.max_documents:
                 break
             self.counts["read"] += 1
-            done += place.length * (place.item == 0)
-            if self.counts["read"] % TICK == 0:
+            done += found.place.length * (found.place.item == 0)
+            batch.append(found)
+            chars += sum(map(len, found.record.parts())) if isinstance(found.record, Record) else 0
+            if len(batch) == BATCH or chars >= BATCH_CHARS:
+                self._clean(batch, ledger, where_file, docs)
                 tick(done)
-            touched: Counter[str] = Counter()
-            cleaned = self.cleaner.clean(record, touched) if isinstance(record, Record) else record
+                batch, chars = [], 0
+        self._clean(batch, ledger, where_file, docs)
+
+    def _clean(self, batch: list[Found], ledger: IO[bytes], where_file: IO[bytes], docs: IO[bytes] | None) -> None:
+        outcomes = iter(self.cleaner.clean_many([one.record for one in batch if isinstance(one.record, Record)]))
+        for place, where, record in batch:
+            outcome = next(outcomes) if isinstance(record, Record) else Outcome(record, ())
+            cleaned, name = outcome.record, self.source.name
             if isinstance(cleaned, Bad):
-                if cleaned.fatal and config.on_bad == "error":
-                    hint = '; config.data.on_bad="skip" counts such rows and goes on'
-                    raise UserError(f"{where}: {cleaned.message}{hint if cleaned.reason != 'empty file' else ''}")
-                if cleaned.fatal:
-                    self.counts["bad"] += 1
-                    self.counts["first_bad"] = self.counts["first_bad"] or f"{where}: {cleaned.message}"
-            self.changed.update(touched)
+                self._note_bad(where, cleaned)
             if not isinstance(cleaned, Record):
                 reason = cleaned.reason if isinstance(cleaned, Bad) else cleaned
                 self.dropped[reason] += 1
                 key = text_key(record) if isinstance(record, Record) else None
-                ledger.write(ledger_line(source.name, where, key, reason=reason))
+                ledger.write(ledger_line(name, where, key, reason=reason))
                 continue
             key = text_key(cleaned)
-            if touched:
-                ledger.write(ledger_line(source.name, where, key, rules=sorted(touched)))
+            self.changed.update(outcome.rules)
+            if outcome.shortened:
+                self.changed[SHORTENED] += outcome.shortened
+            if outcome.rules:
+                ledger.write(ledger_line(name, where, key, rules=outcome.rules))
             self._keep(key, cleaned, place)
             where_file.write(json.dumps(where, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n")
             if docs is not None:
                 content = pack_record(cleaned)
                 docs.write(HEAD.pack(len(content)) + content)
+
+    def _note_bad(self, where: str, bad: Bad) -> None:
+        if bad.fatal and self.config.on_bad == "error":
+            hint = '; config.data.on_bad="skip" counts such rows and goes on'
+            raise UserError(f"{where}: {bad.message}{hint if bad.reason != 'empty file' else ''}")
+        if bad.fatal:
+            self.counts["bad"] += 1
+            self.counts["first_bad"] = self.counts["first_bad"] or f"{where}: {bad.message}"
 
     def _keep(self, key: bytes, cleaned: Record, place: tuple[int, ...]) -> None:
         config, pinned = self.config, self.source.config.split

@@ -1,1 +1,1 @@
-"""The cleaning rules, one file a question; `data_pipeline/clean.py` composes them."""
+"""The rules that texts pass, one file a question; `data_pipeline/clean.py` composes them."""

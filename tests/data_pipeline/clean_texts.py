@@ -3,6 +3,8 @@
 import itertools
 import random
 
+from data_pipeline.clean import clean_many
+
 ENGLISH = (
     "The harbour was quiet in the early morning, and only a few boats had left for the open sea.",
     "She opened the letter slowly, because she knew what it would say and did not want to read it.",
@@ -70,3 +72,9 @@ def documents(sentences, count, seed=0):
         cuts = [0, *sorted(rng.sample(range(2, len(chosen) - 1), rng.randint(2, 4))), len(chosen)]
         made.append("\n\n".join(space.join(chosen[a:b]) for a, b in itertools.pairwise(cuts) if a < b) + "\n")
     return made
+
+
+def clean_record(record, config):
+    """The cleaned record, or the reason to drop it."""
+    (cleaned,) = clean_many([record], config)
+    return cleaned.reason or cleaned.record

@@ -4,15 +4,15 @@ import importlib.util
 import subprocess
 import sys
 import time
-from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.clean import EDITS, RULES, clean_record, control, edit
+from data_pipeline.clean import EDITS, RULES, clean_many, control, edit
 from data_pipeline.config import CLEAN_RULES, CleanConfig, DataConfig, check_data_config
 from data_pipeline.records import Record
+from tests.data_pipeline.clean_texts import clean_record
 
 CLEAN = [
     "A plain paragraph.\n\nAnother one, with a tab:\tand quotes “…”.\n",
@@ -28,9 +28,9 @@ DIRTY = st.text(
 
 @pytest.mark.parametrize("text", CLEAN)
 def test_clean_text_is_not_edited(text):
-    changed = Counter()
-    assert clean_record(Record(text), CleanConfig(), changed) == Record(text)
-    assert not changed
+    (cleaned,) = clean_many([Record(text)], CleanConfig())
+    assert cleaned.record == Record(text)
+    assert not cleaned.rules
 
 
 INSTALLED = [name for name in RULES if name != "simplified" or importlib.util.find_spec("opencc")]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data_pipeline.rules
-from data_pipeline.clean import DROPS, EDITS, clean_many, clean_record, edit
+from data_pipeline.clean import DROPS, EDITS, clean_many, edit
 from data_pipeline.config import PAGE_RULES, CleanConfig, DataConfig, check_data_config
 from data_pipeline.records import Record
 from data_pipeline.rules.boilerplate import boilerplate
@@ -19,7 +19,7 @@ from data_pipeline.rules.encoding import repair_encoding
 from data_pipeline.rules.language import language, not_kept
 from data_pipeline.rules.variants import simplified
 from data_pipeline.schema import UserError
-from tests.data_pipeline.clean_texts import CHINESE, CODE, ENGLISH, OTHERS, documents
+from tests.data_pipeline.clean_texts import CHINESE, CODE, ENGLISH, OTHERS, clean_record, documents
 
 PAGES = CleanConfig(rules=PAGE_RULES)
 RECALL = 0.95

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from data_pipeline.batch import open_data
-from data_pipeline.clean import clean_record
 from data_pipeline.config import SourceConfig
 from data_pipeline.explain import explain_row, main
 from data_pipeline.prepare.build import prepare_to
 from data_pipeline.records import Record
 from data_pipeline.schema import ConfigError, UserError
+from tests.data_pipeline.clean_texts import clean_record
 from tests.data_pipeline.conftest import make_text
 
 
