@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.dedup.near import PAIR, SAME
+from data_pipeline.dedup.near import PAIR, SAME, Sets
 from data_pipeline.dedup.runs import RunWriter, read_range
+from data_pipeline.dedup.shingles import reaches
 from data_pipeline.dedup.signatures import Shards, order_to_keep, whole
 
 KEPT, EXACT, NEAR = 0, 1, 2
+LEADERS = 64  # in a cluster that keeps more documents, one is compared with the latest of them
 
 
 def connect(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -38,19 +40,29 @@ def read_pairs(paths: Sequence[Path], at_least: float) -> tuple[np.ndarray, np.n
 
 
 def drop_clusters(shards: Shards, pairs: Sequence[Path], out: Path, at_least: float = SAME) -> dict[str, int]:
-    """Writes runs (document number -> number of the one that its cluster keeps, itself for that one); returns counts.
+    """Writes runs (document number -> number of the one that is kept in its place, itself where it is kept); returns counts.
 
-    Memory: about 100 bytes a document that has a near-duplicate; none for the others.
+    In each cluster of connected documents, from the best to keep on, a document is dropped where a kept one is at least that alike, so
+    nothing is lost through chains in which first and last differ. Memory: about 100 bytes a document that has a near-duplicate.
     """
     numbers, labels = connect(*read_pairs(pairs, at_least))
-    rows = shards.rows(numbers)
-    order = order_to_keep(rows, numbers, labels)
+    order = order_to_keep(shards.rows(numbers), numbers, labels)
     numbers, labels = numbers[order], labels[order]
-    first = np.append(True, labels[1:] != labels[:-1])[: len(labels)]
-    kept = numbers[first][np.cumsum(first) - 1]
+    kept = numbers.copy()
+    leaders: list[tuple[int, np.ndarray]] = []
+    with Sets(shards) as sets:
+        for place, number in enumerate(numbers.tolist()):
+            if place and labels[place] != labels[place - 1]:
+                leaders = []
+            content = sets[number]
+            like = (leader for leader, theirs in leaders if reaches(content, theirs, at_least))
+            kept[place] = next(like, number)
+            if kept[place] == number:
+                leaders = [*leaders, (number, content)][-LEADERS:]
     with RunWriter(out) as file:
         file.add(numbers, kept)
-    return {"clusters": int(first.sum()), "documents": len(numbers), "dropped": int((~first).sum())}
+    dropped = int(np.count_nonzero(numbers != kept))
+    return {"clusters": len(np.unique(labels)), "documents": len(numbers), "dropped": dropped}
 
 
 def read_fates(shards: Shards, shard: int, exact: Sequence[Path], near: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +83,7 @@ def read_fates(shards: Shards, shard: int, exact: Sequence[Path], near: Path) ->
 
 
 def read_clusters(shards: Shards, near: Path) -> Iterator[tuple[bytes, list[int]]]:
-    """Yields (smallest key in it, document numbers with the kept one first) of every cluster, by key."""
+    """Yields (smallest key in it, document numbers with the kept one first) of all that repeat one document, by key."""
     numbers, kept = read_range(near)
     order = np.lexsort((numbers, numbers != kept, kept))
     numbers, kept = numbers[order], kept[order]
@@ -80,5 +92,6 @@ def read_clusters(shards: Shards, near: Path) -> Iterator[tuple[bytes, list[int]
     found = [
         (whole(min(keys[begin:end].tolist())), numbers[begin:end].tolist())
         for begin, end in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)])
+        if end - begin > 1
     ]
     yield from sorted(found)

@@ -17,7 +17,6 @@ import numpy as np
 
 from data_pipeline.dedup.words import Tokens, spell, tokenise
 
-
 ENOUGH = 16  # items of a set that begin alike (a prompt) and are compared to find the one that goes on longest
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.dedup.near import ALIKE
-from data_pipeline.dedup.shingles import jaccard, shingle_set
+from data_pipeline.dedup.shingles import reaches, shingle_set
 
 CHUNK = 8_000_000  # shingles of the held-out split that are looked at together: about 160 MB
 
@@ -72,7 +72,6 @@ def _compare(held: list[tuple[str, np.ndarray]], others: Iterable[tuple[str, str
         found = np.unique(np.concatenate([owners[begin[i] : end[i]] for i in rarest.tolist()] or [owners[:0]]))
         for owner in found.tolist():
             name, theirs = held[owner]
-            if min(len(theirs), len(content)) >= at_least * max(len(theirs), len(content)):
-                likeness = jaccard(content, theirs)
-                if likeness >= at_least:
-                    yield Leak(name, where, likeness)
+            likeness = reaches(content, theirs, at_least)
+            if likeness:
+                yield Leak(name, where, likeness)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.dedup.exact import repeats
 from data_pipeline.dedup.runs import RunWriter, part_bounds, read_range, written_aside
-from data_pipeline.dedup.shingles import jaccard, shingle_set
+from data_pipeline.dedup.shingles import reaches, shingle_set
 from data_pipeline.dedup.signatures import Shards, prefixes, shard_file
+from data_pipeline.schema import UserError
 
 PAIR = np.dtype([("a", "<u8"), ("b", "<u8"), ("jaccard", "<f8")])
 SAME, ALIKE = 0.8, 0.7  # from here on a document repeats another one; from here on two documents must share a split
 NEIGHBOURS = 16  # in a bucket of more documents, each is compared with so many next ones (by key) and with the first
+OPEN_FILES = 64
 
 
 def find_candidates(shards: Shards, exact: Sequence[Path], out: Path, part: int = 0, parts: int = 1) -> None:
@@ -57,80 +59,90 @@ def write_sets(shards: Shards, shard: int, texts: Iterable[str], candidates: Seq
     ends = np.zeros(len(wanted) + 1, np.uint64)
     with written_aside(shard_file(shards.stems[shard], "sets")) as file:
         at = 0
+        number = begin - 1
         for number, text in enumerate(texts, begin):
             if at < len(wanted) and wanted[at] == number:
                 content = shingle_set(text)
                 file.write(content.astype("<u4").tobytes())
                 ends[at + 1] = ends[at] + np.uint64(len(content))
                 at += 1
-        if at < len(wanted):
-            raise ValueError(f"{shards.stems[shard]}: fewer texts than when its signatures were made")
+        if number + 1 != end:
+            fewer = "fewer" if number + 1 < end else "more"
+            raise UserError(
+                f"{shards.stems[shard]}: {fewer} documents than when it was read first; did its file change?"
+            )
         file.write(np.zeros(int(ends[-1]) % 2, "<u4").tobytes())  # what follows lies at a multiple of 8
         file.write(np.concatenate([wanted.astype(np.uint64), ends, [np.uint64(len(wanted))]]).tobytes())
     return len(wanted)
 
 
 class Sets:
-    """Shingle sets by document number; they stay on the disk."""
+    """Shingle sets by document number; they stay on the disk. Use within `with`."""
 
     def __init__(self, shards: Shards):
         self.shards = shards
         self._opened: dict[int, _ShardSets] = {}
 
+    def __enter__(self) -> Sets:
+        return self
+
+    def __exit__(self, *error) -> None:
+        while self._opened:
+            self._opened.popitem()[1].file.close()
+
     def __getitem__(self, number: int) -> np.ndarray:
         shard = int(np.searchsorted(self.shards.bases, number, "right")) - 1
         if shard not in self._opened:
-            if len(self._opened) == 64:  # open files
-                del self._opened[next(iter(self._opened))]
+            if len(self._opened) == OPEN_FILES:
+                self._opened.pop(next(iter(self._opened))).file.close()
             self._opened[shard] = _ShardSets(shard_file(self.shards.stems[shard], "sets"))
         return self._opened[shard].load(number)
 
 
 class _ShardSets:
     def __init__(self, path: Path):
-        self.path = path
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115
         words = np.memmap(path, np.uint64, "r")
         count = int(words[-1])
         self.numbers = words[-2 - 2 * count : -2 - count]
         self.ends = words[-2 - count : -1]
 
-    @cached_property
-    def _file(self):
-        return open(self.path, "rb", buffering=0)
-
     def load(self, number: int) -> np.ndarray:
         at = int(np.searchsorted(self.numbers, np.uint64(number)))
         assert self.numbers[at] == number
         begin, end = int(self.ends[at]), int(self.ends[at + 1])
-        self._file.seek(4 * begin)
-        return np.frombuffer(self._file.read(4 * (end - begin)), "<u4")
+        return np.frombuffer(os.pread(self.file.fileno(), 4 * (end - begin), 4 * begin), "<u4")
 
 
-def verify(shards: Shards, candidates: Sequence[Path], out: Path, part: int = 0, parts: int = 1) -> tuple[int, int]:
-    """Writes rows of PAIR for candidates of at least ALIKE; returns (pairs compared, pairs written).
+def verify(
+    shards: Shards,
+    candidates: Sequence[Path],
+    same: float,
+    alike: float,
+    out: Path,
+    part: int = 0,
+    parts: int = 1,
+) -> tuple[int, int]:
+    """Writes rows of PAIR for candidates of a similarity of at least `alike`; returns (pairs compared, pairs written).
 
-    Looks at the pairs whose smaller number lies in one range of documents. A pair that pairs of at least SAME connect already is
+    Looks at the pairs whose smaller number lies in one range of documents. A pair that pairs of at least `same` connect already is
     left out: it changes no cluster.
     """
     low, high = part_bounds(part, parts, shards.total)
     compared = written = 0
     joined = Union()
-    sets = Sets(shards)
-    with written_aside(out) as file:
+    with written_aside(out) as file, Sets(shards) as sets:
         for a, others in _pairs(candidates, low, high):
             of_a = sets[a]
             rows: list[tuple[int, int, float]] = []
             for b in others:
                 if joined.find(a) == joined.find(b):
                     continue
-                of_b = sets[b]
                 compared += 1
-                if min(len(of_a), len(of_b)) < ALIKE * max(len(of_a), len(of_b)):
-                    continue
-                likeness = jaccard(of_a, of_b)
-                if likeness >= SAME:
+                likeness = reaches(of_a, sets[b], alike)
+                if likeness >= same:
                     joined.join(a, b)
-                if likeness >= ALIKE:
+                if likeness:
                     rows.append((a, b, likeness))
             file.write(np.array(rows, PAIR).tobytes())
             written += len(rows)

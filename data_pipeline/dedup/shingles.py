@@ -61,3 +61,11 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     both.sort()
     shared = int(np.count_nonzero(both[1:] == both[:-1]))
     return shared / (len(both) - shared)
+
+
+def reaches(a: np.ndarray, b: np.ndarray, at_least: float) -> float:
+    """Returns the Jaccard similarity of two sorted sets where it is at least `at_least`, else 0."""
+    if min(len(a), len(b)) < at_least * max(len(a), len(b)):
+        return 0.0
+    likeness = jaccard(a, b)
+    return likeness if likeness >= at_least else 0.0

@@ -134,7 +134,7 @@ class Shards:
 
         `dropped` are run files: document number -> the one it repeats.
         """
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        found = [(np.zeros(0, np.uint64), np.zeros(0, np.uint64))]
         for shard, path in enumerate(self.files(kind)):
             hashes, places = read_range(path, low, high)
             begin, end = self.span(shard)

@@ -18,6 +18,7 @@ from data_pipeline.dedup.names import name_clusters
 from data_pipeline.dedup.near import ALIKE, SAME, find_candidates, verify, write_sets
 from data_pipeline.dedup.runs import parts_for
 from data_pipeline.dedup.signatures import Shards, SignatureWriter, shard_file
+from data_pipeline.schema import UserError
 
 Texts = Callable[[], Iterable[tuple[bytes, str, str]]]  # (key, text, group) of each document of a shard, in order
 Each = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Any]  # calls a function with each tuple, in any order
@@ -66,13 +67,17 @@ def fill_sets(shards: Shards, shard: int, texts: Texts, candidates: Sequence[Pat
 def deduplicate(
     texts: Sequence[Texts],
     folder: Path,
-    rule: DedupRule = DedupRule(),  # noqa: B008
+    rule: DedupRule = DedupRule(),
     each: Each = one_by_one,
     memory_bytes: int = 1 << 28,
     known: Path | None = None,
     rank: Callable[[bytes], int] = lambda name: 0,
 ) -> Found:
     """Runs all stages; `memory_bytes` bounds what each call of `each` sorts at a time."""
+    if not 0.6 <= rule.alike <= rule.same <= 1:  # below 0.6 the bands find too few
+        raise UserError(
+            f"near-duplicates: 0.6 <= alike <= same <= 1 must hold, got alike={rule.alike}, same={rule.same}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     stems = [folder / f"shard-{number:05d}" for number in range(len(texts))]
     each(sign, [(stem, read, rule.lines) for stem, read in zip(stems, texts)])
@@ -81,7 +86,8 @@ def deduplicate(
     parts = parts_for(shards.files("bands"), memory_bytes)
     candidates = _in_parts(each, find_candidates, (shards, exact), folder / "candidates", parts)
     each(fill_sets, [(shards, shard, read, candidates) for shard, read in enumerate(texts)])
-    pairs = _in_parts(each, verify, (shards, candidates), folder / "pairs", parts_for(candidates, memory_bytes))
+    parts = parts_for(candidates, memory_bytes)
+    pairs = _in_parts(each, verify, (shards, candidates, rule.same, rule.alike), folder / "pairs", parts)
     near, names = folder / "near", folder / "names"
     if not near.exists():
         drop_clusters(shards, pairs, near, rule.same)
@@ -95,9 +101,7 @@ def deduplicate(
     return Found(shards, exact, pairs, near, names, repeated)
 
 
-def _in_parts(
-    each: Each, function: Callable[..., Any], given: tuple[Any, ...], out: Path, parts: int
-) -> list[Path]:
+def _in_parts(each: Each, function: Callable[..., Any], given: tuple[Any, ...], out: Path, parts: int) -> list[Path]:
     paths = [out.with_name(f"{out.name}-{part:04d}-of-{parts:04d}") for part in range(parts)]
     each(function, [(*given, path, part, parts) for part, path in enumerate(paths) if not path.exists()])
     return paths
