@@ -19,6 +19,7 @@ from data_pipeline.records import Record
 from data_pipeline.schema import UserError
 from data_pipeline.split import text_key
 
+EQUAL = "One text that stands in many documents, again and again, with a few spaces more at its end."
 LINES = LineRule(min_chars=8, max_documents=3)
 
 
@@ -139,6 +140,20 @@ def test_a_large_bucket_leaves_one(tmp_path):
     how, _ = fates(found)
     assert (how == KEPT).sum() == 1
     assert len({name for s in range(3) for name in Names(found.names).of_shard(found.shards, s)}) == 1
+
+
+def test_which_pairs_of_a_large_bucket_are_compared_does_not_depend_on_the_order_of_files(tmp_path):
+    texts = [EQUAL + " " * i for i in range(60)]  # as keys differ, no exact duplicates
+    documents = [(i.to_bytes(16, "little"), text, "") for i, text in enumerate(texts, 1)]
+    seen = []
+    for name, rows in (("there", documents), ("back", documents[::-1])):
+        found = run(rows, tmp_path / name)
+        a, b = read_range(tmp_path / name / "candidates-0000-of-0001")
+        keys = [key for key, _, _ in rows]
+        seen.append({frozenset((keys[i], keys[j])) for i, j in zip(a.tolist(), b.tolist())})
+        assert (fates(found)[0] == KEPT).sum() == 1
+    assert seen[0] == seen[1]
+    assert len(seen[0]) < 60 * 18
 
 
 def test_a_killed_run_goes_on_and_leaves_the_same_bytes(tmp_path):
