@@ -27,7 +27,7 @@ from data_pipeline.dedup.runs import END, part_bounds, read_range, written_aside
 from data_pipeline.dedup.signatures import Shards, whole
 from data_pipeline.schema import UserError
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 
 
 def name_clusters(
@@ -42,7 +42,7 @@ def name_clusters(
 ) -> dict[str, int]:
     """Writes the name of every node of the corpus and of `known`, in the form that `Names` reads; returns counts.
 
-    Memory: about 200 bytes a node that is connected with another one, and the nodes of one part of `parts`.
+    Memory: about 100 bytes a node that is connected with another one, and the nodes of one part of `parts`.
     """
     earlier = Names(known) if known else None
     nodes, labels = connect(*_edges(shards, exact, pairs, at_least))
@@ -71,15 +71,20 @@ def name_clusters(
 def _edges(
     shards: Shards, exact: Sequence[Path], pairs: Sequence[Path], at_least: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    a, b = read_pairs(pairs, at_least)
-    ends = [(shards.rows(a)["node"], shards.rows(b)["node"])]
+    ends = [tuple(_nodes(shards, side) for side in read_pairs(pairs, at_least))]
     for path in exact:  # one text in two groups
         for low in range(0, shards.total, _CHUNK):
-            numbers, kept = read_range(path, low, low + _CHUNK)
-            ends.append((shards.rows(numbers)["node"], shards.rows(kept)["node"]))
-            differ = ends[-1][0] != ends[-1][1]
-            ends[-1] = (ends[-1][0][differ], ends[-1][1][differ])
+            one, other = (_nodes(shards, side) for side in read_range(path, low, low + _CHUNK))
+            differ = one != other
+            ends.append((one[differ], other[differ]))
     return np.concatenate([x for x, _ in ends]), np.concatenate([y for _, y in ends])
+
+
+def _nodes(shards: Shards, numbers: np.ndarray) -> np.ndarray:
+    found = np.zeros(len(numbers), "S16")
+    for begin in range(0, len(numbers), _CHUNK):
+        found[begin : begin + _CHUNK] = shards.rows(numbers[begin : begin + _CHUNK])["node"]
+    return found
 
 
 def _range(
