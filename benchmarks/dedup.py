@@ -146,7 +146,7 @@ def measure_accuracy(texts: list[str], count: int) -> dict[str, Any]:
         "documents": len(documents), "bytes": sum(len(text.encode()) for _, text in named),
         "pairs_080": sum(j >= 0.8 for j in exact.values()), "pairs_070": len(similar),
         "recall_080": mean(kept[a] == kept[b] for (a, b), j in exact.items() if j >= 0.8),
-        "left_080": sum(kept[a] == a and kept[b] == b for (a, b), j in exact.items() if j >= 0.8),
+        "left_080": sum(bool(kept[a] == a and kept[b] == b) for (a, b), j in exact.items() if j >= 0.8),
         "recall_070": mean(names[a] == names[b] for a, b in similar),
         "precision": mean(likeness >= 0.8 for likeness in strings),
         "dropped": len(dropped),

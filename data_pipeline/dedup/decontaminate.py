@@ -86,8 +86,7 @@ class EvaluationIndex:
             places, rows = table.look_up(tokens.windows(size))
             owners = np.searchsorted(tokens.firsts, places, "right") - 1
             for place, owner, row in zip(places.tolist(), owners.tolist(), rows.tolist()):
-                if place + size <= tokens.firsts[owner + 1]:
-                    hits.setdefault(owner, []).append((place - int(tokens.firsts[owner]), size, row))
+                hits.setdefault(owner, []).append((place - int(tokens.firsts[owner]), size, row))
         return [self._confirm(text, hits[i]) if i in hits else [] for i, text in enumerate(texts)]
 
     def _confirm(self, text: str, hits: list[tuple[int, int, int]]) -> list[Match]:

@@ -86,13 +86,13 @@ def deduplicate(
     parts = parts_for(shards.files("bands"), memory_bytes)
     candidates = _in_parts(each, find_candidates, (shards, exact), folder / "candidates", parts)
     each(fill_sets, [(shards, shard, read, candidates) for shard, read in enumerate(texts)])
-    parts = parts_for(candidates, memory_bytes)
+    parts = parts_for(candidates, memory_bytes, copies=8)
     pairs = _in_parts(each, verify, (shards, candidates, rule.same, rule.alike), folder / "pairs", parts)
     near, names = folder / "near", folder / "names"
     if not near.exists():
         drop_clusters(shards, pairs, near, rule.same)
     if not names.exists():
-        parts = parts_for(shards.files("nodes"), memory_bytes)
+        parts = parts_for(shards.files("nodes"), memory_bytes, copies=16)
         name_clusters(shards, exact, pairs, names, known, rank, rule.alike, parts)
     repeated: list[Path] = []
     if rule.lines:
