@@ -173,6 +173,12 @@ def test_boilerplate_goes_and_the_rest_stays(tmp_path, keep_first):
     assert repeated.remove([found[2][0]], [2]) == [(found[2][0], [])]  # once is enough
 
 
+def test_a_line_in_as_many_documents_as_allowed_stays(tmp_path):
+    texts = [f"A line that is often there\n{i}" for i in range(4)]
+    assert len(write_repeated(tmp_path, texts, LineRule(max_documents=4)).rows) == 0
+    assert len(write_repeated(tmp_path, texts, LineRule(max_documents=3)).rows) == 1
+
+
 def test_paragraphs_are_compared_whole(tmp_path):
     rule = LineRule(unit="paragraph", min_chars=10, max_documents=2, keep_first=False)
     notice = "All rights reserved.\nNo part may be copied."

@@ -211,3 +211,10 @@ def test_leaks_are_those_of_all_pairs(chunk):
             if likeness >= 0.7:
                 assert found.pop((h, o)) == pytest.approx(likeness)
     assert not found
+
+
+def test_a_leak_is_found_through_its_commonest_shingles():
+    rng = random.Random(5)
+    x, y = ("".join(map(chr, rng.sample(range(0x4E00, 0x9000), n))) for n in (98, 32))
+    held = [("b", x), ("again", x), ("c", x[-4:] + y)]  # what is not shared is rarer there than what is
+    assert {leak.held_out for leak in find_leaks(held, lambda: [("a", x + y)], 0.7)} == {"b", "again"}
