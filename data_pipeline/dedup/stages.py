@@ -92,11 +92,11 @@ def deduplicate(
     if not near.exists():
         drop_clusters(shards, pairs, near, rule.same)
     if not names.exists():
-        parts = parts_for(shards.files("nodes"), memory_bytes, copies=16)
+        parts = parts_for(shards.files("nodes"), memory_bytes, copies=24)
         name_clusters(shards, exact, pairs, names, known, rank, rule.alike, parts)
     repeated: list[Path] = []
     if rule.lines:
-        parts = parts_for(shards.files("lines"), memory_bytes)
+        parts = parts_for(shards.files("lines"), memory_bytes, copies=10)
         repeated = _in_parts(each, find_repeated, (shards, rule.lines, [*exact, near]), folder / "repeated", parts)
     return Found(shards, exact, pairs, near, names, repeated)
 
