@@ -64,6 +64,9 @@ class CleanConfig:
     )
     min_chars: int = 1  # shorter documents are dropped, with the reason counted
     max_chars: int = 0  # longer documents are dropped; 0: no limit
+    near_dedup: float = (
+        0.0  # drop documents so alike (Jaccard similarity, 0.8 is usual), and keep those of 0.7 in one split; 0: off
+    )
     exact_dedup: bool = True  # drop documents that repeat an earlier one (compared by letters, digits and Han only)
 
 
@@ -198,6 +201,8 @@ def check_data_config(data: DataConfig) -> list[str]:
         from data_pipeline.rules.quality import read_bounds
 
         problems += [f"config.data.clean.bounds: {problem}" for problem in read_bounds(data.clean.bounds)[1]]
+    near = data.clean.near_dedup
+    must(near == 0 or 0.7 <= near <= 1, f"clean.near_dedup: must be 0 (off) or in [0.7, 1], got {near}")
     one_of("clean.pii", data.clean.pii, ("", *PII_WAYS))
     for kind in data.clean.pii_kinds:
         one_of("clean.pii_kinds", kind, PII_KINDS)

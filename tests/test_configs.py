@@ -19,7 +19,7 @@ RUNNABLE = sorted(p.name for p in CONFIGS.glob("*.py") if p.name not in ("__init
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_every_config_builds_and_traces_a_step(name):
-    needs_path = name in ("base.py", *HF) or name.startswith("shakespeare")
+    needs_path = name in ("base.py", "corpus.py", *HF) or name.startswith("shakespeare")
     overrides = {"data.batch_size": "16"}  # nanoGPT's 12 rows do not divide over eight devices
     if needs_path:
         overrides["data.path"] = "text.txt"

@@ -51,7 +51,7 @@ Log = Callable[[str], None]
 # Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
 # whose content stays the same are not affected, since their fingerprint is of the content.
 CODE = ("built_in_templates", "chat", "chat_template", "clean", "conversation", "forms", "hf_folder", "hf_tokenizer", "lines",
-        "marks", "mix", "package_source", "parse", "prepare/build", "prepare/decide", "prepare/encode", "prepare/read",
+        "marks", "mix", "package_source", "parse", "prepare/build", "prepare/decide", "prepare/encode", "prepare/near", "prepare/read",
         "prepare/stages", "records", "scan", "sentencepiece_tokenizer", "sources", "split", "store", "tasks", "tfds_source",
         "tokenizer", "train_tokenizer")  # fmt: skip
 
@@ -123,7 +123,11 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
             del keys[name]
         described.append([source.name, keys, source.identity()])
     here = Path(__file__).parents[1]
-    files = [*(here / f"{name}.py" for name in CODE), *sorted(here.glob("rules/*.py"))]
+    files = [
+        *(here / f"{name}.py" for name in CODE),
+        *sorted(here.glob("rules/*.py")),
+        *sorted(here.glob("dedup/*.py")),
+    ]
     code = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     trained = {k: v for k, v in asdict(config.tokenizer).items() if k != "path"}
     made_of = {
@@ -193,7 +197,7 @@ def select(context: Context, workers: int, log: Log) -> tuple[list[tuple[int, Pa
     sizes = [part.size for _, part in tasks]
     answers = run_stage(context, READ, read_part, tasks, sizes, workers, log, "reading")
     template = next((answer["template"] for answer in answers if answer["template"]), None)
-    return tasks, template, decide(context, tasks, answers, log)
+    return tasks, template, decide(context, tasks, answers, workers, log)
 
 
 def _train(context: Context, tasks: list[tuple[int, Part]], log: Log) -> Tokenizer:

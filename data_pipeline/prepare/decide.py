@@ -1,4 +1,4 @@
-"""The second stage: which documents stay, and in which splits? It looks at keys alone, in one process.
+"""The second stage: which documents stay, and in which splits? It looks at keys alone, in one process; at texts only for near-duplicates.
 
 NUMBER.fate    of each document of the part the bits of its splits, 0: dropped
 NUMBER.ledger  a line for each that is dropped here
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.prepare.near import compare_near
 from data_pipeline.prepare.read import CUT, ledger_line, read_arrays, read_where
 from data_pipeline.prepare.stages import Context, Log, writing
 from data_pipeline.records import Part, Source
@@ -40,13 +41,20 @@ class Tally:
         }
 
 
-def decide(context: Context, tasks: list[tuple[int, Part]], answers: list[dict[str, Any]], log: Log) -> list[Tally]:
+def decide(
+    context: Context, tasks: list[tuple[int, Part]], answers: list[dict[str, Any]], workers: int, log: Log
+) -> list[Tally]:
     """Writes the fate of every document; returns the tallies by source. Raises UserError for leaks and for sources of which
     nothing or too little is left."""
     config: DataConfig = context.held["config"]
     sources: list[Source] = context.held["sources"]
     (context.folder / DECIDE).mkdir(exist_ok=True)
-    fates, leaks = _compare(context, tasks, config, sources)
+    exact, leaks = _compare(context, tasks, config, sources)
+    fates = exact
+    if config.clean.near_dedup:
+        fates, counts, examples = compare_near(context, tasks, exact, workers, log)
+        leaks.counts.update(counts)
+        leaks.examples = sorted([*leaks.examples, *examples])[:MAX_EXAMPLES]
     tallies = [Tally() for _ in sources]
     for number, ((source, _), answer, fate) in enumerate(zip(tasks, answers, fates)):
         tally = tallies[source]
@@ -58,13 +66,11 @@ def decide(context: Context, tasks: list[tuple[int, Part]], answers: list[dict[s
         with writing(context.path(DECIDE, number, "fate")) as file:
             file.write(fate.tobytes())
         with writing(context.path(DECIDE, number, "ledger")) as file:
-            if len(gone):
-                tally.dropped["duplicate"] += len(gone)
-                where, keys = read_where(context, number), read_arrays(context, number)["key"]
-                name = sources[source].name
-                file.writelines(
-                    ledger_line(name, where[i], keys[i].tobytes(), reason="duplicate") for i in gone.tolist()
-                )
+            where, keys = (read_where(context, number), read_arrays(context, number)["key"]) if len(gone) else ([], [])
+            for i in gone.tolist():
+                reason = "near-duplicate" if exact[number][i] else "duplicate"
+                tally.dropped[reason] += 1
+                file.write(ledger_line(sources[source].name, where[i], keys[i].tobytes(), reason=reason))
     for number, (source, tally) in enumerate(zip(sources, tallies)):
         _check_source(source, tally, [a for (n, _), a in zip(tasks, answers) if n == number], config)
     leaks.check(context, log)

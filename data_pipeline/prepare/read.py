@@ -2,7 +2,7 @@
 
 NUMBER.docs    the kept documents, packed (not when streaming, which reads them again)
 NUMBER.npz     of each: key (16 bytes), the splits it belongs to, characters that training would see, its place
-NUMBER.where   file:line of each, one a line
+NUMBER.where   [file:line, group] of each, one a line
 NUMBER.ledger  a line for each document that was dropped or edited
 """
 
@@ -122,7 +122,8 @@ class _Reader:
             if outcome.rules:
                 ledger.write(ledger_line(name, where, key, rules=outcome.rules))
             self._keep(key, cleaned, place)
-            where_file.write(json.dumps(where, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n")
+            line = json.dumps([where, cleaned.group], ensure_ascii=False)
+            where_file.write(line.encode("utf-8", "surrogateescape") + b"\n")
             if docs is not None:
                 content = pack_record(cleaned)
                 docs.write(HEAD.pack(len(content)) + content)
@@ -162,8 +163,17 @@ def read_arrays(context: Context, number: int) -> dict[str, np.ndarray]:
 
 def read_where(context: Context, number: int) -> list[str]:
     """file:line of each document of a part."""
-    lines = context.path(READ, number, "where").read_bytes().splitlines()
-    return [json.loads(line.decode("utf-8", "surrogateescape")) for line in lines]
+    return [where for where, _ in _read_lines(context, number)]
+
+
+def read_groups(context: Context, number: int) -> list[str]:
+    """The group of each document of a part."""
+    return [group for _, group in _read_lines(context, number)]
+
+
+def _read_lines(context: Context, number: int) -> Iterator[list[str]]:
+    with open(context.path(READ, number, "where"), "rb") as file:
+        yield from (json.loads(line.decode("utf-8", "surrogateescape")) for line in file)
 
 
 def read_records(context: Context, number: int) -> Iterator[Record]:
