@@ -57,6 +57,9 @@ class CleanConfig:
     ] = ()  # of the rule quality, as "chinese.min_units=50" or "max_digits=none"; docs/cleaning.md
     keep_languages: tuple[str, ...] = ()  # ISO 639 codes as ("en", "zh"): texts in others are dropped; (): all stay
     bad_words: str = ""  # a file of words, one a line: texts that hold one are dropped
+    decontaminate: str = (
+        ""  # evaluation sets, a file, folder or glob: documents that hold a piece of one are dropped; docs/dedup.md
+    )
     pii: str = ""  # personal data: "" leaves it | mask | surrogate | encrypt; docs/privacy.md
     pii_kinds: tuple[str, ...] = PII_KINDS[:-1]  # email, phone, id, card, ip, plate; also: ssn
     pii_key_env: str = (

@@ -43,8 +43,15 @@ def read_ledger(
 
 
 def describe(entry: dict[str, Any]) -> str:
-    what = f"dropped: {entry['reason']}" if "reason" in entry else f"edited by {', '.join(entry['rules'])}"
+    what = (
+        f"dropped: {entry['reason']}{_match(entry)}" if "reason" in entry else f"edited by {', '.join(entry['rules'])}"
+    )
     return f"{place(entry['file'], entry['line'])}  source {entry['source']}, id {entry['id']}: {what}"
+
+
+def _match(entry: dict[str, Any]) -> str:
+    found = entry.get("match")
+    return f", {found['text']!r} is in {found['where']}" if found else ""
 
 
 def place(file: str, line: int | None) -> str:

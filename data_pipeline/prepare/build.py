@@ -22,11 +22,11 @@ import numpy as np
 
 from data_pipeline.augment import is_on
 from data_pipeline.chat import template_source
-from data_pipeline.config import SPLITS, CleanConfig, DataConfig
+from data_pipeline.config import SPLITS, DataConfig
 from data_pipeline.lines import hash_file
 from data_pipeline.prepare.decide import DECIDE, Tally, decide, read_fate
 from data_pipeline.prepare.encode import ENCODE, encode_part, join_parts, train_texts
-from data_pipeline.prepare.read import PART_BYTES, READ, read_arrays, read_part
+from data_pipeline.prepare.read import PART_BYTES, READ, evaluation_sets, evaluation_source, read_arrays, read_part
 from data_pipeline.prepare.stages import Context, run_stage
 from data_pipeline.records import Part, Source
 from data_pipeline.report import format_report
@@ -131,7 +131,7 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
     code = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     trained = {k: v for k, v in asdict(config.tokenizer).items() if k != "path"}
     made_of = {
-        "code": code.hexdigest(), "sources": described, "clean": {**asdict(config.clean), **_secrets(config.clean)},
+        "code": code.hexdigest(), "sources": described, "clean": {**asdict(config.clean), **_outside(config)},
         "split": asdict(config.split), "add_bos": config.add_bos, "streaming": config.streaming,
         "bad_rows": [config.on_bad, config.max_bad_fraction, config.max_line_bytes, config.allow_leak],
         "chat": [template_source(tokenizer or STAND_IN, config.chat)[0], config.chat.date],
@@ -140,12 +140,14 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
     return made_of, hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _secrets(clean: CleanConfig) -> dict[str, Any]:
-    """What the rules depend on besides the configuration: which words are bad, and a trace of the key, not the key."""
-    words = hash_file(clean.bad_words) if clean.bad_words else ""
+def _outside(config: DataConfig) -> dict[str, Any]:
+    """What the rules depend on besides the configuration: files of bad words and evaluation sets; of a key a trace, not the key."""
+    clean = config.clean
+    sets = evaluation_source(clean.decontaminate, config.max_line_bytes).identity() if clean.decontaminate else []
     keyed = clean.pii in ("surrogate", "encrypt")
     trace = hmac.digest(read_key(clean.pii_key_env), b"lm prepared data", "sha256").hex()[:16] if keyed else ""
-    return {"bad_words": words, "pii_key": trace}
+    words = hash_file(clean.bad_words) if clean.bad_words else ""
+    return {"bad_words": words, "decontaminate": sets, "pii_key": trace}
 
 
 def _build(
@@ -161,6 +163,10 @@ def _build(
         tokenizer.save(given)
     context = Context(work, config=config, sources=sources, tokenizer=given)
     context.loaded = {"tokenizer_of": given, "tokenizer": tokenizer}
+    if config.clean.decontaminate:
+        index = evaluation_sets(context)
+        short = f"; {index.too_short:,} are too short to be told from chance" if index.too_short else ""
+        log(f"looking for {len(index.items):,} items of evaluation sets{short}")
     tasks, template, tallies = select(context, workers, log)
     _write_ledger(context, len(tasks), folder)
     tokenizer = tokenizer or _train(context, tasks, log)

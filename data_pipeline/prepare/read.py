@@ -18,11 +18,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.config import SPLITS, DataConfig, SourceConfig
+from data_pipeline.dedup.decontaminate import EvaluationIndex, Match
 from data_pipeline.prepare.stages import Context, writing
 from data_pipeline.records import Bad, Found, Part, Record, Source, pack_record, unpack_record
 from data_pipeline.scan import SHORTENED, Cleaner, Outcome, part_for
 from data_pipeline.schema import UserError
+from data_pipeline.sources import FileSource
 from data_pipeline.split import split_of, text_key
 from data_pipeline.tokenizer import STAND_IN, Tokenizer, load_tokenizer
 
@@ -40,6 +42,24 @@ def tokenizer_of(context: Context, folder: Path | None) -> Tokenizer:
     if context.loaded.get("tokenizer_of") != folder:
         context.loaded = {"tokenizer_of": folder, "tokenizer": load_tokenizer(folder)}
     return context.loaded["tokenizer"]
+
+
+def evaluation_source(path: str, max_line_bytes: int) -> FileSource:
+    source = SourceConfig(path=path)
+    return FileSource("evaluation", source, "config.data.clean.decontaminate", max_line_bytes, lambda text: None)
+
+
+def evaluation_sets(context: Context) -> EvaluationIndex:
+    """The evaluation sets, read once a process; UserError for a row of theirs that is bad."""
+    if context.sets is None:
+        config: DataConfig = context.held["config"]
+        items = []
+        for _, where, record in evaluation_source(config.clean.decontaminate, config.max_line_bytes).read():
+            if isinstance(record, Bad):
+                raise UserError(f"{where}: {record.message}")
+            items.append((where, "\n".join(record.parts())))
+        context.sets = EvaluationIndex(items)
+    return context.sets
 
 
 def split_where(where: str) -> tuple[str, int | None]:
@@ -60,7 +80,8 @@ def read_part(context: Context, number: int, task: tuple[int, Part]) -> dict[str
     config: DataConfig = context.held["config"]
     source: Source = context.held["sources"][task[0]]
     cleaner = Cleaner(config, tokenizer_of(context, context.held["tokenizer"]))
-    reader = _Reader(config, source, cleaner)
+    looked_for = config.clean.decontaminate and source.config.split not in ("validation", "test")
+    reader = _Reader(config, source, cleaner, evaluation_sets(context) if looked_for else None)
     with (
         writing(context.path(READ, number, "ledger")) as ledger,
         writing(context.path(READ, number, "where")) as where,
@@ -76,8 +97,8 @@ def read_part(context: Context, number: int, task: tuple[int, Part]) -> dict[str
 
 
 class _Reader:
-    def __init__(self, config: DataConfig, source: Source, cleaner: Cleaner):
-        self.config, self.source, self.cleaner = config, source, cleaner
+    def __init__(self, config: DataConfig, source: Source, cleaner: Cleaner, sets: EvaluationIndex | None):
+        self.config, self.source, self.cleaner, self.sets = config, source, cleaner, sets
         self.counts: dict[str, Any] = {"read": 0, "bad": 0, "first_bad": ""}
         self.dropped: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
@@ -103,10 +124,16 @@ class _Reader:
         self._clean(batch, ledger, where_file, docs)
 
     def _clean(self, batch: list[Found], ledger: IO[bytes], where_file: IO[bytes], docs: IO[bytes] | None) -> None:
-        outcomes = iter(self.cleaner.clean_many([one.record for one in batch if isinstance(one.record, Record)]))
-        for place, where, record in batch:
-            outcome = next(outcomes) if isinstance(record, Record) else Outcome(record, ())
+        found = iter(self.cleaner.clean_many([one.record for one in batch if isinstance(one.record, Record)]))
+        outcomes = [next(found) if isinstance(one.record, Record) else Outcome(one.record, ()) for one in batch]
+        matches = self._find_evaluation([outcome.record for outcome in outcomes])
+        for (place, where, record), outcome, match in zip(batch, outcomes, matches):
             cleaned, name = outcome.record, self.source.name
+            if match and isinstance(cleaned, Record):
+                self.dropped["contaminated"] += 1
+                what = {"reason": "contaminated", "match": match.to_json()}
+                ledger.write(ledger_line(name, where, text_key(cleaned), **what))
+                continue
             if isinstance(cleaned, Bad):
                 self._note_bad(where, cleaned)
             if not isinstance(cleaned, Record):
@@ -127,6 +154,13 @@ class _Reader:
             if docs is not None:
                 content = pack_record(cleaned)
                 docs.write(HEAD.pack(len(content)) + content)
+
+    def _find_evaluation(self, records: list[Any]) -> list[Match | None]:
+        """Of each document the first piece that it shares with an evaluation set."""
+        if self.sets is None:
+            return [None] * len(records)
+        texts = ["\n".join(record.parts()) if isinstance(record, Record) else "" for record in records]
+        return [found[0] if found else None for found in self.sets.find(texts)]
 
     def _note_bad(self, where: str, bad: Bad) -> None:
         if bad.fatal and self.config.on_bad == "error":

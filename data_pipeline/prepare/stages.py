@@ -31,6 +31,7 @@ class Context:
     def __init__(self, folder: Path, **held: Any):
         self.folder, self.held = folder, held
         self.loaded: dict[str, Any] = {}  # what this process has read for itself
+        self.sets: Any = None
         self.tick: Callable[[int], None] = lambda done: None  # bytes of the part done so far; only in the first process
 
     def path(self, stage: str, number: int, kind: str) -> Path:

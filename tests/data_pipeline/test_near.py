@@ -8,6 +8,7 @@ import pytest
 from data_pipeline.batch import open_data
 from data_pipeline.config import SPLITS, CleanConfig, SourceConfig, SplitConfig
 from data_pipeline.dedup.leakage import find_leaks
+from data_pipeline.explain import main
 from data_pipeline.prepare import build
 from data_pipeline.prepare.build import prepare_to
 from data_pipeline.schema import ConfigError, UserError
@@ -106,6 +107,43 @@ def test_a_pinned_source_that_is_like_another_is_a_leak(config, rows, tmp_path):
     prepared = prepare_to(tmp_path / "out", allowed, 1, said.append)
     assert any("allow_leak=True" in line for line in said)
     assert len(split_texts(prepared, 1)["test"]) == 1
+
+
+def test_pieces_of_evaluation_sets_are_dropped_with_both_sides(config, tmp_path, capsys):
+    sets = tmp_path / "sets"
+    sets.mkdir()
+    question = "In which year did the old stone bridge over the northern river fall down after the great flood"
+    chinese = "北方那条大河上的老石桥是在哪一年的那场大洪水之后倒塌的呢请回答"
+    rows = [{"prompt": f"{question}?", "completion": "1742"}, {"text": chinese}, {"text": "short one"}]
+    (sets / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:1]), "utf-8")
+    (sets / "zh.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]), "utf-8")
+    rng = random.Random(0)
+    texts = [f"{i} {make_text(rng, 30)}" for i in range(40)]
+    texts[7] = f"Quiz! {question.upper().replace(' ', '  ')}, I asked."
+    texts[20] = f"题目：{chinese[:25]}，{chinese[25:]}"
+    texts[30] = "short one"
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    said = []
+    made = config(path, clean=CleanConfig(decontaminate=str(sets)))
+    prepared = prepare_to(tmp_path / "out", made, 1, said.append)
+    assert said[0] == "looking for 3 items of evaluation sets; 1 are too short to be told from chance"
+    assert prepared.manifest["dropped"] == {"contaminated": 2}
+    one, two = (json.loads(line) for line in (tmp_path / "out" / "ledger.jsonl").read_text("utf-8").splitlines())
+    assert (one["line"], one["match"]["where"]) == (8, f"{sets}/eval.jsonl:1")
+    assert one["match"]["their_text"] == question
+    assert two["match"]["their_text"] == chinese
+    main([f"--data={tmp_path / 'out'}", f"--doc={two['id']}"])
+    assert f"dropped: contaminated, '{chinese[:25]}" in capsys.readouterr().out
+    pinned = {"s": SourceConfig(path=str(path), split="validation"), "t": SourceConfig(path=str(path), split="train")}
+    kept = prepare_to(tmp_path / "pinned", config("", sources=pinned, clean=made.clean, allow_leak=True), 1, print)
+    assert kept.manifest["sources"][0]["dropped"] == {}
+    (sets / "zh.jsonl").write_text(json.dumps({"text": texts[0]}) + "\n", "utf-8")
+    with pytest.raises(UserError, match="made of other sources"):
+        prepare_to(tmp_path / "out", made, 1, print)
+    (sets / "zh.jsonl").write_text("{\n", "utf-8")
+    with pytest.raises(UserError, match=r"zh\.jsonl:1: not valid JSON"):
+        prepare_to(tmp_path / "other", made, 1, print)
 
 
 def test_impossible_similarities_are_named(config, rows):
