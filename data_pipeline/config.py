@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 SPLITS = ("train", "validation", "test")
-SOURCE_KINDS = ("auto", "text", "markdown", "jsonl", "csv", "package", "tfds")
+SOURCE_KINDS = ("auto", "text", "markdown", "jsonl", "csv", "parquet", "package", "tfds")
 CLEAN_RULES = (
     "line_ends", "repair_encoding", "nfc", "control", "trailing_space", "blank_lines", "width", "html_entities", "boilerplate",
     "simplified", "secrets", "mojibake", "quality",
@@ -25,7 +25,7 @@ FORMS = ("auto", "text", "prompt", "messages", "sharegpt", "alpaca")
 class SourceConfig:
     """One place that text comes from."""
 
-    kind: str = "auto"  # auto | text | markdown | jsonl | csv | package | tfds; auto goes by the file names
+    kind: str = "auto"  # auto | text | markdown | jsonl | csv | parquet | package | tfds; auto goes by the file names
     path: str = (
         ""  # a file, a folder or a glob; for package: a module name or "stdlib"; for tfds: NAME[/CONFIG][:VERSION]
     )
@@ -33,13 +33,11 @@ class SourceConfig:
     split: str = ""  # "" | train | validation | test: puts the whole source into one split
     document: str = "file"  # text: one document is a "file", a "paragraph" (blank lines between) or a "line"
     records: str = "source"  # package: "source" (files) or "docstrings" (function -> docstring as prompt, completion)
-    form: str = (
-        "auto"  # jsonl, csv, tfds rows: text | prompt | messages | sharegpt | alpaca; auto tells by their fields
-    )
-    text_field: str = "text"  # jsonl, csv, tfds: the field that holds the text
-    prompt_field: str = "prompt"  # jsonl, csv: used when a row has this field and completion_field
+    form: str = "auto"  # jsonl, csv, parquet, tfds rows: text | prompt | messages | sharegpt | alpaca; auto tells by their fields
+    text_field: str = "text"  # jsonl, csv, parquet, tfds: the field that holds the text
+    prompt_field: str = "prompt"  # jsonl, csv, parquet: used when a row has this field and completion_field
     completion_field: str = "completion"
-    group_field: str = ""  # jsonl, csv, tfds: rows with the same value always share a split
+    group_field: str = ""  # jsonl, csv, parquet, tfds: rows with the same value always share a split
     tfds_split: str = "train"  # tfds: which of its splits to read
     tfds_dir: str = ""  # tfds: its data_dir; "" is the library's default
     max_documents: int = 0  # stop after this many documents; 0 reads all

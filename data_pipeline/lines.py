@@ -21,7 +21,7 @@ LOOKS_LIKE = (
     (b"\x1f\x8b", "a gzip file; name it .gz"),
     (b"\x28\xb5\x2f\xfd", "a zstandard file; name it .zst"),
     (b"PK\x03\x04", "a zip archive (or an Office file); unpack it first"),
-    (b"PAR1", "a Parquet file; convert it to JSON lines"),
+    (b"PAR1", "a Parquet file; name it .parquet, or give it a source with kind='parquet'"),
     (b"BZh", "a bzip2 file; unpack it first"),
     (b"\xfd7zXZ", "an xz file; unpack it first"),
     (b"%PDF", "a PDF; extract its text first"),

@@ -1,4 +1,7 @@
-"""Which stretches of a file are its rows, and what record does each hold? Text, Markdown, JSON lines, CSV and TSV."""
+"""Which stretches of a file are its rows, and what record does each hold? Text, Markdown, JSON lines, CSV and TSV.
+
+Parquet is not read by stretches of bytes: its rows come as JSON lines from data_pipeline/parquet.py.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ SUFFIXES = {
     "markdown": (".md", ".markdown"),
     "jsonl": (".jsonl", ".ndjson"),
     "csv": (".csv", ".tsv"),
+    "parquet": (".parquet", ".pq"),
 }
 MAX_FILE_DOCUMENT = 2**28  # bytes: a file that is one document is held in memory whole, as text and as ids
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.forms import form_of
-from data_pipeline.lines import WHOLE, SpanReader, cut_at_lines, hash_file
+from data_pipeline.lines import WHOLE, Span, SpanReader, cut_at_lines, hash_file
 from data_pipeline.package_source import PackageSource
-from data_pipeline.parse import SUFFIXES, CsvHead, find_rows, is_by_line, parse_row, read_header
+from data_pipeline.parquet import ParquetFile
+from data_pipeline.parse import SUFFIXES, CsvHead, Row, find_rows, is_by_line, parse_row, read_header
 from data_pipeline.records import Bad, Found, Part, Place, Record, Source
 from data_pipeline.schema import UserError
 from data_pipeline.tfds_source import TfdsSource
@@ -48,7 +49,7 @@ class SourceFile:
 
 
 class FileSource:
-    """Text, Markdown, JSONL and CSV files."""
+    """Text, Markdown, JSONL, CSV and Parquet files."""
 
     def __init__(self, name: str, config: SourceConfig, key: str, max_line_bytes: int, log: Log):
         self.name, self.config, self.max_line_bytes = name, config, max_line_bytes
@@ -58,6 +59,10 @@ class FileSource:
         ]
         self.heads: dict[str, CsvHead] = {}
         self.reader = SpanReader()
+        self.parquet: ParquetFile | None = None  # the one that is read
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "reader": SpanReader(), "parquet": None}  # other processes open files for themselves
 
     def identity(self) -> list[Any]:
         return [[file.kind, file.sha256] for file in self.files]
@@ -70,7 +75,12 @@ class FileSource:
             return [Part(0, len(self.files), self.total_bytes())]
         parts: list[Part] = []
         for number, file in enumerate(self.files):
-            if file.size > goal and is_by_line(file.kind, self.config) and not file.path.endswith(PACKED):
+            if file.size > goal and file.kind == "parquet":
+                opened = ParquetFile(file.path, self.config)
+                for span in opened.spans(file.size, goal):
+                    rows = span.stop - span.start
+                    parts.append(Part(number, number + 1, file.size * rows // max(opened.rows, 1), span))
+            elif file.size > goal and is_by_line(file.kind, self.config) and not file.path.endswith(PACKED):
                 for span in cut_at_lines(file.path, file.size, goal):
                     stop = span.stop if span.stop >= 0 else file.size
                     parts.append(Part(number, number + 1, stop - span.start, span))
@@ -85,7 +95,7 @@ class FileSource:
         for number in range(first, end):
             file = self.files[number]
             empty, form = True, self._first_form(file) if span.start else ""
-            for row in find_rows(file.path, file.kind, self.config, self.max_line_bytes, span):
+            for row in self._rows(file, span):
                 empty = False
                 content = row.content
                 record = content if isinstance(content, Bad) else self._parse(file, content)
@@ -103,15 +113,32 @@ class FileSource:
                     what = "no rows in it below the header"
                 yield Found(Place(number, 0, 0, 0), file.path, Bad("empty file", what))
 
+    def _rows(self, file: SourceFile, span: Span) -> Iterator[Row]:
+        if file.kind != "parquet":
+            yield from find_rows(file.path, file.kind, self.config, self.max_line_bytes, span)
+            return
+        opened = self._open_parquet(file)
+        for number, raw in opened.read(span):
+            yield Row(number + 1, number, file.size // opened.rows, raw)
+
+    def _open_parquet(self, file: SourceFile) -> ParquetFile:
+        if self.parquet is None or self.parquet.path != file.path:
+            self.parquet = ParquetFile(file.path, self.config)
+        return self.parquet
+
     def _first_form(self, file: SourceFile) -> str:
-        for row in find_rows(file.path, file.kind, self.config, self.max_line_bytes):
+        for row in self._rows(file, WHOLE):
             if isinstance(row.content, bytes) and isinstance(record := self._parse(file, row.content), Record):
                 return form_of(record)
         return ""
 
     def load(self, place: Place) -> Record:
         file = self.files[place.file]
-        record = self._parse(file, self.reader.read(file.path, place.offset, place.length))
+        if file.kind == "parquet":
+            raw = self._open_parquet(file).row(place.offset)
+        else:
+            raw = self.reader.read(file.path, place.offset, place.length)
+        record = self._parse(file, raw)
         if isinstance(record, Bad):
             raise UserError(f"{file.path}: changed since it was indexed ({record.message}); run again")
         return record
@@ -119,7 +146,8 @@ class FileSource:
     def _parse(self, file: SourceFile, raw: bytes) -> Record | Bad:
         if file.kind == "csv" and file.path not in self.heads:
             self.heads[file.path] = read_header(file.path, self.max_line_bytes)
-        return parse_row(raw, file.kind, self.config, self.heads.get(file.path, NO_HEAD))
+        kind = "jsonl" if file.kind == "parquet" else file.kind
+        return parse_row(raw, kind, self.config, self.heads.get(file.path, NO_HEAD))
 
 
 def find_files(config: SourceConfig, key: str, log: Log) -> list[tuple[str, str]]:

@@ -51,7 +51,7 @@ Log = Callable[[str], None]
 # Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
 # whose content stays the same are not affected, since their fingerprint is of the content.
 CODE = ("built_in_templates", "chat", "chat_template", "clean", "conversation", "forms", "hf_folder", "hf_tokenizer", "lines",
-        "marks", "mix", "package_source", "parse", "prepare/build", "prepare/decide", "prepare/encode", "prepare/near", "prepare/read",
+        "marks", "mix", "package_source", "parquet", "parse", "prepare/build", "prepare/decide", "prepare/encode", "prepare/near", "prepare/read",
         "prepare/stages", "records", "scan", "sentencepiece_tokenizer", "sources", "split", "store", "tasks", "tfds_source",
         "tokenizer", "train_tokenizer")  # fmt: skip
 
