@@ -186,6 +186,7 @@ def test_two_processes_are_bit_equal_to_two_devices(place, base):
     assert (place / "base.1.err").read_text() == ""
 
 
+@pytest.mark.slow  # a minute and a half; two processes are compared above
 def test_four_processes_are_as_four_devices_and_go_on_as_two(place, base):
     """data=2 x fsdp=2. Four gloo ranks may add up in another order than four devices of one process: 1e-6, not bits."""
     short = "--config.train.steps=20"
