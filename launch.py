@@ -89,7 +89,7 @@ def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
             print(text, flush=True)
 
     before, data, batch, host_bytes = resident_bytes(), None, None, None
-    if config.data.path or config.data.sources:
+    if config.data.path or config.data.sources or config.data.prepared:
         data = open_data(config.data, log=say)
         batches = data.train_batches(0, (0, config.data.batch_size))
         batch = next(batches)

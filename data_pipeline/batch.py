@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from data_pipeline.feed import Batch, Calls, TrainBatches
 from data_pipeline.mix import Mixture, epoch_key, make_key, permute
 from data_pipeline.prepare.build import prepare
 from data_pipeline.quiet_tf import import_tf
-from data_pipeline.records import Source
+from data_pipeline.records import Named, Source
 from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader, read_rows
 from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.store import Prepared
@@ -37,7 +37,7 @@ LOCATED = 4096  # rows whose places are computed at once: one batch alone takes 
 class Data:
     """Opened data: the tokenizer, and the batches of each split."""
 
-    def __init__(self, config: DataConfig, prepared: Prepared, sources: list[Source], log: Callable[[str], None]):
+    def __init__(self, config: DataConfig, prepared: Prepared, sources: Sequence[Named], log: Callable[[str], None]):
         self.config, self.prepared, self.sources = config, prepared, sources
         self.tokenizer: Tokenizer = prepared.tokenizer
         special = self.tokenizer.special
@@ -144,7 +144,9 @@ class Data:
         groups = [[n] for n in numbers] if any(map(self._weight, numbers)) else [numbers]
         readers = [
             DocumentReader(
-                self.config, [(self.sources[n], *self.prepared.places(n, "train")) for n in group], self.tokenizer
+                self.config,
+                [(cast(Source, self.sources[n]), *self.prepared.places(n, "train")) for n in group],
+                self.tokenizer,
             )
             for group in groups
         ]
@@ -219,7 +221,7 @@ class Data:
 
     def _fingerprint(self) -> str:
         config = asdict(self.config)
-        for key in ("path", "sources", "split", "tokenizer", "cache_dir", "on_bad", "max_bad_fraction", "max_line_bytes",
+        for key in ("path", "sources", "prepared", "split", "tokenizer", "cache_dir", "on_bad", "max_bad_fraction", "max_line_bytes",
                     "allow_leak", "min_completion_kept"):  # fmt: skip
             del config[key]  # they decide what is prepared, and its content is in the hash below
         if not self.config.streaming:  # which cleans while it reads, so its text is not in what is prepared
@@ -227,7 +229,7 @@ class Data:
         if not is_on(self.config.augment):
             del config["augment"]
         weights = [[source.name, source.config.weight] for source in self.sources]
-        identity = [source.identity() for source in self.sources] if self.config.streaming else []
+        identity = [cast(Source, source).identity() for source in self.sources] if self.config.streaming else []
         content = self.prepared.content_sha256()
         what = [VERSION, config, weights, identity, content, self.tokenizer.sha256]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

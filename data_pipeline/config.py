@@ -118,6 +118,7 @@ class DataConfig:
 
     path: str = ""  # one file, folder or glob, of a kind told by its name; when set, it stands in place of `sources`
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # or several, by name
+    prepared: str = ""  # a folder that `data_pipeline.prepare --out` wrote: read as it is, in place of path and sources
     clean: CleanConfig = CleanConfig()
     split: SplitConfig = SplitConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -160,9 +161,11 @@ def check_data_config(data: DataConfig) -> list[str]:
         must(value in valid, f"{key}: must be one of {', '.join(repr(v) for v in valid)}, got {value!r}")
 
     must(
-        bool(data.path or data.sources),
+        bool(data.path or data.sources or data.prepared),
         "path: name a file, folder or glob, as in --config.data.path=FILE (or fill sources)",
     )
+    must(not (data.prepared and data.path), "prepared: stands in place of path; set one of them")
+    must(not (data.prepared and data.streaming), "prepared: is not streamed; set streaming=False")
     for name, source in data.sources.items():
         key = f"sources.{name}"
         must(bool(source.path), f"{key}.path: must name a file, folder, glob, package or TFDS data set")

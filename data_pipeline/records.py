@@ -96,6 +96,15 @@ class Part(NamedTuple):
     span: Span = WHOLE
 
 
+class Named(Protocol):
+    """What of a source is needed where its text is prepared already."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> SourceConfig: ...
+
+
 class Source(Protocol):
     """One entry of config.data.sources, opened."""
 

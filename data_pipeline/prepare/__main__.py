@@ -17,7 +17,7 @@ usage: python -m data_pipeline.prepare --config=FILE [--out=DIR [--workers=N]] [
 Reads, cleans, splits and tokenises the sources of a configuration ahead of training, and prints the report. Training
 with the same configuration then starts at once.
 
---out: writes to this folder instead of the cache. A run that was killed goes on where it was.
+--out: writes to this folder instead of the cache, for --config.data.prepared=DIR. A run that was killed goes on where it was.
 --workers: processes that share the work; the result does not depend on them.
 
 example: python -m data_pipeline.prepare --config=configs/pretrain.py
@@ -40,12 +40,15 @@ def main(argv: list[str]) -> None:
     problems = check_data_config(config)
     if problems:
         raise ConfigError(problems)
+    if config.prepared:
+        raise ConfigError("config.data.prepared is set: there is nothing to prepare")
     if flags["out"]:
         prepared = prepare_to(Path(flags["out"]).expanduser(), config, int(flags["workers"]), print)
     else:
         prepared, _ = prepare(config, print)
     print((prepared.folder / "report.md").read_text("utf-8"))
-    print(f"prepared data: {prepared.folder}. Next: python -m data_pipeline.show --config={flags['config']}")
+    where = f" --config.data.prepared={flags['out']}" if flags["out"] else ""
+    print(f"prepared data: {prepared.folder}. Next: python -m data_pipeline.show --config={flags['config']}{where}")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,17 @@ import numpy as np
 
 from data_pipeline.augment import is_on
 from data_pipeline.chat import template_source
-from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.config import SPLITS, DataConfig, SourceConfig
 from data_pipeline.lines import hash_file
 from data_pipeline.prepare.decide import DECIDE, Tally, decide, read_fate
 from data_pipeline.prepare.encode import ENCODE, encode_part, join_parts, train_texts
 from data_pipeline.prepare.read import PART_BYTES, READ, evaluation_sets, evaluation_source, read_arrays, read_part
 from data_pipeline.prepare.stages import Context, run_stage
-from data_pipeline.records import Part, Source
+from data_pipeline.records import Named, Part, Source
 from data_pipeline.report import format_report
 from data_pipeline.rules.pii_cipher import read_key
 from data_pipeline.scan import document_key
-from data_pipeline.schema import UserError
+from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.sources import open_sources
 from data_pipeline.store import (
     Prepared,
@@ -56,8 +56,43 @@ CODE = ("built_in_templates", "chat", "chat_template", "clean", "conversation", 
         "tokenizer", "train_tokenizer")  # fmt: skip
 
 
-def prepare(config: DataConfig, log: Log) -> tuple[Prepared, list[Source]]:
-    """Returns the prepared data of `config`, made now or taken from the cache, and its opened sources."""
+@dataclass(frozen=True)
+class Given:
+    """A source of data that are prepared; only its weight and name still count."""
+
+    name: str
+    config: SourceConfig
+
+
+def open_given(config: DataConfig) -> tuple[Prepared, Sequence[Named]]:
+    """Opens the folder `config.prepared`; UserError where it is damaged, ConfigError where it was made for another configuration."""
+    found = open_prepared(Path(config.prepared).expanduser())
+    if isinstance(found, str):
+        raise UserError(f"config.data.prepared={config.prepared!r}: {found}")
+    made_of = found.manifest["made_of"]
+    pairs = (("add_bos", config.add_bos, made_of["add_bos"]), ("split.by", config.split.by, made_of["split"]["by"]))
+    problems = [
+        f"config.data.{key}={now!r}, but {config.prepared} was prepared with {then!r}; set it to that, or prepare again"
+        for key, now, then in pairs
+        if now != then
+    ]
+    wanted = find_tokenizer(config.tokenizer) if config.tokenizer.path else None
+    if wanted and wanted.sha256 != found.tokenizer.sha256:
+        problems.append(
+            f"config.data.tokenizer.path={config.tokenizer.path!r} is another tokenizer than the one {config.prepared} was "
+            "prepared with; prepare it again with this one"
+        )
+    if made_of["streaming"]:
+        problems.append(f"config.data.prepared={config.prepared!r} was prepared for streaming; prepare it without")
+    if problems:
+        raise ConfigError(problems)
+    return found, [Given(name, config.sources.get(name, SourceConfig(path=name))) for name in found.sources]
+
+
+def prepare(config: DataConfig, log: Log) -> tuple[Prepared, Sequence[Named]]:
+    """Returns the prepared data of `config`, made now or taken from the cache or the folder it names, and its sources."""
+    if config.prepared:
+        return open_given(config)
     sources = open_sources(config, log)
     tokenizer = find_tokenizer(config.tokenizer)
     assert tokenizer or not config.streaming  # check_data_config

@@ -12,13 +12,15 @@ from dataclasses import replace
 
 import pytest
 
-from data_pipeline.config import SourceConfig, SplitConfig
+from data_pipeline.batch import open_data
+from data_pipeline.config import SourceConfig, SplitConfig, TokenizerConfig
 from data_pipeline.prepare import build
 from data_pipeline.prepare.build import prepare_to
 from data_pipeline.records import Bad
-from data_pipeline.schema import UserError
+from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.sources import open_sources
 from data_pipeline.store import open_prepared
+from data_pipeline.train_tokenizer import train_tokenizer
 from tests.data_pipeline.conftest import make_text
 
 PART = 6000  # bytes: about ten parts
@@ -138,6 +140,35 @@ def test_what_else_is_in_the_folder_is_not_touched(make, tmp_path):
     with pytest.raises(UserError, match="something else"):
         make(other / "a.txt")
     assert (other / "a.txt").read_text() == "mine"
+
+
+def test_a_run_reads_the_folder_as_what_it_would_prepare_itself(make, config, rows, tmp_path, quiet):
+    out = tmp_path / "out"
+    make(out)
+    itself = open_data(config(rows, on_bad="skip", max_bad_fraction=0.1), log=quiet)
+    given = open_data(config("", prepared=str(out)), log=quiet)
+    assert given.fingerprint == itself.fingerprint
+    one, two = (data.train_batches(3, (0, data.config.batch_size)) for data in (itself, given))
+    first, second = next(one), next(two)
+    assert all((first[name] == second[name]).all() for name in first)
+    one.close()
+    two.close()
+    assert given.summary()["sources"]["data"] == itself.summary()["sources"]["data"]
+    for changes, words in [
+        ({"add_bos": True}, "add_bos=True, but .*out was prepared with False"),
+        ({"split": SplitConfig(by="position")}, "split.by='position', but"),
+        ({"tokenizer": TokenizerConfig(kind="auto", path=str(tmp_path / "other"))}, "is another tokenizer"),
+        ({"path": str(rows)}, "stands in place of path"),
+    ]:
+        if "tokenizer" in changes:
+            train_tokenizer(TokenizerConfig(vocab_size=304), ["a text 好 " * 50, "other words"]).save(
+                tmp_path / "other"
+            )
+        with pytest.raises(ConfigError, match=words):
+            open_data(config(**{"path": "", "prepared": str(out), **changes}), log=quiet)
+    (out / "report.md").unlink()
+    with pytest.raises(UserError, match=r"prepared=.*report\.md is missing"):
+        open_data(config("", prepared=str(out)), log=quiet)
 
 
 SCRIPT = """
