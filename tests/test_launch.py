@@ -329,6 +329,7 @@ def until(process, start):
     assert any(line.startswith(start) for line in process.stdout), process.stderr.read()
 
 
+@pytest.mark.slow  # a minute; tests/lm/test_profile.py and test_clock.py have the parts
 def test_a_profile_and_the_goodput_of_a_run_that_is_killed_and_stopped_within_it(place):
     """kill -9 at step 20 with a checkpoint at 10, SIGTERM at step 15, then to the end; steps 12 to 22 are to be traced."""
     (place / "slow.py").write_text(SLOW + (place / "config.py").read_text())

@@ -249,6 +249,7 @@ def test_an_error_on_one_process_ends_all_with_its_reason(place, error):
     one_line(errors[0], "process 0 stops: process 1 on host", "failed", error.split("(")[0], "Run the same command")
 
 
+@pytest.mark.slow  # half a minute of waiting
 def test_a_frozen_process_ends_the_other_and_itself_when_it_wakes(place):
     run = Group(place, "frozen", ENDLESS, LM_PEER_TIMEOUT="3")
     run.until("step 7/")

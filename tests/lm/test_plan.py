@@ -63,6 +63,7 @@ def test_the_page_has_every_number_a_person_asks_for(planned):
         assert words in text
 
 
+@pytest.mark.slow  # a minute: it compiles each piece of advice
 def test_what_does_not_fit_gets_advice_with_figures(make_config, monkeypatch):
     """A limit between what the step needs as it is and with everything recomputed in micro-batches."""
     config = make_config(
