@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import stat
@@ -80,8 +79,8 @@ def _config(flags: dict[str, str], rules: tuple[str, ...]) -> CleanConfig:
         pii=flags["anonymize"],
     )  # fmt: skip
     if found := check_data_config(DataConfig(path="-", clean=config)):
-        names = (("config.data.clean.pii:", "--anonymize:"), ("config.data.clean.", "--"))
-        raise ConfigError([functools.reduce(lambda text, pair: text.replace(*pair), names, one) for one in found])
+        named = (problem.replace("config.data.clean.pii:", "--anonymize:") for problem in found)
+        raise ConfigError([problem.replace("config.data.clean.", "--") for problem in named])
     return config
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from data_pipeline.batch import Data, open_data
 from data_pipeline.config import SPLITS
+from data_pipeline.prepare.read import split_where
 from data_pipeline.scan import document_key
 from data_pipeline.schema import ConfigError, UserError, run_main, split_flags
 from data_pipeline.store import Prepared, open_prepared
@@ -85,9 +86,7 @@ def explain_id(prepared: Prepared, name: str) -> Iterator[str]:
 
 
 def explain_file(prepared: Prepared, name: str) -> Iterator[str]:
-    file, _, number = name.rpartition(":")
-    line = int(number) if file and number.isdecimal() else None
-    file = file if line is not None else name
+    file, line = split_where(name)
 
     def wanted(entry: dict[str, Any]) -> bool:
         return entry["file"].endswith(file) and (line is None or entry["line"] == line)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.records import Bad, Found, Part, Place, Record, is_encodable
+from data_pipeline.records import Bad, Found, Part, Place, Record, add_file, is_encodable
 from data_pipeline.schema import UserError
 
 # Tests, generated tables and bundled copies of other projects; folder names anywhere in a package.
@@ -52,11 +52,7 @@ class PackageSource:
             return [Part(0, len(self.files), self.total_bytes())]
         parts: list[Part] = []
         for number, path in enumerate(self.files):
-            size = (self.root / path).stat().st_size
-            if parts and parts[-1].size + size <= goal:
-                parts[-1] = parts[-1]._replace(end=number + 1, size=parts[-1].size + size)
-            else:
-                parts.append(Part(number, number + 1, size))
+            add_file(parts, number, (self.root / path).stat().st_size, goal)
         return parts
 
     def read(self, part: Part | None = None) -> Iterator[Found]:

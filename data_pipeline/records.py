@@ -96,6 +96,14 @@ class Part(NamedTuple):
     span: Span = WHOLE
 
 
+def add_file(parts: list[Part], number: int, size: int, goal: int) -> None:
+    """Adds a whole file to the last part, where that has only whole files and room, or as a part of its own."""
+    if parts and parts[-1].span == WHOLE and parts[-1].size + size <= goal:
+        parts[-1] = parts[-1]._replace(end=number + 1, size=parts[-1].size + size)
+    else:
+        parts.append(Part(number, number + 1, size))
+
+
 class Named(Protocol):
     """What of a source is needed where its text is prepared already."""
 

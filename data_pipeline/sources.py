@@ -15,7 +15,7 @@ from data_pipeline.lines import WHOLE, Span, SpanReader, cut_at_lines, hash_file
 from data_pipeline.package_source import PackageSource
 from data_pipeline.parquet import ParquetFile
 from data_pipeline.parse import SUFFIXES, CsvHead, Row, find_rows, is_by_line, parse_row, read_header
-from data_pipeline.records import Bad, Found, Part, Place, Record, Source
+from data_pipeline.records import Bad, Found, Part, Place, Record, Source, add_file
 from data_pipeline.schema import UserError
 from data_pipeline.tfds_source import TfdsSource
 
@@ -84,10 +84,8 @@ class FileSource:
                 for span in cut_at_lines(file.path, file.size, goal):
                     stop = span.stop if span.stop >= 0 else file.size
                     parts.append(Part(number, number + 1, stop - span.start, span))
-            elif parts and parts[-1].span == WHOLE and parts[-1].size + file.size <= goal:
-                parts[-1] = parts[-1]._replace(end=number + 1, size=parts[-1].size + file.size)
             else:
-                parts.append(Part(number, number + 1, file.size))
+                add_file(parts, number, file.size, goal)
         return parts
 
     def read(self, part: Part | None = None) -> Iterator[Found]:

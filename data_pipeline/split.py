@@ -47,12 +47,16 @@ def split_of(group: str, key: bytes, config: SplitConfig) -> str:
     Test lies at the low end of the hash and validation at the high end, so enlarging one never moves the other, and new
     documents never move old ones.
     """
-    what = b"group:" + group.encode() if group else b"text:" + key
-    digest = hashlib.blake2b(config.salt.encode() + b"\0" + what, digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
+    place = place_of(b"group:" + group.encode() if group else b"text:" + key, config.salt)
     if place < config.test:
         return "test"
     return "validation" if place >= 1 - config.validation else "train"
+
+
+def place_of(what: bytes, salt: str) -> float:
+    """Returns a stable hash as a number in [0, 1)."""
+    digest = hashlib.blake2b(salt.encode() + b"\0" + what, digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def cut_by_position(text: str, config: SplitConfig) -> dict[str, str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
+from data_pipeline import split
 from data_pipeline.config import SPLITS, SplitConfig
-from data_pipeline.split import split_of
 
 
 def split_of_cluster(name: bytes, config: SplitConfig) -> str:
@@ -16,13 +15,12 @@ def split_of_cluster(name: bytes, config: SplitConfig) -> str:
     >>> split_of_cluster(bytes(16), SplitConfig(test=1.0, validation=0.0))
     'test'
     """
-    return split_of("", name, config)
+    return split.split_of("", name, config)
 
 
 def place_of(name: bytes, salt: str = "") -> float:
     """Returns where in [0, 1) a cluster lies: the number that `split_of` compares with the shares."""
-    digest = hashlib.blake2b(salt.encode() + b"\0text:" + name, digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    return split.place_of(b"text:" + name, salt)
 
 
 def fold_of_cluster(name: bytes, folds: int, salt: str = "") -> int:

@@ -7,7 +7,6 @@ as many parts as its memory asks for, without knowing that number when the file 
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import IO
 
 import numpy as np
 
+from data_pipeline import whole_file
 from data_pipeline.schema import UserError
 
 BLOCK = 1 << 19
@@ -23,24 +23,18 @@ END = 2**64
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[IO[bytes]]:
-    """Gives a file that takes the name `path` only when it is complete and on the disk; a killed stage leaves no half file."""
-    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    """`whole_file.written_aside` that says in a line what is wrong with the place or the disk."""
+    began = False
     try:
-        file = open(aside, "wb")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}; name another folder") from None
-    try:
-        with file:
+        with whole_file.written_aside(path) as file:
+            began = True
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
     except OSError as error:
+        if not began:
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}; name another folder") from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(f"{path}: no space left on the disk; free some, or name another folder") from None
         raise
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 class RunWriter:

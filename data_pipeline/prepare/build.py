@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
+import itertools
 import json
 import shutil
 import time
@@ -51,8 +52,7 @@ Log = Callable[[str], None]
 # Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
 # whose content stays the same are not affected, since their fingerprint is of the content.
 CODE = ("built_in_templates", "chat", "chat_template", "clean", "conversation", "forms", "hf_folder", "hf_tokenizer", "lines",
-        "marks", "mix", "package_source", "parquet", "parse", "prepare/build", "prepare/decide", "prepare/encode", "prepare/near", "prepare/read",
-        "prepare/stages", "records", "scan", "sentencepiece_tokenizer", "sources", "split", "store", "tasks", "tfds_source",
+        "marks", "mix", "package_source", "parquet", "parse", "records", "scan", "sentencepiece_tokenizer", "sources", "split", "store", "tasks", "tfds_source",
         "tokenizer", "train_tokenizer")  # fmt: skip
 
 
@@ -158,11 +158,8 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
             del keys[name]
         described.append([source.name, keys, source.identity()])
     here = Path(__file__).parents[1]
-    files = [
-        *(here / f"{name}.py" for name in CODE),
-        *sorted(here.glob("rules/*.py")),
-        *sorted(here.glob("dedup/*.py")),
-    ]
+    folders = (sorted(here.glob(f"{name}/*.py")) for name in ("dedup", "prepare", "rules"))
+    files = [*(here / f"{name}.py" for name in CODE), *itertools.chain(*folders)]
     code = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     trained = {k: v for k, v in asdict(config.tokenizer).items() if k != "path"}
     made_of = {
@@ -197,7 +194,7 @@ def _build(
         given = work / "given"
         tokenizer.save(given)
     context = Context(work, config=config, sources=sources, tokenizer=given)
-    context.loaded = {"tokenizer_of": given, "tokenizer": tokenizer}
+    context.loaded[given] = tokenizer
     if config.clean.decontaminate:
         index = evaluation_sets(context)
         short = f"; {index.too_short:,} are too short to be told from chance" if index.too_short else ""
@@ -209,7 +206,7 @@ def _build(
         tokenizer.template = template  # whoever loads the tokenizer writes conversations the same way
     tokenizer.save(work / "tokenizer")
     check_tokenizer(tokenizer, config.add_bos, config.split.by == "hash", is_on(config.augment))
-    context.loaded = {"tokenizer_of": work / "tokenizer", "tokenizer": tokenizer}
+    context.loaded[work / "tokenizer"] = tokenizer
     sizes = [part.size for _, part in tasks]
     encoded = run_stage(context, ENCODE, encode_part, tasks, sizes, workers, log, "encoding")
     tokenizer.save(folder / "tokenizer")

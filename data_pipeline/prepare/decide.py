@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.prepare.leaks import Leaks, name_splits
 from data_pipeline.prepare.near import compare_near
-from data_pipeline.prepare.read import CUT, ledger_line, read_arrays, read_where
-from data_pipeline.prepare.stages import Context, Log, writing
+from data_pipeline.prepare.read import ledger_line, read_arrays, read_where
+from data_pipeline.prepare.stages import Context, Log
 from data_pipeline.records import Part, Source
 from data_pipeline.schema import UserError
+from data_pipeline.whole_file import written_aside
 
 DECIDE = "decide"
 AT_ONCE = 2**23  # documents whose keys are compared at once: about 500 MB
-MAX_EXAMPLES = 3  # shown in a message about leaks
-NAMES = (*SPLITS, "every split")  # a text cut by position is in each
 
 
 @dataclass
@@ -52,9 +52,7 @@ def decide(
     exact, leaks = _compare(context, tasks, config, sources)
     fates = exact
     if config.clean.near_dedup:
-        fates, counts, examples = compare_near(context, tasks, exact, workers, log)
-        leaks.counts.update(counts)
-        leaks.examples = sorted([*leaks.examples, *examples])[:MAX_EXAMPLES]
+        fates = compare_near(context, tasks, exact, leaks, workers, log)
     tallies = [Tally() for _ in sources]
     for number, ((source, _), answer, fate) in enumerate(zip(tasks, answers, fates)):
         tally = tallies[source]
@@ -63,9 +61,9 @@ def decide(
         tally.changed.update(answer["changed"])
         gone = np.flatnonzero(fate == 0)
         tally.kept.update({split: n for i, split in enumerate(SPLITS) if (n := int((fate >> i & 1).sum()))})
-        with writing(context.path(DECIDE, number, "fate")) as file:
+        with written_aside(context.path(DECIDE, number, "fate")) as file:
             file.write(fate.tobytes())
-        with writing(context.path(DECIDE, number, "ledger")) as file:
+        with written_aside(context.path(DECIDE, number, "ledger")) as file:
             where, keys = (read_where(context, number), read_arrays(context, number)["key"]) if len(gone) else ([], [])
             for i in gone.tolist():
                 reason = "near-duplicate" if exact[number][i] else "duplicate"
@@ -81,35 +79,12 @@ def read_fate(context: Context, number: int) -> np.ndarray:
     return np.frombuffer(context.path(DECIDE, number, "fate").read_bytes(), np.uint8)
 
 
-class _Leaks:
-    """Texts that are in two splits."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.examples: list[tuple[int, int, int]] = []  # part, document, source of the one that it repeats
-
-    def check(self, context: Context, log: Log) -> None:
-        if not self.counts:
-            return
-        config, sources = context.held["config"], context.held["sources"]
-        counts = ", ".join(f"{count} texts of {a} are in {b} too" for (a, b), count in sorted(self.counts.items()))
-        examples = (
-            f"{read_where(context, part)[index]} repeats a document of source {sources[first].name}"
-            for part, index, first in self.examples
-        )
-        message = f"{counts}; {'; '.join(examples)}"
-        if not config.allow_leak:
-            hint = "" if config.clean.exact_dedup else " (clean.exact_dedup=True drops repeats between unpinned splits)"
-            raise UserError(f"{message}. Remove them{hint}, or set config.data.allow_leak=True to go on")
-        log(f"warning: {message} (allow_leak=True)")
-
-
 def _compare(
     context: Context, tasks: list[tuple[int, Part]], config: DataConfig, sources: list[Source]
-) -> tuple[list[np.ndarray], _Leaks]:
+) -> tuple[list[np.ndarray], Leaks]:
     """Finds documents that repeat an earlier one, by keys of one range after the other."""
     fates = [read_arrays(context, number)["splits"].copy() for number in range(len(tasks))]
-    total, leaks = sum(map(len, fates)), _Leaks()
+    total, leaks = sum(map(len, fates)), Leaks()
     ranges = max(1, -(-total // AT_ONCE))
     pinned = np.array([bool(source.config.split) for source in sources])
     for turn in range(ranges):
@@ -125,19 +100,13 @@ def _compare(
         begins = np.concatenate([[True], (halves[1:] != halves[:-1]).any(axis=1)]) if len(order) else np.zeros(0, bool)
         first = np.flatnonzero(begins)[np.cumsum(begins) - 1]
         for i in np.flatnonzero(~begins).tolist():
-            here, there = (_name(int(fates[part[n]][index[n]])) for n in (i, first[i]))
+            here, there = (int(fates[part[n]][index[n]]) for n in (i, first[i]))
             fixed = pinned[source[i]] or pinned[source[first[i]]] or not config.clean.exact_dedup
-            if here != there and fixed:
-                leaks.counts[there, here] += 1
-                leaks.examples = sorted([*leaks.examples, (int(part[i]), int(index[i]), int(source[first[i]]))])
-                del leaks.examples[MAX_EXAMPLES:]
+            if name_splits(here) != name_splits(there) and fixed:
+                leaks.add(there, here, int(part[i]), int(index[i]), int(source[first[i]]))
             elif config.clean.exact_dedup:
                 fates[part[i]][index[i]] = 0
     return fates, leaks
-
-
-def _name(splits: int) -> str:
-    return NAMES[-1] if splits & CUT else NAMES[splits.bit_length() - 1]
 
 
 def _check_source(source: Source, tally: Tally, answers: list[dict[str, Any]], config: DataConfig) -> None:

@@ -15,14 +15,15 @@ import numpy as np
 from data_pipeline.config import SPLITS, DataConfig
 from data_pipeline.mix import hash64
 from data_pipeline.prepare.decide import read_fate
-from data_pipeline.prepare.read import CUT, read_arrays, read_records, read_where, split_where, tokenizer_of
-from data_pipeline.prepare.stages import Context, writing
+from data_pipeline.prepare.read import CUT, kept_records, read_arrays, read_where, split_where, tokenizer_of
+from data_pipeline.prepare.stages import Context
 from data_pipeline.records import Part, Place, Record, Source
-from data_pipeline.scan import Cleaner, document_key, part_for
+from data_pipeline.scan import document_key, part_for
 from data_pipeline.schema import UserError
 from data_pipeline.store import ShardWriter, ids_dtype
 from data_pipeline.tasks import to_ids
-from data_pipeline.tokenizer import STAND_IN
+from data_pipeline.tokenizer import STAND_IN, Tokenizer
+from data_pipeline.whole_file import written_aside
 
 ENCODE = "encode"
 BATCH_CHARS = 1_000_000  # characters that are encoded at once
@@ -47,23 +48,13 @@ def read_documents(
     config: DataConfig = context.held["config"]
     source: Source = context.held["sources"][task[0]]
     arrays, fate = read_arrays(context, number), read_fate(context, number)
-    wanted = sum(1 << SPLITS.index(split) for split in splits)
-    cleaner = Cleaner(config, tokenizer_of(context, context.held["tokenizer"]))
-    records = iter(()) if config.streaming else read_records(context, number)
-    for i in range(len(fate)):
-        place = Place(*arrays["place"][i].tolist())
-        record = None if config.streaming else next(records)
-        if not fate[i] & wanted:
-            continue
-        if record is None:
-            cleaned = cleaner.clean(source.load(place))
-            if not isinstance(cleaned, Record):
-                raise UserError(f"source {source.name}: a document changed while it was read ({cleaned}); run again")
-            record = cleaned
+    wanted = fate & sum(1 << SPLITS.index(split) for split in splits)
+    for i, record in kept_records(context, number, task, wanted):
+        place, key = Place(*arrays["place"][i].tolist()), arrays["key"][i].tobytes()
         for n, split in enumerate(SPLITS):
-            if fate[i] & wanted & 1 << n:
+            if wanted[i] & 1 << n:
                 part = part_for(record, split, source.config.split, config) if fate[i] & CUT else record
-                yield Document(task[0], split, part, document_key(arrays["key"][i].tobytes(), split), place, i)
+                yield Document(task[0], split, part, document_key(key, split), place, i)
 
 
 def train_texts(context: Context, tasks: list[tuple[int, Part]], total: int, limit: int) -> Iterator[str]:
@@ -104,8 +95,10 @@ def encode_part(context: Context, number: int, task: tuple[int, Part]) -> dict[s
             flush()
             context.tick(done)
     flush()
+    where = [split_where(where) for where in read_where(context, number)] if shards else []
     for split, shard in shards.items():
-        shard.write(context, number, split)
+        with written_aside(context.path(ENCODE, number, split)) as file:
+            file.write(shard.pack(tokenizer, where, f"part {number}, {split}"))
     return {split: shard.bytes for split, shard in shards.items()}
 
 
@@ -129,32 +122,30 @@ class _PartOfShard:
         self.keys.append(document.key)
         self.numbers.append(document.number)
 
-    def write(self, context: Context, number: int, split: str) -> None:
-        tokenizer = tokenizer_of(context, context.folder / "tokenizer")
+    def pack(self, tokenizer: Tokenizer, where: list[tuple[str, int | None]], name: str) -> bytes:
+        """Returns the arrays as they are written; `where` has file and line of every document of the part."""
         ids, sizes = np.concatenate(self.ids), np.array([len(one) for one in self.ids], np.int64)
         bad = np.flatnonzero((ids < 0) | (ids >= tokenizer.vocab_size))
         if len(bad):
             document = int(np.searchsorted(np.cumsum(sizes), bad[0], side="right"))
             raise UserError(
-                f"part {number}, {split} document {document}: the tokenizer gave id {ids[bad[0]]}, outside its vocabulary of "
+                f"{name} document {document}: the tokenizer gave id {ids[bad[0]]}, outside its vocabulary of "
                 f"{tokenizer.vocab_size}"
             )
         arrays = {
             "ids": ids.astype(ids_dtype(tokenizer.vocab_size)), "sizes": sizes, "loss_start": np.array(self.loss_start, np.int32),
             "keys": np.array(self.keys, np.uint64), "unknown": np.array((ids == tokenizer.special.unk).sum()),
-            **self._origins(context, number),
+            **self._origins(where),
         }  # fmt: skip
         if self.any_learned:
             arrays["learned"] = np.concatenate(self.learned)
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **arrays)
-        with writing(context.path(ENCODE, number, split)) as file:
-            file.write(content.getvalue())
+        return content.getvalue()
 
-    def _origins(self, context: Context, number: int) -> dict[str, np.ndarray]:
+    def _origins(self, where: list[tuple[str, int | None]]) -> dict[str, np.ndarray]:
         """Names of files, and of each document which it is from and the line (0: the whole of it)."""
-        where = read_where(context, number)
-        found = [split_where(where[document]) for document in self.numbers]
+        found = [where[document] for document in self.numbers]
         files = {file: i for i, file in enumerate(dict.fromkeys(file for file, _ in found))}
         return {"files": np.array(list(files)), "origins": np.array([[files[file], line or 0] for file, line in found])}
 

@@ -20,13 +20,14 @@ import numpy as np
 
 from data_pipeline.config import SPLITS, DataConfig, SourceConfig
 from data_pipeline.dedup.decontaminate import EvaluationIndex, Match
-from data_pipeline.prepare.stages import Context, writing
-from data_pipeline.records import Bad, Found, Part, Record, Source, pack_record, unpack_record
+from data_pipeline.prepare.stages import Context
+from data_pipeline.records import Bad, Found, Part, Place, Record, Source, pack_record, unpack_record
 from data_pipeline.scan import SHORTENED, Cleaner, Outcome, part_for
 from data_pipeline.schema import UserError
 from data_pipeline.sources import FileSource
 from data_pipeline.split import split_of, text_key
 from data_pipeline.tokenizer import STAND_IN, Tokenizer, load_tokenizer
+from data_pipeline.whole_file import written_aside
 
 READ = "read"
 PART_BYTES = 2**25  # of a source that are read together: a function of nothing else, so that workers change nothing
@@ -39,9 +40,9 @@ def tokenizer_of(context: Context, folder: Path | None) -> Tokenizer:
     """The tokenizer in `folder`, loaded once a process; without one what has special ids only."""
     if folder is None:
         return STAND_IN
-    if context.loaded.get("tokenizer_of") != folder:
-        context.loaded = {"tokenizer_of": folder, "tokenizer": load_tokenizer(folder)}
-    return context.loaded["tokenizer"]
+    if folder not in context.loaded:
+        context.loaded[folder] = load_tokenizer(folder)
+    return context.loaded[folder]
 
 
 def evaluation_source(path: str, max_line_bytes: int) -> FileSource:
@@ -51,15 +52,15 @@ def evaluation_source(path: str, max_line_bytes: int) -> FileSource:
 
 def evaluation_sets(context: Context) -> EvaluationIndex:
     """The evaluation sets, read once a process; UserError for a row of theirs that is bad."""
-    if context.sets is None:
+    if EvaluationIndex not in context.loaded:
         config: DataConfig = context.held["config"]
         items = []
         for _, where, record in evaluation_source(config.clean.decontaminate, config.max_line_bytes).read():
             if isinstance(record, Bad):
                 raise UserError(f"{where}: {record.message}")
             items.append((where, "\n".join(record.parts())))
-        context.sets = EvaluationIndex(items)
-    return context.sets
+        context.loaded[EvaluationIndex] = EvaluationIndex(items)
+    return context.loaded[EvaluationIndex]
 
 
 def split_where(where: str) -> tuple[str, int | None]:
@@ -83,12 +84,12 @@ def read_part(context: Context, number: int, task: tuple[int, Part]) -> dict[str
     looked_for = config.clean.decontaminate and source.config.split not in ("validation", "test")
     reader = _Reader(config, source, cleaner, evaluation_sets(context) if looked_for else None)
     with (
-        writing(context.path(READ, number, "ledger")) as ledger,
-        writing(context.path(READ, number, "where")) as where,
-        writing(context.path(READ, number, "docs")) as docs,
+        written_aside(context.path(READ, number, "ledger")) as ledger,
+        written_aside(context.path(READ, number, "where")) as where,
+        written_aside(context.path(READ, number, "docs")) as docs,
     ):
         reader.run(task[1], ledger, where, None if config.streaming else docs, context.tick)
-    with writing(context.path(READ, number, "npz")) as file:
+    with written_aside(context.path(READ, number, "npz")) as file:
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **reader.arrays())
         file.write(content.getvalue())
@@ -210,8 +211,21 @@ def _read_lines(context: Context, number: int) -> Iterator[list[str]]:
         yield from (json.loads(line.decode("utf-8", "surrogateescape")) for line in file)
 
 
-def read_records(context: Context, number: int) -> Iterator[Record]:
-    """The kept documents of a part."""
-    with open(context.path(READ, number, "docs"), "rb") as file:
-        while head := file.read(HEAD.size):
-            yield unpack_record(file.read(*HEAD.unpack(head)))
+def kept_records(
+    context: Context, number: int, task: tuple[int, Part], wanted: np.ndarray
+) -> Iterator[tuple[int, Record]]:
+    """Yields (number, record) of the documents of a part that are `wanted`: read again and cleaned where they are streamed."""
+    if not context.held["config"].streaming:
+        with open(context.path(READ, number, "docs"), "rb") as file:
+            for i in range(len(wanted)):
+                content = file.read(*HEAD.unpack(file.read(HEAD.size)))
+                if wanted[i]:
+                    yield i, unpack_record(content)
+        return
+    source, places = context.held["sources"][task[0]], read_arrays(context, number)["place"]
+    cleaner = Cleaner(context.held["config"], tokenizer_of(context, context.held["tokenizer"]))
+    for i in np.flatnonzero(wanted).tolist():
+        cleaned = cleaner.clean(source.load(Place(*places[i].tolist())))
+        if not isinstance(cleaned, Record):
+            raise UserError(f"source {source.name}: a document changed while it was read ({cleaned}); run again")
+        yield i, cleaned

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.schema import UserError
+from data_pipeline.whole_file import written_aside
 
 Log = Callable[[str], None]
 Work = Callable[["Context", int, Any], Any]
@@ -30,8 +30,7 @@ class Context:
 
     def __init__(self, folder: Path, **held: Any):
         self.folder, self.held = folder, held
-        self.loaded: dict[str, Any] = {}  # what this process has read for itself
-        self.sets: Any = None
+        self.loaded: dict[Any, Any] = {}  # what this process has read for itself
         self.tick: Callable[[int], None] = lambda done: None  # bytes of the part done so far; only in the first process
 
     def path(self, stage: str, number: int, kind: str) -> Path:
@@ -42,17 +41,6 @@ class Context:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"], **state["held"])
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[Any]:
-    """Opens a file for binary writing that appears under its name when it is whole and on the disk."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(aside, path)
 
 
 def run_stage(
@@ -83,7 +71,7 @@ def run_stage(
 
 def do(context: Context, stage: str, work: Work, number: int, task: Any) -> Any:
     answer = work(context, number, task)
-    with writing(context.path(stage, number, "done")) as file:
+    with written_aside(context.path(stage, number, "done")) as file:
         file.write(json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     return answer
 
@@ -101,13 +89,29 @@ def _do(stage: str, work: Work, number: int, task: Any) -> Any:
     return do(_context, stage, work, number, task)
 
 
+@contextlib.contextmanager
+def processes(context: Context, workers: int, what: str) -> Iterator[ProcessPoolExecutor]:
+    """A pool that ends with the block, whatever it is at; UserError where one of its processes died."""
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (context,))
+    try:
+        yield pool
+    except BrokenProcessPool:
+        message = f"{what}: a worker process died, perhaps for want of memory: use fewer --workers"
+        raise UserError(message) from None
+    finally:
+        running = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.terminate()
+        pool.shutdown(wait=True)
+
+
 def _spread(
     context: Context, stage: str, work: Work, tasks: Sequence[Any], left: list[int], workers: int, answers: dict[int, Any],
     progress: Progress, sizes: Sequence[int],
 ) -> None:  # fmt: skip
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (context,))
     errors: dict[int, BaseException] = {}
-    try:
+    with processes(context, workers, progress.what) as pool:
         futures = {pool.submit(_do, stage, work, number, tasks[number]): number for number in left}
         waiting = set(futures)
         while waiting and not errors:
@@ -124,17 +128,7 @@ def _spread(
             for future in [f for f in waiting if futures[f] < first]:
                 if error := future.exception():
                     errors[futures[future]] = error
-    finally:
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-        pool.shutdown(wait=True)
-    if errors:
-        error = errors[min(errors)]
-        if isinstance(error, BrokenProcessPool):
-            raise UserError(f"{progress.what}: a worker process died, perhaps for want of memory: use fewer --workers")
-        raise error
+            raise errors[min(errors)]
 
 
 class Progress:

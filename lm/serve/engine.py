@@ -127,12 +127,12 @@ class Engine:
             else:
                 self._take(row, job, token)
         running = [(row, job) for row, job in enumerate(self.rows) if job and row not in self.reading]
+        if not running:
+            return
         if len(running) == 1:
             [(row, job)] = running
-            token = self.slots.step_one(row, job.last, job.read, job.sampling, job.seed, job.drawn)
-            job.read += 1
-            self._take(row, job, token)
-        elif running:
+            tokens = {row: self.slots.step_one(row, job.last, job.read, job.sampling, job.seed, job.drawn)}
+        else:
             jobs = dict(running)
             given = [jobs.get(row) for row in range(len(self.rows))]
             tokens = self.slots.step(
@@ -142,9 +142,9 @@ class Engine:
                 [job.seed if job else 0 for job in given],
                 [job.drawn if job else 0 for job in given],
             )
-            for row, job in running:
-                job.read += 1
-                self._take(row, job, tokens[row])
+        for row, job in running:
+            job.read += 1
+            self._take(row, job, tokens[row])
 
     def _sweep(self, now: float) -> None:
         """Lets go of jobs that nobody waits for any more, whose time is up, and of all when the server stops."""

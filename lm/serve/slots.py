@@ -48,7 +48,7 @@ def read_chunk(
     model: Model, params: Params, cache: Cache, row: int, tokens_T: jax.Array, start: int, count: int,
     sampling: Sampling, seed_1: jax.Array, number_1: jax.Array,
 ) -> tuple[jax.Array, Cache]:  # fmt: skip
-    """Reads the first `count` of `tokens` into a row from slot `start` on; returns (the id, `number` of its text, drawn after them, the cache)."""
+    """Reads the first `count` of `tokens` into a row from slot `start` on; returns (id `number` of the text, the cache)."""
     part = jax.tree.map(lambda leaf: take_row(leaf, row, len(cache["segments"])), cache)
     place_T = jnp.arange(len(tokens_T))
     real_T = place_T < count

@@ -1,0 +1,23 @@
+"""How does a file take its name only when it is complete and on the disk, so that a kill leaves no half file?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[IO[bytes]]:
+    """Gives a file that takes the name `path` at the end; what a kill -9 leaves is called `*.tmp-*`."""
+    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
