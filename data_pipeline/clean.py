@@ -136,7 +136,7 @@ def _clean(record: Record, config: CleanConfig) -> Cleaned:
         text = clean_text(record.text, config.rules, config, touched)
         if not touched:
             return Cleaned(record, _why_drop(record, config), (), None)
-        cleaned = Record(text, None, record.group)
+        cleaned = replace(record, text=text)
         return Cleaned(cleaned, _why_drop(cleaned, config), _in_order(touched, config.rules), None)
     rules = tuple(rule for rule in config.rules if rule not in PAGE_ONLY)
     if record.chat is not None:
@@ -152,7 +152,7 @@ def _clean(record: Record, config: CleanConfig) -> Cleaned:
     body = record.text.rstrip()
     kept = tuple(rule for rule in rules if rule not in SPACE_RULES)
     prompt = clean_text(body, rules, config, touched) + edit(record.text[len(body) :], kept, touched)
-    cleaned = Record(prompt, clean_text(record.completion or "", rules, config, touched), record.group)
+    cleaned = replace(record, text=prompt, completion=clean_text(record.completion or "", rules, config, touched))
     return Cleaned(cleaned, _why_drop(cleaned, config), _in_order(touched, rules), None)
 
 

@@ -38,6 +38,7 @@ class SourceConfig:
     prompt_field: str = "prompt"  # jsonl, csv, parquet: used when a row has this field and completion_field
     completion_field: str = "completion"
     group_field: str = ""  # jsonl, csv, parquet, tfds: rows with the same value always share a split
+    label_field: str = ""  # jsonl, csv, parquet, tfds: the class of a row, for split.stratify and for sampling by class
     tfds_split: str = "train"  # tfds: which of its splits to read
     tfds_dir: str = ""  # tfds: its data_dir; "" is the library's default
     max_documents: int = 0  # stop after this many documents; 0 reads all

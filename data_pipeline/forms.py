@@ -6,6 +6,8 @@ texts or as lists of messages, Alpaca's {"instruction", "output"}, and {"text"}.
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 from data_pipeline.config import SourceConfig
@@ -28,18 +30,29 @@ def record_from_fields(row: dict[str, Any], config: SourceConfig) -> Record | Ba
         wanted = f"'{config.text_field}' (or '{config.prompt_field}' and '{config.completion_field}', 'messages', 'conversations', or 'instruction' and 'output')"
         have = ", ".join(repr(key) for key in list(row)[:8]) or "none"
         return Bad("missing field", f"no field {wanted}; the row has {have}")
-    group = ""
-    if config.group_field:
-        if config.group_field not in row:
-            return Bad("missing group", f"no field {config.group_field!r}, which group_field names")
-        group = str(row[config.group_field])
-        if not is_encodable(group):
-            return Bad("lone surrogate", f"field {config.group_field!r} holds a lone surrogate, which is no character")
+    group = _name(row, config.group_field, "group") if config.group_field else ""
+    label = _name(row, config.label_field, "label") if config.label_field else ""
     try:
         record = READERS[form](row, config)
     except BadConversation as error:
         return Bad(error.reason, str(error))
-    return record if isinstance(record, Bad) else Record(record.text, record.completion, group, record.chat)
+    for found in (group, label, record):
+        if isinstance(found, Bad):
+            return found
+    return replace(record, group=group, label=label) if group or label else record
+
+
+def _name(row: dict[str, Any], field: str, what: str) -> str | Bad:
+    """The group or label of a row: a text, a number or true and false."""
+    if field not in row:
+        return Bad(f"missing {what}", f"no field {field!r}, which {what}_field names")
+    value = row[field]
+    if not isinstance(value, str | int | float) or value == "":
+        return Bad(f"missing {what}", f"field {field!r}, which {what}_field names, is {json.dumps(value)[:40]}")
+    name = str(value)
+    if not is_encodable(name):
+        return Bad("lone surrogate", f"field {field!r} holds a lone surrogate, which is no character")
+    return name
 
 
 def find_form(row: dict[str, Any], config: SourceConfig) -> str:

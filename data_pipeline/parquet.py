@@ -22,7 +22,14 @@ class ParquetFile:
         import pyarrow.parquet
 
         self.path, self.errors = path, (pyarrow.ArrowException, OSError)
-        named = [config.text_field, config.prompt_field, config.completion_field, config.group_field, *CHAT_FIELDS]
+        named = [
+            config.text_field,
+            config.prompt_field,
+            config.completion_field,
+            config.group_field,
+            config.label_field,
+            *CHAT_FIELDS,
+        ]
         try:
             self.file: Any = pyarrow.parquet.ParquetFile(path)
         except self.errors as error:

@@ -35,6 +35,7 @@ class Record:
     group: str = ""  # records of one group always share a split
     chat: Conversation | None = None
     rendered: Rendered | None = None
+    label: str = ""  # the class it belongs to; "": it has none
 
     def parts(self) -> tuple[str, ...]:
         if self.rendered or self.chat is None:

@@ -25,7 +25,7 @@ def part_for(record: Record, split: str, pinned: str, config: DataConfig) -> Rec
     """Returns what of a cleaned record belongs to `split`: all of it, unless documents are cut by position."""
     if config.split.by == "hash" or record.is_whole() or pinned:
         return record
-    return Record(cut_by_position(record.text, config.split)[split], None, record.group)
+    return replace(record, text=cut_by_position(record.text, config.split)[split])
 
 
 class Outcome(NamedTuple):

@@ -48,6 +48,7 @@ class Shard:
     loss_start: np.ndarray
     keys: np.ndarray
     learned: np.ndarray | None = None
+    labels: np.ndarray | None = None  # of each document the number of its name in label_names
 
 
 class Prepared:
@@ -66,7 +67,13 @@ class Prepared:
         )
         path = self.folder / f"{stem}learned.npy"
         learned = np.asarray(np.load(path, mmap_mode="r")) if path.exists() else None
-        return Shard(ids, offsets, starts, keys, learned)
+        labels = np.load(self.folder / f"{stem}labels.npy") if self.label_names(source, split) else None
+        return Shard(ids, offsets, starts, keys, learned, labels)
+
+    def label_names(self, source: int, split: str) -> list[str]:
+        """The names of the labels in a shard, in no order that means anything; none where its rows have no label."""
+        path = self.folder / f"{source:02d}.{split}.labels.json"
+        return json.loads(path.read_text("utf-8")) if path.exists() else []
 
     def has_shard(self, source: int, split: str) -> bool:
         return f"{source:02d}.{split}.ids.npy" in self.manifest["files"]
@@ -84,7 +91,11 @@ class Prepared:
 
     def content_sha256(self) -> dict[str, str]:
         """Returns the hash of every file that batches are read from."""
-        read = (name for name in self.manifest["files"] if name.endswith(".npy") and not name.endswith(".origins.npy"))
+        read = (
+            name
+            for name in self.manifest["files"]
+            if name.endswith((".npy", ".labels.json")) and not name.endswith(".origins.npy")
+        )
         return {name: self.manifest["files"][name]["sha256"] for name in read}
 
 
@@ -102,13 +113,15 @@ class ShardWriter:
         self.learned: IO[bytes] | None = None
         self.tokens, self.unknown = 0, 0
         self.sizes, self.loss_start, self.keys, self.origins = [], [], [], []
+        self.labels: list[np.ndarray] = []
         self.files: dict[str, int] = {}
+        self.names: dict[str, int] = {}
 
     def add(
         self, ids: np.ndarray, sizes: np.ndarray, loss_start: np.ndarray, keys: np.ndarray, unknown: np.ndarray,
-        files: np.ndarray, origins: np.ndarray, learned: np.ndarray | None = None,
+        files: np.ndarray, origins: np.ndarray, names: np.ndarray, labels: np.ndarray, learned: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        """Adds documents: their `ids` one after the other, of each its size, loss start, key, file and line."""
+        """Adds documents: their `ids` one after the other, of each its size, loss start, key, file and line, label."""
         self.file.write(ids.astype(self.dtype).tobytes())  # tofile would hide why a write fails
         if learned is not None and self.learned is None:  # the first conversation, perhaps after other documents
             self.learned = open(f"{self.stem}.learned.npy", "wb")  # noqa: SIM115  closed by close()
@@ -121,8 +134,10 @@ class ShardWriter:
         self.unknown += int(unknown)
         numbers = np.array([self.files.setdefault(name, len(self.files)) for name in files.tolist()], np.int64)
         origins = np.stack([numbers[origins[:, 0]], origins[:, 1]], axis=1)
+        numbers = np.array([self.names.setdefault(name, len(self.names)) for name in names.tolist()], np.int32)
         for held, new in (
-            (self.sizes, sizes), (self.loss_start, loss_start), (self.keys, keys), (self.origins, origins)
+            (self.sizes, sizes), (self.loss_start, loss_start), (self.keys, keys), (self.origins, origins),
+            (self.labels, numbers[labels]),
         ):  # fmt: skip
             held.append(new)
 
@@ -143,6 +158,9 @@ class ShardWriter:
         np.save(f"{self.stem}.keys.npy", np.concatenate(self.keys).astype(np.uint64))
         np.save(f"{self.stem}.origins.npy", np.concatenate(self.origins).astype(np.int64))
         write_text(Path(f"{self.stem}.files.json"), [json.dumps(list(self.files), indent=0)])
+        if any(self.names):
+            np.save(f"{self.stem}.labels.npy", np.concatenate(self.labels))
+            write_text(Path(f"{self.stem}.labels.json"), [json.dumps(list(self.names), ensure_ascii=False, indent=0)])
         return {"documents": len(offsets) - 1, "tokens": self.tokens, "unknown": self.unknown}
 
 

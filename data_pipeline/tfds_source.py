@@ -112,7 +112,14 @@ class TfdsSource:
         if row and all(value is None for value in row.values()):  # what array_record gives beyond a file's end
             raise UserError(f"{self.key}: a record of {self.config.path!r} is empty; a file is damaged or cut short")
         config = self.config
-        named = {config.text_field, config.prompt_field, config.completion_field, config.group_field, *CHAT_FIELDS}
+        named = {
+            config.text_field,
+            config.prompt_field,
+            config.completion_field,
+            config.group_field,
+            config.label_field,
+            *CHAT_FIELDS,
+        }
         try:  # a field that is not asked for may hold bytes of any kind
             fields = {name: _plain(value) if name in named else value for name, value in row.items()}
         except UnicodeDecodeError as error:

@@ -49,7 +49,7 @@ def decide(
     config: DataConfig = context.held["config"]
     sources: list[Source] = context.held["sources"]
     (context.folder / DECIDE).mkdir(exist_ok=True)
-    exact, leaks = _compare(context, tasks, config, sources)
+    exact, relabelled, leaks = _compare(context, tasks, config, sources)
     fates = exact
     if config.clean.near_dedup:
         fates = compare_near(context, tasks, exact, leaks, workers, log)
@@ -67,6 +67,8 @@ def decide(
             where, keys = (read_where(context, number), read_arrays(context, number)["key"]) if len(gone) else ([], [])
             for i in gone.tolist():
                 reason = "near-duplicate" if exact[number][i] else "duplicate"
+                if i in relabelled[number]:
+                    reason = "duplicate with another label"
                 tally.dropped[reason] += 1
                 file.write(ledger_line(sources[source].name, where[i], keys[i].tobytes(), reason=reason))
     for number, (source, tally) in enumerate(zip(sources, tallies)):
@@ -81,8 +83,9 @@ def read_fate(context: Context, number: int) -> np.ndarray:
 
 def _compare(
     context: Context, tasks: list[tuple[int, Part]], config: DataConfig, sources: list[Source]
-) -> tuple[list[np.ndarray], Leaks]:
-    """Finds documents that repeat an earlier one, by keys of one range after the other."""
+) -> tuple[list[np.ndarray], list[set[int]], Leaks]:
+    """Finds documents that repeat an earlier one, by keys of one range after the other: fates, those that had another label."""
+    relabelled: list[set[int]] = [set() for _ in tasks]
     fates = [read_arrays(context, number)["splits"].copy() for number in range(len(tasks))]
     total, leaks = sum(map(len, fates)), Leaks()
     ranges = max(1, -(-total // AT_ONCE))
@@ -90,13 +93,16 @@ def _compare(
     for turn in range(ranges):
         chosen = []
         for number, (source, _) in enumerate(tasks):
-            keys = read_arrays(context, number)["key"]
+            arrays = read_arrays(context, number)
+            keys = arrays["key"]
             index = np.flatnonzero(keys[:, 0].astype(np.int64) * ranges // 256 == turn)
             halves = keys[index].view(">u8").reshape(-1, 2).astype(np.uint64)
-            chosen.append((halves, np.full(len(index), number), index, np.full(len(index), source)))
-        halves, part, index, source = (np.concatenate([c[n] for c in chosen]) for n in range(4))
+            chosen.append(
+                (halves, np.full(len(index), number), index, np.full(len(index), source), arrays["label"][index])
+            )
+        halves, part, index, source, label = (np.concatenate([c[n] for c in chosen]) for n in range(5))
         order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the earliest document of a key comes first
-        halves, part, index, source = halves[order], part[order], index[order], source[order]
+        halves, part, index, source, label = (array[order] for array in (halves, part, index, source, label))
         begins = np.concatenate([[True], (halves[1:] != halves[:-1]).any(axis=1)]) if len(order) else np.zeros(0, bool)
         first = np.flatnonzero(begins)[np.cumsum(begins) - 1]
         for i in np.flatnonzero(~begins).tolist():
@@ -106,7 +112,9 @@ def _compare(
                 leaks.add(there, here, int(part[i]), int(index[i]), int(source[first[i]]))
             elif config.clean.exact_dedup:
                 fates[part[i]][index[i]] = 0
-    return fates, leaks
+                if label[i] != label[first[i]]:
+                    relabelled[part[i]].add(int(index[i]))
+    return fates, relabelled, leaks
 
 
 def _check_source(source: Source, tally: Tally, answers: list[dict[str, Any]], config: DataConfig) -> None:

@@ -1,6 +1,7 @@
 """The last stage: how do the kept documents of a part become ids, and the parts one file a source and split?
 
-NUMBER.SPLIT  ids of the documents, one after the other; of each its size, loss start, key; `learned` where there are conversations
+NUMBER.SPLIT  ids of the documents, one after the other; of each its size, loss start, key, file and line, label; `learned` where there
+are conversations
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ import numpy as np
 from data_pipeline.config import SPLITS, DataConfig
 from data_pipeline.mix import hash64
 from data_pipeline.prepare.decide import read_fate
-from data_pipeline.prepare.read import CUT, kept_records, read_arrays, read_where, split_where, tokenizer_of
+from data_pipeline.prepare.read import (
+    CUT,
+    kept_records,
+    read_arrays,
+    read_labels,
+    read_where,
+    split_where,
+    tokenizer_of,
+)
 from data_pipeline.prepare.stages import Context
 from data_pipeline.records import Part, Place, Record, Source
 from data_pipeline.scan import document_key, part_for
@@ -96,9 +105,10 @@ def encode_part(context: Context, number: int, task: tuple[int, Part]) -> dict[s
             context.tick(done)
     flush()
     where = [split_where(where) for where in read_where(context, number)] if shards else []
+    labels = read_labels(context, number) if shards else []
     for split, shard in shards.items():
         with written_aside(context.path(ENCODE, number, split)) as file:
-            file.write(shard.pack(tokenizer, where, f"part {number}, {split}"))
+            file.write(shard.pack(tokenizer, where, labels, f"part {number}, {split}"))
     return {split: shard.bytes for split, shard in shards.items()}
 
 
@@ -122,8 +132,8 @@ class _PartOfShard:
         self.keys.append(document.key)
         self.numbers.append(document.number)
 
-    def pack(self, tokenizer: Tokenizer, where: list[tuple[str, int | None]], name: str) -> bytes:
-        """Returns the arrays as they are written; `where` has file and line of every document of the part."""
+    def pack(self, tokenizer: Tokenizer, where: list[tuple[str, int | None]], labels: list[str], name: str) -> bytes:
+        """Returns the arrays as they are written; `where` has file and line, `labels` the label of every document of the part."""
         ids, sizes = np.concatenate(self.ids), np.array([len(one) for one in self.ids], np.int64)
         bad = np.flatnonzero((ids < 0) | (ids >= tokenizer.vocab_size))
         if len(bad):
@@ -135,7 +145,7 @@ class _PartOfShard:
         arrays = {
             "ids": ids.astype(ids_dtype(tokenizer.vocab_size)), "sizes": sizes, "loss_start": np.array(self.loss_start, np.int32),
             "keys": np.array(self.keys, np.uint64), "unknown": np.array((ids == tokenizer.special.unk).sum()),
-            **self._origins(where),
+            **self._origins(where), **self._labels(labels),
         }  # fmt: skip
         if self.any_learned:
             arrays["learned"] = np.concatenate(self.learned)
@@ -148,6 +158,12 @@ class _PartOfShard:
         found = [where[document] for document in self.numbers]
         files = {file: i for i, file in enumerate(dict.fromkeys(file for file, _ in found))}
         return {"files": np.array(list(files)), "origins": np.array([[files[file], line or 0] for file, line in found])}
+
+    def _labels(self, labels: list[str]) -> dict[str, np.ndarray]:
+        """Names of labels, and of each document which it has."""
+        found = [labels[document] for document in self.numbers]
+        names = {name: i for i, name in enumerate(dict.fromkeys(found))}
+        return {"names": np.array(list(names)), "labels": np.array([names[label] for label in found], np.int32)}
 
 
 def join_parts(

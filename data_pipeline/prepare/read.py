@@ -1,8 +1,8 @@
 """The first stage: what is in a part of a source, cleaned, and what became of every record?
 
 NUMBER.docs    the kept documents, packed (not when streaming, which reads them again)
-NUMBER.npz     of each: key (16 bytes), the splits it belongs to, characters that training would see, its place
-NUMBER.where   [file:line, group] of each, one a line
+NUMBER.npz     of each: key (16 bytes), the splits it belongs to, characters that training would see, a hash of its label, its place
+NUMBER.where   [file:line, group, label] of each, one a line
 NUMBER.ledger  a line for each document that was dropped or edited
 """
 
@@ -22,7 +22,7 @@ from data_pipeline.config import SPLITS, DataConfig, SourceConfig
 from data_pipeline.dedup.decontaminate import EvaluationIndex, Match
 from data_pipeline.prepare.stages import Context
 from data_pipeline.records import Bad, Found, Part, Place, Record, Source, pack_record, unpack_record
-from data_pipeline.scan import SHORTENED, Cleaner, Outcome, part_for
+from data_pipeline.scan import SHORTENED, Cleaner, Outcome, document_key, part_for
 from data_pipeline.schema import UserError
 from data_pipeline.sources import FileSource
 from data_pipeline.split import split_of, text_key
@@ -104,6 +104,7 @@ class _Reader:
         self.dropped: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
         self.keys: list[bytes] = []
+        self.labels: list[int] = []
         self.numbers: list[tuple[int, ...]] = []  # splits, characters, place
 
     def run(
@@ -150,7 +151,7 @@ class _Reader:
             if outcome.rules:
                 ledger.write(ledger_line(name, where, key, rules=outcome.rules))
             self._keep(key, cleaned, place)
-            line = json.dumps([where, cleaned.group], ensure_ascii=False)
+            line = json.dumps([where, cleaned.group, cleaned.label], ensure_ascii=False)
             where_file.write(line.encode("utf-8", "surrogateescape") + b"\n")
             if docs is not None:
                 content = pack_record(cleaned)
@@ -181,6 +182,7 @@ class _Reader:
             splits = 1 << SPLITS.index(pinned or split_of(cleaned.group, key, config.split))
             chars = sum(map(len, cleaned.parts()))
         self.keys.append(key)
+        self.labels.append(document_key(b"", cleaned.label) if cleaned.label else 0)
         self.numbers.append((splits, chars, *place))
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -188,6 +190,7 @@ class _Reader:
         return {
             "key": np.frombuffer(b"".join(self.keys), np.uint8).reshape(-1, 16),
             "splits": numbers[:, 0].astype(np.uint8), "chars": numbers[:, 1], "place": numbers[:, 2:],
+            "label": np.array(self.labels, np.uint64),
         }  # fmt: skip
 
 
@@ -198,12 +201,17 @@ def read_arrays(context: Context, number: int) -> dict[str, np.ndarray]:
 
 def read_where(context: Context, number: int) -> list[str]:
     """file:line of each document of a part."""
-    return [where for where, _ in _read_lines(context, number)]
+    return [where for where, _, _ in _read_lines(context, number)]
 
 
 def read_groups(context: Context, number: int) -> list[str]:
     """The group of each document of a part."""
-    return [group for _, group in _read_lines(context, number)]
+    return [group for _, group, _ in _read_lines(context, number)]
+
+
+def read_labels(context: Context, number: int) -> list[str]:
+    """The label of each document of a part; "" where it has none."""
+    return [label for _, _, label in _read_lines(context, number)]
 
 
 def _read_lines(context: Context, number: int) -> Iterator[list[str]]:
