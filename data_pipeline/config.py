@@ -81,6 +81,14 @@ class SplitConfig:
     )
     validation: float = 0.05  # share of documents (hash) or of characters (position)
     test: float = 0.05
+    folds: int = (
+        0  # K: what is not test is dealt to K folds, of which `fold` is the validation split; 0: by `validation`
+    )
+    fold: int = 0  # which one, from 0
+    stratify: bool = False  # every label (label_field) has its share in every split, to within one document
+    known: str = (
+        ""  # an earlier prepared folder: what it held keeps its split, and new documents make up what is missing
+    )
     salt: str = ""  # another salt deals another split
 
 
@@ -150,6 +158,20 @@ def _is_date(text: str) -> bool:
         return False
 
 
+def _check_split(data: DataConfig) -> list[str]:
+    split, key = data.split, "config.data.split"
+    labelled = any(source.label_field for source in data.sources.values() if not source.split)
+    rules = (
+        (split.folds == 0 or split.folds >= 2, f"{key}.folds: must be 0 (off) or >= 2, got {split.folds}"),
+        (0 <= split.fold < max(split.folds, 1), f"{key}.fold: must be from 0 to folds - 1 = {max(split.folds, 1) - 1}, got {split.fold}"),
+        (not split.stratify or labelled or bool(data.prepared), f"{key}.stratify: no source that is split has a label_field; give sources one"),
+        (not split.stratify or data.clean.exact_dedup, f"{key}.stratify: needs config.data.clean.exact_dedup=True, so that no text is dealt twice"),
+        (not split.known or split.stratify or data.clean.near_dedup > 0, f"{key}.known: has work only with stratify or clean.near_dedup; a plain hash never moves a document"),
+        (split.by == "hash" or not (split.folds or split.stratify), f"{key}.by={split.by!r} cuts each text; folds and stratify deal whole ones: set by='hash'"),
+    )  # fmt: skip
+    return [message for ok, message in rules if not ok]
+
+
 def check_data_config(data: DataConfig) -> list[str]:
     """Returns one line for each impossible value or combination; reads no file."""
     problems = []
@@ -215,6 +237,7 @@ def check_data_config(data: DataConfig) -> list[str]:
     for key in ("validation", "test"):
         must(0 <= getattr(data.split, key) < 1, f"split.{key}: must be in [0, 1), got {getattr(data.split, key)}")
     must(data.split.validation + data.split.test < 1, "split: validation + test leave nothing to train on")
+    problems += _check_split(data)
     for key in ("token_dropout", "span_mask"):
         must(0 <= getattr(data.augment, key) < 1, f"augment.{key}: must be in [0, 1), got {getattr(data.augment, key)}")
     must(data.augment.span_length >= 1, f"augment.span_length: must be >= 1, got {data.augment.span_length}")

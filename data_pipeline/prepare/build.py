@@ -25,6 +25,7 @@ from data_pipeline.augment import is_on
 from data_pipeline.chat import template_source
 from data_pipeline.config import SPLITS, DataConfig, SourceConfig
 from data_pipeline.lines import hash_file
+from data_pipeline.prepare.deal import DEALT, NAMES, known_sha256
 from data_pipeline.prepare.decide import DECIDE, Tally, decide, read_fate
 from data_pipeline.prepare.encode import ENCODE, encode_part, join_parts, train_texts
 from data_pipeline.prepare.read import PART_BYTES, READ, evaluation_sets, evaluation_source, read_arrays, read_part
@@ -164,7 +165,7 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
     trained = {k: v for k, v in asdict(config.tokenizer).items() if k != "path"}
     made_of = {
         "code": code.hexdigest(), "sources": described, "clean": {**asdict(config.clean), **_outside(config)},
-        "split": asdict(config.split), "add_bos": config.add_bos, "streaming": config.streaming,
+        "split": {**asdict(config.split), "known": ""}, "add_bos": config.add_bos, "streaming": config.streaming,
         "bad_rows": [config.on_bad, config.max_bad_fraction, config.max_line_bytes, config.allow_leak],
         "chat": [template_source(tokenizer or STAND_IN, config.chat)[0], config.chat.date],
         "tokenizer": tokenizer.sha256 if tokenizer else [trained, sentencepiece.__version__],
@@ -179,7 +180,7 @@ def _outside(config: DataConfig) -> dict[str, Any]:
     keyed = clean.pii in ("surrogate", "encrypt")
     trace = hmac.digest(read_key(clean.pii_key_env), b"lm prepared data", "sha256").hex()[:16] if keyed else ""
     words = hash_file(clean.bad_words) if clean.bad_words else ""
-    return {"bad_words": words, "decontaminate": sets, "pii_key": trace}
+    return {"bad_words": words, "decontaminate": sets, "pii_key": trace, "known": known_sha256(config)}
 
 
 def _build(
@@ -201,6 +202,9 @@ def _build(
         log(f"looking for {len(index.items):,} items of evaluation sets{short}")
     tasks, template, tallies = select(context, workers, log)
     _write_ledger(context, len(tasks), folder)
+    for name in (NAMES, DEALT):
+        if (work / name).exists():
+            shutil.copyfile(work / name, folder / name)
     tokenizer = tokenizer or _train(context, tasks, log)
     if template:
         tokenizer.template = template  # whoever loads the tokenizer writes conversations the same way

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.prepare.deal import Dealer
 from data_pipeline.prepare.leaks import Leaks, name_splits
 from data_pipeline.prepare.near import compare_near
 from data_pipeline.prepare.read import ledger_line, read_arrays, read_where
@@ -50,9 +51,11 @@ def decide(
     sources: list[Source] = context.held["sources"]
     (context.folder / DECIDE).mkdir(exist_ok=True)
     exact, relabelled, leaks = _compare(context, tasks, config, sources)
-    fates = exact
+    fates, dealer = exact, Dealer(context, tasks, log)
     if config.clean.near_dedup:
-        fates = compare_near(context, tasks, exact, leaks, workers, log)
+        fates = compare_near(context, tasks, exact, leaks, dealer, workers, log)
+    elif config.split.stratify:
+        fates = dealer.deal(exact, dealer.members(exact))
     tallies = [Tally() for _ in sources]
     for number, ((source, _), answer, fate) in enumerate(zip(tasks, answers, fates)):
         tally = tallies[source]

@@ -6,6 +6,7 @@ It looks at the documents that exact comparison left, with `data_pipeline/dedup/
 from __future__ import annotations
 
 import functools
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,19 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.config import DataConfig
 from data_pipeline.dedup.clusters import KEPT, read_fates
-from data_pipeline.dedup.deal import rank_of, split_of_cluster
 from data_pipeline.dedup.names import Names
 from data_pipeline.dedup.stages import DedupRule, deduplicate, one_by_one
+from data_pipeline.prepare.deal import NAMES, Dealer, Fates, known_file
 from data_pipeline.prepare.leaks import Leaks
-from data_pipeline.prepare.read import CUT, kept_records, read_arrays, read_groups
+from data_pipeline.prepare.read import kept_records, read_arrays, read_groups
 from data_pipeline.prepare.stages import Context, Log, processes
 from data_pipeline.records import Part
 from data_pipeline.whole_file import written_aside
 
 NEAR = "near"
-Fates = list[np.ndarray]  # of each part, of each document the bits of its splits
 
 
 def read_texts(context: Context, number: int, task: tuple[int, Part]) -> Iterator[tuple[bytes, str, str]]:
@@ -37,7 +37,7 @@ def read_texts(context: Context, number: int, task: tuple[int, Part]) -> Iterato
 
 
 def compare_near(
-    context: Context, tasks: list[tuple[int, Part]], fates: Fates, leaks: Leaks, workers: int, log: Log
+    context: Context, tasks: list[tuple[int, Part]], fates: Fates, leaks: Leaks, dealer: Dealer, workers: int, log: Log
 ) -> Fates:
     """Returns new fates, in which near-duplicates are dropped and the others share a split with those that are alike; adds
     the leaks that pinned sources make."""
@@ -50,21 +50,17 @@ def compare_near(
     texts = [functools.partial(read_texts, context, number, task) for number, task in enumerate(tasks)]
     with _each(context, workers) as each:
         rule = DedupRule(same=config.clean.near_dedup)
-        found = deduplicate(texts, context.folder / NEAR, rule, each, rank=rank_of(config.split))
+        known = known_file(config, NAMES)
+        found = deduplicate(texts, context.folder / NEAR, rule, each, known=known, rank=dealer.rank)
+    shutil.copyfile(found.names, context.folder / NAMES)
     names = Names(found.names)
-    out, repeats, members = [], [], []
-    for number, (task, fate) in enumerate(zip(tasks, fates)):
+    repeats, members = [], []
+    for number, fate in enumerate(fates):
         left = np.flatnonzero(fate)
         how, of = read_fates(found.shards, number, found.exact, found.near)
-        its_names = names.of_shard(found.shards, number)
-        new = fate.copy()
-        if not context.held["sources"][task[0]].config.split:
-            for i, name in zip(left.tolist(), its_names):
-                if not fate[i] & CUT:
-                    new[i] = 1 << SPLITS.index(split_of_cluster(name, config.split))
         repeats.append((left[how != KEPT], of[how != KEPT]))
-        members.append((left, its_names))
-        out.append(new)
+        members.append((left, names.of_shard(found.shards, number)))
+    out = dealer.deal(fates, members)
     _drop(out, repeats, members)
     if any(source.config.split for source in context.held["sources"]):
         _find_leaks(tasks, out, members, leaks)
