@@ -91,7 +91,7 @@ def test_near_duplicates_of_a_known_document_join_it(prepared):
     copies = [{**row, "text": edited(rng, row["text"], 1)} for row in old]
     split = SplitConfig(validation=0.3, test=0.3)
     folder, before = prepared(old, split, near=0.95)
-    _, after = prepared([*copies, *old], dataclasses.replace(split, known=str(folder)), near=0.95)
+    _, after = prepared([*old, *copies], dataclasses.replace(split, known=str(folder)), near=0.95)
     assert {text: after[text] for text in before} == before
     pairs = [(row, copy) for row, copy in zip(old, copies) if copy["text"] in after]
     assert len(pairs) > 30
