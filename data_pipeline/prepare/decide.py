@@ -17,6 +17,8 @@ from data_pipeline.prepare.deal import Dealer
 from data_pipeline.prepare.leaks import Leaks, name_splits
 from data_pipeline.prepare.near import compare_near
 from data_pipeline.prepare.read import ledger_line, read_arrays, read_where
+from data_pipeline.prepare.repeated import ONLY_REPEATED, take_out
+from data_pipeline.prepare.repeated import RULE as REPEATED
 from data_pipeline.prepare.stages import Context, Log
 from data_pipeline.records import Part, Source
 from data_pipeline.schema import UserError
@@ -56,6 +58,7 @@ def decide(
         fates = compare_near(context, tasks, exact, leaks, dealer, workers, log)
     elif config.split.stratify:
         fates = dealer.deal(exact, dealer.members(exact))
+    out = take_out(context, tasks, fates, workers, log) if config.clean.repeated_lines else []
     tallies = [Tally() for _ in sources]
     for number, ((source, _), answer, fate) in enumerate(zip(tasks, answers, fates)):
         tally = tallies[source]
@@ -63,6 +66,11 @@ def decide(
         tally.dropped.update(answer["dropped"])
         tally.changed.update(answer["changed"])
         gone = np.flatnonzero(fate == 0)
+        if out:
+            fate = fate.copy()
+            fate[out[number]["emptied"]] = 0  # they have their lines in a ledger of their own
+            tally.dropped.update({ONLY_REPEATED: n} if (n := len(out[number]["emptied"])) else {})
+            tally.changed.update({REPEATED: n} if (n := out[number]["changed"]) else {})
         tally.kept.update({split: n for i, split in enumerate(SPLITS) if (n := int((fate >> i & 1).sum()))})
         with written_aside(context.path(DECIDE, number, "fate")) as file:
             file.write(fate.tobytes())

@@ -25,6 +25,7 @@ from data_pipeline.prepare.read import (
     split_where,
     tokenizer_of,
 )
+from data_pipeline.prepare.repeated import read_changed
 from data_pipeline.prepare.stages import Context
 from data_pipeline.records import Part, Place, Record, Source
 from data_pipeline.scan import document_key, part_for
@@ -58,7 +59,9 @@ def read_documents(
     source: Source = context.held["sources"][task[0]]
     arrays, fate = read_arrays(context, number), read_fate(context, number)
     wanted = fate & sum(1 << SPLITS.index(split) for split in splits)
+    changed = read_changed(context, number)
     for i, record in kept_records(context, number, task, wanted):
+        record = changed.get(i, record)
         place, key = Place(*arrays["place"][i].tolist()), arrays["key"][i].tobytes()
         for n, split in enumerate(SPLITS):
             if wanted[i] & 1 << n:
