@@ -205,7 +205,7 @@ class Streams:
         config = self.config
         records = [unpack_record(content) for content in packed]
         ids, starts, said = to_ids(records, self.tokenizer, config.add_bos, config.split.by == "hash")
-        flat = np.concatenate([np.array(one, np.int32) for one in ids])
+        flat = np.concatenate(ids)
         learned = np.concatenate([np.array(some or [False] * len(one), np.uint8) for one, some in zip(ids, said)])
         offsets = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
         chunks = cut_chunks(offsets, np.array(starts), config.seq_len, config.add_bos, config.loss_on_prompt, learned)

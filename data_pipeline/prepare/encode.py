@@ -126,10 +126,10 @@ class _PartOfShard:
         self.keys: list[int] = []
         self.numbers: list[int] = []
 
-    def add(self, document: Document, ids: list[int], start: int, learned: list[bool] | None) -> None:
+    def add(self, document: Document, ids: np.ndarray, start: int, learned: list[bool] | None) -> None:
         self.bytes += sum(len(part.encode()) for part in document.record.parts())
-        self.ids.append(np.array(ids, np.int64))
-        self.learned.append(np.array(learned if learned is not None else [False] * len(ids), np.uint8))
+        self.ids.append(ids)
+        self.learned.append(np.zeros(len(ids), np.uint8) if learned is None else np.array(learned, np.uint8))
         self.any_learned |= learned is not None
         self.loss_start.append(start)
         self.keys.append(document.key)
