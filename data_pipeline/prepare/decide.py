@@ -57,7 +57,7 @@ def decide(
     if config.clean.near_dedup:
         fates = compare_near(context, tasks, exact, leaks, dealer, workers, log)
     elif config.split.stratify:
-        fates = dealer.deal(exact, dealer.members(exact))
+        fates = dealer.deal(exact, dealer.by_itself(exact))
     out = take_out(context, tasks, fates, workers, log) if config.clean.repeated_lines else []
     tallies = [Tally() for _ in sources]
     for number, ((source, _), answer, fate) in enumerate(zip(tasks, answers, fates)):
