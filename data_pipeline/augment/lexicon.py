@@ -21,13 +21,28 @@ from data_pipeline.schema import ConfigError
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003134f"
 RUN = re.compile(f"[{HAN}]+")
 LONGEST = 8  # characters of a Chinese word that are looked for
-Lexicon = dict[str, tuple[str, ...]]
+
+
+class Lexicon(dict[str, tuple[str, ...]]):
+    """Words and what may stand for each, with the lengths of Chinese words by their first and last two characters."""
+
+    def __init__(self, words: dict[str, tuple[str, ...]]):
+        super().__init__(words)
+        heads: dict[str, set[int]] = {}
+        tails: dict[str, set[int]] = {}
+        for word in words:
+            if 1 < len(word) <= LONGEST:
+                heads.setdefault(word[:2], set()).add(len(word))
+                tails.setdefault(word[-2:], set()).add(len(word))
+        self.heads, self.tails = (
+            {edge: sorted(lengths, reverse=True) for edge, lengths in edges.items()} for edges in (heads, tails)
+        )
 
 
 @lru_cache(maxsize=4)
 def read_lexicon(paths: tuple[str, ...], key: str) -> Lexicon:
     """Reads and joins lexicon files; raises ConfigError with file and line, and the `key` that names it, for what is none."""
-    lexicon: Lexicon = {}
+    lexicon: dict[str, tuple[str, ...]] = {}
     for path in paths:
         try:
             text = Path(path).expanduser().read_bytes().decode("utf-8-sig")
@@ -46,7 +61,7 @@ def read_lexicon(paths: tuple[str, ...], key: str) -> Lexicon:
             lexicon[word] = tuple(dict.fromkeys([*lexicon.get(word, ()), *others]))
     if not any(lexicon.values()):
         raise ConfigError(f"config.data.augment.{key}: {', '.join(paths)}: no line has a word, a tab and another")
-    return lexicon
+    return Lexicon(lexicon)
 
 
 def find_words(run: str, lexicon: Lexicon) -> list[tuple[int, int]]:
@@ -54,18 +69,26 @@ def find_words(run: str, lexicon: Lexicon) -> list[tuple[int, int]]:
 
     Only those that longest match finds both from the left and from the right: where the two disagree, the border is in doubt.
 
-    >>> find_words("研究生命的起源", {"研究": ("钻研",), "研究生": (), "生命": ("性命",), "起源": ("来源",)})
+    >>> find_words("研究生命的起源", Lexicon({"研究": ("钻研",), "研究生": (), "生命": ("性命",), "起源": ("来源",)}))
     [(5, 7)]
     """
     n = len(run)
     rightwards, at = set(), 0
     while at < n:
-        end = next((e for e in range(min(n, at + LONGEST), at + 1, -1) if run[at:e] in lexicon), at + 1)
+        end = at + 1
+        for length in lexicon.heads.get(run[at : at + 2], ()):
+            if at + length <= n and run[at : at + length] in lexicon:
+                end = at + length
+                break
         rightwards.add((at, end))
         at = end
     found, end = [], n
     while end > 0:
-        at = next((a for a in range(max(0, end - LONGEST), end - 1) if run[a:end] in lexicon), end - 1)
+        at = end - 1
+        for length in lexicon.tails.get(run[max(end - 2, 0) : end], ()):
+            if length <= end and run[end - length : end] in lexicon:
+                at = end - length
+                break
         if end - at > 1 and (at, end) in rightwards:
             found.append((at, end))
         end = at

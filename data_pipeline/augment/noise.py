@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from data_pipeline.augment.draw import CASE, TYPO, WIDTH, draw, pick
-from data_pipeline.augment.lexicon import HAN, Lexicon
+from data_pipeline.augment.lexicon import HAN
 from data_pipeline.augment.words import LETTER, SPELT
 
 TYPED = re.compile(f"[{LETTER}{HAN}]")
@@ -17,7 +17,7 @@ OTHER_WIDTH = WIDE | {wide: narrow for narrow, wide in WIDE.items()}
 TWO_WIDTHS = re.compile("[ -~\u3000\uff01-\uff5e]")
 
 
-def mistype(text: str, share: float, homophones: Lexicon, key: int) -> str:
+def mistype(text: str, share: float, homophones: dict[str, tuple[str, ...]], key: int) -> str:
     """Mistypes `share` of the letters and Chinese characters.
 
     One trades places with the next, is left out, is written twice, or becomes the key beside it (letters of a usual
@@ -40,7 +40,9 @@ def mistype(text: str, share: float, homophones: Lexicon, key: int) -> str:
         v = v * (4 if alike else 3) - way
         out.append(text[at:here])
         at = here + 1
-        if way == 0 and TYPED.match(after) and not drawn[i + 1]:
+        if way == 0 and not (TYPED.match(after) and not drawn[i + 1]):
+            way = 1 + (v < 0.5)  # it cannot trade places
+        if way == 0:
             out.append(after + char)
             at += 1
         elif way == 1 and len(spots) > 1:

@@ -7,10 +7,11 @@ import re
 import numpy as np
 
 from data_pipeline.augment.draw import PARAPHRASE, SHUFFLE, draw, fold, pick
-from data_pipeline.augment.lexicon import Lexicon
 
 # A sentence with the space behind it. After a Latin full stop there must be space: 3.14, e-mail addresses.
 SENTENCE = re.compile(r"(.*?(?:[。！？…]+[”’」』）)\"]*|[.!?]+[”’)\"]*(?=\s|$)|$))([^\S\n]*)", re.S)
+
+LATIN_ENDS = ".!?\")"
 
 
 def split_sentences(line: str) -> list[tuple[str, str]]:
@@ -38,12 +39,17 @@ def shuffle_sentences(text: str, share: float, key: int) -> str:
                 order = np.argsort(u[1:], kind="stable")
                 if (np.diff(order) > 0).all():  # the old order is none
                     order = np.roll(order, 1)
-                sentences = [parts[j][0] for j in order.tolist()]
-                lines[i] = "".join(sentence + space for sentence, (_, space) in zip(sentences, parts))
+                lines[i] = _join([parts[j] for j in order.tolist()], parts[-1])
     return "\n".join(lines)
 
 
-def paraphrase_lines(text: str, share: float, paraphrases: Lexicon, key: int) -> str:
+def _join(parts: list[tuple[str, str]], last: tuple[str, str]) -> str:
+    """Writes sentences with the space behind each; the one that stood last gets one where its sign wants it."""
+    between = [" " if not space and part == last[0] and part[-1] in LATIN_ENDS else space for part, space in parts]
+    return "".join(part + space for (part, _), space in zip(parts, [*between[:-1], last[1]]))
+
+
+def paraphrase_lines(text: str, share: float, paraphrases: dict[str, tuple[str, ...]], key: int) -> str:
     """Says `share` of the lines for which there are paraphrases with one of these.
 
     >>> paraphrase_lines("a\\n b \\nc", 1.0, {"b": ("B",)}, 0)

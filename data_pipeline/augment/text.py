@@ -23,7 +23,7 @@ def lexicon_of(config: AugmentConfig, key: str) -> Lexicon:
     """Reads what `synonyms`, `homophones` or `paraphrases` names; raises ConfigError for what is none."""
     paths = getattr(config, key)
     paths = paths if isinstance(paths, tuple) else (paths,) * bool(paths)
-    return read_lexicon(paths, key) if paths else {}
+    return read_lexicon(paths, key) if paths else Lexicon({})
 
 
 def augment_text(text: str, config: AugmentConfig, key: int) -> str:

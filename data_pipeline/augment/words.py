@@ -55,7 +55,7 @@ def delete_words(text: str, share: float, key: int) -> str:
 def replace_words(text: str, share: float, lexicon: Lexicon, key: int) -> str:
     """Says `share` of the words that the lexicon has others for with one of these, in the same case.
 
-    >>> replace_words("Happy days. 我很高兴。", 1.0, {"happy": ("glad",), "高兴": ("开心",)}, 0)
+    >>> replace_words("Happy days. 我很高兴。", 1.0, Lexicon({"happy": ("glad",), "高兴": ("开心",)}), 0)
     'Glad days. 我很开心。'
     """
     spots = [(m.start(), m.end()) for m in SPELT.finditer(text) if lexicon.get(m[0].lower())]
