@@ -11,7 +11,7 @@ from data_pipeline.augment.draw import PARAPHRASE, SHUFFLE, draw, fold, pick
 # A sentence with the space behind it. After a Latin full stop there must be space: 3.14, e-mail addresses.
 SENTENCE = re.compile(r"(.*?(?:[。！？…]+[”’」』）)\"]*|[.!?]+[”’)\"]*(?=\s|$)|$))([^\S\n]*)", re.S)
 
-LATIN_ENDS = ".!?\")"
+LATIN_ENDS = '.!?")'
 
 
 def split_sentences(line: str) -> list[tuple[str, str]]:

@@ -12,7 +12,14 @@ from data_pipeline.augment.draw import RUN, fold
 from data_pipeline.augment.rewrite import Piece, Rewriter
 from data_pipeline.augment.spans import EXTREME, REGULAR, Marks, cut_spans, find_marks, make_task, restore
 from data_pipeline.augment.text import augment_text
-from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig, SplitConfig, TokenizerConfig, check_data_config
+from data_pipeline.config import (
+    AugmentConfig,
+    DataConfig,
+    SourceConfig,
+    SplitConfig,
+    TokenizerConfig,
+    check_data_config,
+)
 from data_pipeline.mix import hash64
 from data_pipeline.schema import ConfigError
 from data_pipeline.tasks import CHAT, PLAIN
@@ -22,7 +29,9 @@ from tests.data_pipeline.small_tokenizers import MAKERS, save_folder
 
 FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 TRAIN = SplitConfig(validation=0.1, test=0.0)
-TEXT = AugmentConfig(word_swap=0.2, word_deletion=0.1, word_case=0.1, char_typo=0.05, char_width=0.1, sentence_shuffle=0.5)
+TEXT = AugmentConfig(
+    word_swap=0.2, word_deletion=0.1, word_case=0.1, char_typo=0.05, char_width=0.1, sentence_shuffle=0.5
+)
 TASKS = AugmentConfig(span_corruption=0.5, denoisers=(1.0, 1.0, 1.0), window_shift=True)
 ALL = AugmentConfig(span_corruption=0.5, denoisers=(1.0, 1.0, 1.0), window_shift=True, word_swap=0.2, char_typo=0.05)
 MASKED = AugmentConfig(token_dropout=0.1, window_shift=True, char_typo=0.1)
@@ -96,9 +105,12 @@ def test_packing_and_hosts_do_not_matter(opened, mixed, augment):
 def test_a_moving_window_reads_every_token_once_an_epoch_from_new_places(opened, mixed):
     sources = {"long": mixed["long"]}
     data, still = (
-        opened(sources=sources, split=TRAIN, batch_size=1, augment=AugmentConfig(window_shift=on)) for on in (True, False)
+        opened(sources=sources, split=TRAIN, batch_size=1, augment=AugmentConfig(window_shift=on))
+        for on in (True, False)
     )
-    targets = [Counter(id for _, t, _ in epoch for id in np.frombuffer(t, np.int32).tolist()) for epoch in epochs_of(data, 2)]
+    targets = [
+        Counter(id for _, t, _ in epoch for id in np.frombuffer(t, np.int32).tolist()) for epoch in epochs_of(data, 2)
+    ]
     expected = Counter(id for _, t, _ in epochs_of(still, 1)[0] for id in np.frombuffer(t, np.int32).tolist())
     assert targets == [expected, expected]
     rows = data.summary()["rows"]["train"]
@@ -163,7 +175,11 @@ def test_conversations_stay_as_they_are(opened, tmp_path):
     assert epochs_of(opened(path, augment=ALL, **same), 1) == epochs_of(opened(path, **same), 1)
 
 
-MARKS = [Marks((5, 6, 7), (), 4, 1, 2), Marks((5, 6, 7), tuple(range(1000, 1040)), 4, 1, 2), Marks((5, 6, 7), (8,), -1, -1, -1)]
+MARKS = [
+    Marks((5, 6, 7), (), 4, 1, 2),
+    Marks((5, 6, 7), tuple(range(1000, 1040)), 4, 1, 2),
+    Marks((5, 6, 7), (8,), -1, -1, -1),
+]
 
 
 @pytest.mark.parametrize("marks", MARKS)
@@ -318,7 +334,9 @@ def test_what_cannot_be_is_one_line(augment, words):
 
 
 def test_augment_text_is_what_rows_show(opened, tmp_path):
-    (tmp_path / "one.jsonl").write_text("\n".join(json.dumps({"text": f"{i} one two three four five six"}) for i in range(40)))
+    (tmp_path / "one.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"{i} one two three four five six"}) for i in range(40))
+    )
     config = AugmentConfig(word_swap=0.5)
     data = opened(str(tmp_path / "one.jsonl"), augment=config, split=SplitConfig(validation=0.0, test=0.0))
     shown = "".join(data.tokenizer.decode(b["targets"][b["segments"] > 0].tolist()) for b in take(data, 0, (0, 8), 2))

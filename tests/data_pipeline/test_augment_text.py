@@ -62,7 +62,7 @@ def test_typos_have_their_rate_and_every_way_is_as_frequent(text, share):
         # where the next one has a typo too, none trades places
         assert abs(gone / typed - share / 3 * (1 + share / 2)) < NEAR
         assert abs(twice / typed - share / 3 * (1 + share / 2)) < NEAR
-        alike = Lexicon({char: ("x",) for char in text})
+        alike = Lexicon(dict.fromkeys(text, ("x",)))
         assert abs(mistype(text, share, alike, 2).count("x") / typed - share / 4) < NEAR
 
 
@@ -183,7 +183,10 @@ def test_lexicons_are_made_from_wordnet_cedict_and_vectors(tmp_path):
         lexicon = read_lexicon((str(out),), "synonyms")
         assert {word: lexicon[word] for word in expected} == expected
         assert out.read_text("utf-8").startswith("# ")
-    sounds = [f"{c} {c} [{p}] /x/\n{c}{'甲' * 2} {c}{'甲' * 2} [x] /x/\n" * 20 for c, p in (("绝", "jue2"), ("觉", "jue2"), ("叫", "jiao4"))]
+    sounds = [
+        f"{c} {c} [{p}] /x/\n{c}{'甲' * 2} {c}{'甲' * 2} [x] /x/\n" * 20
+        for c, p in (("绝", "jue2"), ("觉", "jue2"), ("叫", "jiao4"))
+    ]
     (tmp_path / "cedict.txt").write_text("".join(sounds), "utf-8")
     make_lexicon.main([f"--homophones={tmp_path / 'cedict.txt'}", f"--out={tmp_path / 'h.tsv'}"])
     lexicon = read_lexicon((str(tmp_path / "h.tsv"),), "homophones")
