@@ -140,7 +140,7 @@ class AugmentConfig:
     synonyms: tuple[str, ...] = ()  # files of WORD<TAB>OTHER<TAB>OTHER...
     homophones: str = ""  # such a file of Chinese characters, from which typos are taken
     paraphrases: str = ""  # such a file of lines, as from back-translation
-    room: float = 0.1  # share of tokens that changed text may grow by; what goes beyond is cut off
+    room: float = 0.05  # share of tokens that changed text may grow by; what goes beyond is cut off
 
 
 @dataclass(frozen=True)

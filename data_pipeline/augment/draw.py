@@ -8,14 +8,22 @@ from data_pipeline.mix import hash64
 
 # Kinds of augmentation; 1 and 2 are those of `mask`. Another number here draws anew.
 TASK, CUTS, KEEPS, WINDOW, CHANGES, PARAPHRASE, SHUFFLE, SYNONYM, SWAP, DELETE, CASE, TYPO, WIDTH, RUN = range(3, 17)
+BITS = 2**64 - 1
 
 
 def fold(key: int, *numbers: int) -> int:
     """Makes one key of a key and some numbers."""
-    out = np.array([key], np.uint64)
     for number in numbers:
-        out = hash64(out ^ hash64(np.array([number], np.uint64)))
-    return int(out[0])
+        key = _hash(int(key) ^ _hash(int(number)))
+    return key
+
+
+def _hash(x: int) -> int:
+    """`mix.hash64` of one number, which in numpy takes ten times as long."""
+    x = (x + 0x9E3779B97F4A7C15) & BITS
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & BITS
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & BITS
+    return x ^ (x >> 31)
 
 
 def draw(key: int, kind: int, n: int) -> np.ndarray:
@@ -24,7 +32,7 @@ def draw(key: int, kind: int, n: int) -> np.ndarray:
     >>> draw(7, SWAP, 3).round(3).tolist()
     [0.39, 0.394, 0.175]
     """
-    base = hash64(np.array([key], np.uint64) ^ hash64(np.array([kind], np.uint64)))
+    base = np.uint64(fold(key, kind))
     return (hash64(base + np.arange(n, dtype=np.uint64)) >> np.uint64(11)) * 2.0**-53
 
 

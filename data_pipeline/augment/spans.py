@@ -108,14 +108,12 @@ def _pieces(total: int, pieces: int, key: int, kind: int) -> np.ndarray:
 
 def corrupt(body: np.ndarray, lengths: np.ndarray, marks: Marks) -> Task:
     """Takes every second stretch out of `body` and writes them behind it."""
-    parts = np.split(body, np.cumsum(lengths)[:-1])
-    spans = len(parts) // 2
+    spans = len(lengths) // 2
     sentinels = np.array(marks.sentinels[:spans] or [marks.mask] * spans, body.dtype)
-    question = [piece for i in range(spans) for piece in (parts[2 * i], sentinels[i : i + 1])]
-    answer = [piece for i in range(spans) for piece in (sentinels[i : i + 1], parts[2 * i + 1])]
-    out = np.concatenate(question + answer)
-    learned = np.arange(len(out)) > int(lengths[::2].sum()) + spans
-    return out, learned
+    taken = np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
+    question = np.insert(body[~taken], np.cumsum(lengths[::2]), sentinels)
+    answer = np.insert(body[taken], np.cumsum(lengths[1::2]) - lengths[1::2], sentinels)
+    return np.concatenate([question, answer]), np.arange(len(body) + 2 * spans) > len(question)
 
 
 def restore(ids: np.ndarray, marks: Marks) -> np.ndarray:
@@ -137,9 +135,12 @@ def restore(ids: np.ndarray, marks: Marks) -> np.ndarray:
 
 def fill_middle(body: np.ndarray, a: int, b: int, marks: Marks, suffix_first: bool) -> Task:
     """Moves `body[a:b]` to the end."""
-    prefix, suffix, middle = (np.array([number], body.dtype) for number in marks.fim)
-    parts = [prefix, suffix, body[b:], middle, body[:b]] if suffix_first else [
-        prefix, body[:a], suffix, body[b:], middle, body[a:b]
-    ]  # fmt: skip
-    out = np.concatenate(parts)
-    return out, ~np.isin(out, marks.fim)
+    prefix, suffix, middle = marks.fim
+    first = 0 if suffix_first else a
+    at = [0, 1 + first, 2 + first + len(body) - b]  # where the marks are
+    out = np.empty(len(body) + 3, body.dtype)
+    out[at] = prefix, suffix, middle
+    learned = np.ones(len(out), bool)
+    learned[at] = False
+    out[learned] = np.concatenate([body[:first], body[b:], body[first:b]])
+    return out, learned
