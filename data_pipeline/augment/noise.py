@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import re
+import sys
+
+import numpy as np
 
 from data_pipeline.augment.draw import CASE, TYPO, WIDTH, draw, pick
 from data_pipeline.augment.lexicon import HAN
 from data_pipeline.augment.words import LETTER, SPELT
 
-TYPED = re.compile(f"[{LETTER}{HAN}]")
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # of the usual keyboard
 BESIDE = {c: row[max(i - 1, 0) : i] + row[i + 1 : i + 2] for row in ROWS for i, c in enumerate(row)}
 # Signs, digits and letters, and the space, that have two widths.
 WIDE = {chr(c): chr(c + 0xFEE0) for c in range(0x21, 0x7F)} | {" ": "\u3000"}
 OTHER_WIDTH = WIDE | {wide: narrow for narrow, wide in WIDE.items()}
-TWO_WIDTHS = re.compile("[ -~\u3000\uff01-\uff5e]")
+
+
+def _table(characters: str) -> np.ndarray:
+    """Returns of each code point whether a character class of a pattern has it."""
+    table = np.zeros(sys.maxunicode + 1, bool)
+    for first, last in re.findall("(.)(?:-(.))?", characters, re.S):
+        table[ord(first) : ord(last or first) + 1] = True
+    return table
+
+
+TYPED = _table(LETTER + HAN)
+TWO_WIDTHS = _table(" -~\u3000\uff01-\uff5e")
+
+
+def _places(text: str, table: np.ndarray) -> np.ndarray:
+    """Returns where characters of a class stand; a pattern takes ten times as long to say it."""
+    return np.flatnonzero(table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)])
 
 
 def mistype(text: str, share: float, homophones: dict[str, tuple[str, ...]], key: int) -> str:
@@ -26,13 +44,13 @@ def mistype(text: str, share: float, homophones: dict[str, tuple[str, ...]], key
     >>> mistype("the model reads", 0.2, {}, 3), mistype("春眠不觉晓处处闻啼鸟", 0.2, {"觉": ("绝",)}, 8)
     ('tthe mpdl reaf', '春眠不觉觉晓闻处啼鸟')
     """
-    spots = [match.start() for match in TYPED.finditer(text)]
+    spots = _places(text, TYPED)
     u = draw(key, TYPO, len(spots))
     drawn = u < share
     out, at = [], 0
     for i in drawn.nonzero()[0].tolist():
-        here = spots[i]
-        char, after = text[here], text[here + 1 : here + 2]
+        here, after = int(spots[i]), int(spots[i + 1]) if i + 1 < len(spots) else -1
+        char = text[here]
         lower = char.lower()
         alike = homophones.get(char) or BESIDE.get(lower, "")
         v = float(u[i]) / share  # uniform again
@@ -40,10 +58,10 @@ def mistype(text: str, share: float, homophones: dict[str, tuple[str, ...]], key
         v = v * (4 if alike else 3) - way
         out.append(text[at:here])
         at = here + 1
-        if way == 0 and not (TYPED.match(after) and not drawn[i + 1]):
+        if way == 0 and (after != here + 1 or drawn[i + 1]):
             way = 1 + (v < 0.5)  # it cannot trade places
         if way == 0:
-            out.append(after + char)
+            out.append(text[after] + char)
             at += 1
         elif way == 1 and len(spots) > 1:
             pass
@@ -79,9 +97,9 @@ def change_width(text: str, share: float, key: int) -> str:
     >>> change_width("ABC，１2", 1.0, 0)
     'ＡＢＣ,1２'
     """
-    spots = [match.start() for match in TWO_WIDTHS.finditer(text)]
+    spots = _places(text, TWO_WIDTHS)
     out, at = [], 0
-    for i in (draw(key, WIDTH, len(spots)) < share).nonzero()[0].tolist():
-        out += [text[at : spots[i]], OTHER_WIDTH[text[spots[i]]]]
-        at = spots[i] + 1
+    for here in spots[draw(key, WIDTH, len(spots)) < share].tolist():
+        out += [text[at:here], OTHER_WIDTH[text[here]]]
+        at = here + 1
     return "".join(out) + text[at:]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_pipeline.augment.draw import RUN, fold
+from data_pipeline.augment.draw import CHANGES, RUN, draw, fold
 from data_pipeline.augment.spans import ADDED, find_marks, growth, make_task
 from data_pipeline.augment.text import augment_text, changes_text
 from data_pipeline.config import AugmentConfig
@@ -47,7 +47,7 @@ class Rewriter:
 
     def __init__(self, config: AugmentConfig, tokenizer: Tokenizer | None, seq_len: int):
         self.config, self.texts, self.tasks = config, changes_text(config), makes_tasks(config)
-        self.seq_len = seq_len
+        self.seq_len, self.always = seq_len, replace(config, text_share=1.0)
         self.growth = growth(config)
         if tokenizer:
             self.tokenizer, self.marks = tokenizer, find_marks(tokenizer)
@@ -96,8 +96,9 @@ class Rewriter:
         texts: list[str] = []
         for piece in pieces:
             edits.append([])
-            for number, (begin, end, text) in enumerate(self._texts(piece)):
-                new = augment_text(text, self.config, fold(piece.key, RUN, number))
+            acts = draw(piece.key, CHANGES, 1)[0] < self.config.text_share
+            for number, (begin, end, text) in enumerate(self._texts(piece) if acts else ()):
+                new = augment_text(text, self.always, fold(piece.key, RUN, number))
                 if new != text:
                     edits[-1].append((begin, end))
                     texts.append(new)
@@ -108,7 +109,8 @@ class Rewriter:
     def _texts(self, piece: Piece) -> Iterator[tuple[int, int, str]]:
         """Yields the stretches of ids that are text and may change: (first, end, text)."""
         stop = len(piece.ids) if piece.answer == PLAIN else max(piece.answer, 0)
-        parts = [self.tokenizer.piece(number) for number in piece.ids[:stop].tolist()]
+        pieces = self.tokenizer.pieces
+        parts = [pieces[number] for number in piece.ids[:stop].tolist()]
         edges = np.flatnonzero(np.diff([False, *map(bool, parts), False]))
         for begin, end in edges.reshape(-1, 2).tolist():
             for _ in range(TRIES):  # the rest of a character that began in the chunk before

@@ -11,7 +11,7 @@ import re
 from data_pipeline.augment.draw import DELETE, SWAP, SYNONYM, draw, pick
 from data_pipeline.augment.lexicon import HAN, RUN, Lexicon, find_words
 
-LETTER = "A-Za-z\u00aa-\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u03ff\u0400-\u04ff"
+LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u03ff\u0400-\u04ff"
 WORD = re.compile(f"[{LETTER}]+(?:['’-][{LETTER}]+)*|[{HAN}]")
 SPELT = re.compile(f"[{LETTER}]+(?:['’-][{LETTER}]+)*")
 

@@ -4,6 +4,8 @@ import doctest
 import importlib
 import re
 from collections import Counter
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,3 +210,8 @@ def test_a_source_that_is_none_is_one_line(tmp_path, monkeypatch, argv, error, w
     (tmp_path / "E").write_text("a 1 2\nb x y\n")
     with pytest.raises(error, match=words):
         make_lexicon.main(argv)
+
+
+def test_every_key_is_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs/augmentation.md").read_text("utf-8")
+    assert [field.name for field in fields(AugmentConfig) if f"`{field.name}" not in text] == []
