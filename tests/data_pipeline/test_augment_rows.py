@@ -9,6 +9,7 @@ import pytest
 
 from data_pipeline.augment.check import is_on
 from data_pipeline.augment.draw import RUN, fold
+from data_pipeline.augment.preview import preview
 from data_pipeline.augment.rewrite import Piece, Rewriter
 from data_pipeline.augment.spans import EXTREME, REGULAR, Marks, cut_spans, find_marks, make_task, restore
 from data_pipeline.augment.text import augment_text
@@ -21,7 +22,8 @@ from data_pipeline.config import (
     check_data_config,
 )
 from data_pipeline.mix import hash64
-from data_pipeline.schema import ConfigError
+from data_pipeline.schema import ConfigError, UserError
+from data_pipeline.show import _texts
 from data_pipeline.tasks import CHAT, PLAIN
 from data_pipeline.tokenizer import load_tokenizer
 from tests.data_pipeline.conftest import make_text
@@ -342,3 +344,20 @@ def test_augment_text_is_what_rows_show(opened, tmp_path):
     shown = "".join(data.tokenizer.decode(b["targets"][b["segments"] > 0].tolist()) for b in take(data, 0, (0, 8), 2))
     assert "two one" in shown
     assert len({augment_text("one two three", config, key) for key in range(20)}) > 2
+
+
+def test_the_preview_marks_what_a_row_will_hold(opened, mixed):
+    def lines(augment, epoch=0, **changes):
+        data = opened(sources=mixed, augment=augment, split=TRAIN, min_completion_kept=0.0, **changes)
+        return list(preview(data, 2, epoch, False, lambda ids: _texts(data, ids)))
+
+    shown = lines(ALL)
+    assert sum(", document " in line for line in shown) == 6
+    assert any("[-" in line for line in shown)
+    assert any("{+" in line for line in shown)
+    assert shown == lines(ALL) != lines(ALL, epoch=1)
+    assert any("{+<mask>" in line for line in lines(AugmentConfig(token_dropout=0.3)))
+    with pytest.raises(UserError, match="everything is off"):
+        lines(AugmentConfig())
+    with pytest.raises(UserError, match="streaming=False"):
+        lines(ALL, streaming=True)
