@@ -14,7 +14,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from data_pipeline.augment import augment_batch, is_on
+from data_pipeline.augment.check import augment_identity, check_augment, is_on
+from data_pipeline.augment.mask import augment_batch, is_masking
+from data_pipeline.augment.reader import RewrittenRows
+from data_pipeline.augment.rewrite import Rewriter, rewrites
 from data_pipeline.config import SPLITS, DataConfig, check_data_config
 from data_pipeline.feed import Batch, Calls, TrainBatches
 from data_pipeline.mix import Mixture, epoch_key, make_key, permute
@@ -43,7 +46,9 @@ class Data:
         self.tokenizer: Tokenizer = prepared.tokenizer
         special = self.tokenizer.special
         self.pad_id = special.pad if special.pad >= 0 else max(special.eos, 0)
-        check_tokenizer(self.tokenizer, config.add_bos, config.split.by == "hash", is_on(config.augment))
+        check_tokenizer(self.tokenizer, config.add_bos, config.split.by == "hash", is_masking(config.augment))
+        check_augment(config.augment, self.tokenizer)
+        self.rewriter = Rewriter(config.augment, self.tokenizer, config.seq_len) if rewrites(config.augment) else None
         self.cuts: list[list[Cut]] = [[] for _ in sources]
         self.readers = {split: self._open(split) for split in SPLITS}
         self._check(log)
@@ -104,11 +109,8 @@ class Data:
         mixture, readers = self._mixture()
         place = np.array([step * self.config.batch_size + row])
         source, epoch, number = (int(array[0]) for array in mixture.locate(place))
-        reader = readers[source]
-        chunks, order = reader.chunks, reader.rows.order[reader.rows.first[number] : reader.rows.first[number + 1]]
-        starts = chunks.start[order] - reader.shard.offsets[chunks.document[order]]
-        held = zip(chunks.document[order].tolist(), starts.tolist(), chunks.length[order].tolist())
-        return self.readers["train"][source][0], epoch, list(held)
+        held = readers[source].held(number, epoch_key(self.config.seed, np.array([epoch])))
+        return self.readers["train"][source][0], epoch, held
 
     def eval_batches(self, split: str, batch_size: int, rows: tuple[int, int]) -> Iterator[Batch]:
         """Yields every row of a split once, in one fixed order; the last batch is filled with rows of weight 0."""
@@ -156,7 +158,7 @@ class Data:
         ]
         mixture = Mixture([self.sources[n].name for n in numbers], [1] * len(numbers), [self._weight(n) for n in numbers],
                           self.config.seed)  # fmt: skip
-        streams = Streams(self.config, readers, mixture, self.tokenizer, self.pad_id)
+        streams = Streams(self.config, readers, mixture, self.tokenizer, self.pad_id, self.rewriter)
         return StreamedBatches(
             streams.dataset(rows, self._augment), streams.calls, self.fingerprint, start_step, rows, state
         )
@@ -177,6 +179,7 @@ class Data:
         for number in range(len(self.sources)):
             if self.prepared.has_shard(number, split):
                 shard = self.prepared.shard(number, split)
+                rewriter = self.rewriter if split == "train" else None
                 chunks = cut_chunks(
                     shard.offsets,
                     shard.loss_start,
@@ -184,9 +187,14 @@ class Data:
                     config.add_bos,
                     config.loss_on_prompt,
                     shard.learned,
+                    rewriter.limit() if rewriter else None,
                 )
                 bos_id = self.tokenizer.special.bos
-                reader = RowReader(shard, chunks, config.seq_len, config.packing, bos_id, self.pad_id)
+                reader = (
+                    RewrittenRows(shard, chunks, config.packing, bos_id, self.pad_id, rewriter)
+                    if rewriter
+                    else RowReader(shard, chunks, config.seq_len, config.packing, bos_id, self.pad_id)
+                )
                 self.cuts[number].append(chunks.cut)
                 if len(reader):
                     readers.append((number, reader))
@@ -230,7 +238,8 @@ class Data:
             del config[key]  # they decide what is prepared, and its content is in the hash below
         if not self.config.streaming:  # which cleans while it reads, so its text is not in what is prepared
             del config["shuffle_documents"], config["clean"], config["chat"]
-        if not is_on(self.config.augment):
+        config["augment"] = augment_identity(self.config.augment)
+        if config["augment"] is None:
             del config["augment"]
         weights = [[source.name, source.config.weight] for source in self.sources]
         identity = [cast(Source, source).identity() for source in self.sources] if self.config.streaming else []
@@ -249,5 +258,6 @@ def open_data(config: DataConfig, *, log: Callable[[str], None] = print) -> Data
     problems = check_data_config(config)
     if problems:
         raise ConfigError(problems)
+    check_augment(config.augment, None)
     prepared, sources = prepare(config, log)
     return Data(config, prepared, sources, log)

@@ -106,6 +106,7 @@ class TokenizerConfig:
     model_type: str = "bpe"  # bpe | unigram
     character_coverage: float = 0.9995  # characters beyond it go through bytes; nothing is ever lost
     train_chars: int = 20_000_000  # sentencepiece: characters of the train split that training looks at
+    extra_tokens: tuple[str, ...] = ()  # sentencepiece: special tokens to train in besides ours, as "<|fim_prefix|>"
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,41 @@ class ChatConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Changes to the inputs of the train split, never to targets; a pure function of (seed, epoch, document, place)."""
+    """Changes to the rows of the train split, anew each epoch; a pure function of (seed, epoch, document, place).
 
+    Shares are between 0, which is off, and 1. docs/augmentation.md says of each kind what is learned and what it costs.
+    """
+
+    # hide inputs; targets stay
     token_dropout: float = 0.0  # share of input tokens replaced by the mask token
     span_mask: float = 0.0  # share of input tokens in spans that are replaced by the mask token
     span_length: int = 3  # tokens in such a span
+    # reorder plain texts
+    span_corruption: float = 0.0  # share of chunks that become: write what was taken out (T5, UL2)
+    denoisers: tuple[float, ...] = (
+        1.0,
+        0.0,
+        0.0,
+    )  # how these are shared out to UL2's kinds: regular, sequential, extreme
+    noise_density: float = 0.15  # regular: share of tokens taken out
+    noise_length: float = 3.0  # regular: mean tokens of a span
+    fill_in_middle: float = 0.0  # share of chunks that become: beginning, end, then the middle
+    suffix_first: float = 0.5  # share of these with the end before the beginning (SPM)
+    window_shift: bool = False  # chunks of a long text begin elsewhere in each epoch
+    # change the words of plain texts and prompts, never answers
+    text_share: float = 1.0  # share of chunks that the kinds below act on
+    line_paraphrase: float = 0.0  # share of lines replaced, of those that `paraphrases` has
+    sentence_shuffle: float = 0.0  # share of lines (paragraphs) whose sentences change places
+    word_synonym: float = 0.0  # share of words replaced, of those that `synonyms` has others for
+    word_swap: float = 0.0  # share of words that trade places with a neighbour
+    word_deletion: float = 0.0  # share of words left out
+    word_case: float = 0.0  # share of words in another case
+    char_typo: float = 0.0  # share of letters and Chinese characters mistyped
+    char_width: float = 0.0  # share of characters in the other width (full or half)
+    synonyms: tuple[str, ...] = ()  # files of WORD<TAB>OTHER<TAB>OTHER...
+    homophones: str = ""  # such a file of Chinese characters, from which typos are taken
+    paraphrases: str = ""  # such a file of lines, as from back-translation
+    room: float = 0.05  # share of tokens that changed text may grow by; what goes beyond is cut off
 
 
 @dataclass(frozen=True)
@@ -225,6 +256,10 @@ def check_data_config(data: DataConfig) -> list[str]:
     must(data.tokenizer.vocab_size >= 300, f"tokenizer.vocab_size: must be >= 300, got {data.tokenizer.vocab_size}")
     must(0 < data.tokenizer.character_coverage <= 1, "tokenizer.character_coverage: must be in (0, 1]")
     must(data.tokenizer.train_chars > 0, "tokenizer.train_chars: must be > 0")
+    must(
+        not data.tokenizer.extra_tokens or (data.tokenizer.kind == "sentencepiece" and not data.tokenizer.path),
+        "tokenizer.extra_tokens: only for a sentencepiece tokenizer that is trained here",
+    )
     for rule in data.clean.rules:
         one_of("clean.rules", rule, CLEAN_RULES)
     must(len(set(data.clean.rules)) == len(data.clean.rules), "clean.rules: names a rule twice")
@@ -246,9 +281,9 @@ def check_data_config(data: DataConfig) -> list[str]:
         must(0 <= getattr(data.split, key) < 1, f"split.{key}: must be in [0, 1), got {getattr(data.split, key)}")
     must(data.split.validation + data.split.test < 1, "split: validation + test leave nothing to train on")
     problems += _check_split(data)
-    for key in ("token_dropout", "span_mask"):
-        must(0 <= getattr(data.augment, key) < 1, f"augment.{key}: must be in [0, 1), got {getattr(data.augment, key)}")
-    must(data.augment.span_length >= 1, f"augment.span_length: must be >= 1, got {data.augment.span_length}")
+    from data_pipeline.augment.check import augment_problems
+
+    problems += [f"config.data.{problem}" for problem in augment_problems(data)]
     must(data.seq_len >= 2, f"seq_len: must be >= 2, got {data.seq_len}")
     must(data.batch_size >= 1, f"batch_size: must be >= 1, got {data.batch_size}")
     one_of("packing", data.packing, ("best_fit", "none"))

@@ -26,9 +26,13 @@ ORIGIN_DTYPES = {"keys": np.uint64, "places": np.int64}
 class RowReader:
     """Rows of one source and split: an index in memory, ids on disk."""
 
-    def __init__(self, shard: Shard, chunks: Chunks, seq_len: int, packing: str, bos_id: int, pad_id: int):
+    def __init__(
+        self, shard: Shard, chunks: Chunks, seq_len: int, packing: str, bos_id: int, pad_id: int,
+        lengths: np.ndarray | None = None,
+    ):  # fmt: skip
+        """`lengths` is the room of each chunk, where that is more than its length."""
         self.shard, self.chunks, self.seq_len, self.bos_id, self.pad_id = shard, chunks, seq_len, bos_id, pad_id
-        self.rows: Rows = pack(chunks.length, seq_len, packing)
+        self.rows: Rows = pack(chunks.length if lengths is None else lengths, seq_len, packing)
         self.padding = np.full(seq_len, pad_id, shard.ids.dtype)
         self.ones = np.ones(seq_len, np.uint8)
 
@@ -38,6 +42,13 @@ class RowReader:
     def fill(self) -> float:
         """Returns the share of places in all rows that hold a token."""
         return float(self.chunks.length.sum()) / max(len(self) * self.seq_len, 1)
+
+    def held(self, number: int, epoch_key: np.ndarray) -> list[tuple[int, int, int]]:
+        """Returns (document, first token of it, tokens) of each stretch in a row; `epoch_key` as for `read`, of one row."""
+        del epoch_key  # the same in each epoch
+        chunks, order = self.chunks, self.rows.order[self.rows.first[number] : self.rows.first[number + 1]]
+        starts = chunks.start[order] - self.shard.offsets[chunks.document[order]]
+        return list(zip(chunks.document[order].tolist(), starts.tolist(), chunks.length[order].tolist()))
 
     def read(self, rows: np.ndarray, epoch_keys: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Returns arrays [len(rows), seq_len] of the rows with these numbers; -1 stands for a row of padding.

@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.augment.check import is_on
+from data_pipeline.augment.reader import RewrittenRows, shift_chunks
+from data_pipeline.augment.rewrite import Rewriter
 from data_pipeline.config import DataConfig
 from data_pipeline.dedup.lines import RepeatedLines
 from data_pipeline.feed import Batch, Calls, TrainBatches
@@ -27,7 +30,7 @@ from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader
 from data_pipeline.scan import Cleaner, part_for
 from data_pipeline.schema import UserError
 from data_pipeline.store import Shard
-from data_pipeline.tasks import Chunks, Cut, cut_chunks, to_ids
+from data_pipeline.tasks import PLAIN, Chunks, Cut, cut_chunks, to_ids
 from data_pipeline.tokenizer import Tokenizer
 
 DOCUMENTS_AT_ONCE = 16  # read, or tokenised, in one call of Python
@@ -133,12 +136,13 @@ class Streams:
     """Builds the tf.data graph."""
 
     def __init__(
-        self, config: DataConfig, readers: list[DocumentReader], mixture: Mixture, tokenizer: Tokenizer, pad_id: int
-    ):
+        self, config: DataConfig, readers: list[DocumentReader], mixture: Mixture, tokenizer: Tokenizer, pad_id: int,
+        rewriter: Rewriter | None,
+    ):  # fmt: skip
         self.config, self.readers, self.mixture = config, readers, mixture
-        self.tokenizer, self.pad_id = tokenizer, pad_id
+        self.tokenizer, self.pad_id, self.rewriter = tokenizer, pad_id, rewriter
         self.calls = Calls()
-        self.origins = config.augment.token_dropout > 0 or config.augment.span_mask > 0
+        self.origins = is_on(config.augment)
 
     def dataset(self, rows: tuple[int, int], augment: Callable[[Any], Any]) -> Any:
         """Returns the batches of one host: `rows` of each global batch."""
@@ -180,9 +184,11 @@ class Streams:
             self.config.shuffle_documents, seed=self.config.seed, reshuffle_each_iteration=False
         )
         chunk_types = [np.int32, np.uint8, np.int32, np.int32, np.bool_, np.uint64, np.int64]
+        chunk_types += [np.int64] * bool(self.rewriter)
         wide: list[int | None] = [None, seq_len + 1]
+        shapes = [wide, wide, *[n] * (len(chunk_types) - 2)]
         chunks = shuffled.batch(DOCUMENTS_AT_ONCE).map(
-            lambda *x: self.calls.tensors(self._tokenise, x, chunk_types, [wide, wide, n, n, n, n, n])
+            lambda *x: self.calls.tensors(self._tokenise, x, chunk_types, shapes)
         )
         dtypes = BATCH_DTYPES | (ORIGIN_DTYPES if self.origins else {})
         window = max(64, WINDOW_TOKENS // seq_len)
@@ -201,31 +207,45 @@ class Streams:
         return packed.unbatch()
 
     def _tokenise(self, packed: Any, keys: np.ndarray) -> list[np.ndarray]:
-        """Returns the chunks of some documents: ids and learned [n, seq_len + 1], length, learn_from, put_bos, key, place."""
+        """Returns the chunks of some documents: ids and learned [n, seq_len + 1], length, learn_from, put_bos, key, place.
+
+        Where chunks are rewritten later, also where the answer begins.
+        """
         config = self.config
         records = [unpack_record(content) for content in packed]
         ids, starts, said = to_ids(records, self.tokenizer, config.add_bos, config.split.by == "hash")
         flat = np.concatenate(ids)
         learned = np.concatenate([np.array(some or [False] * len(one), np.uint8) for one, some in zip(ids, said)])
         offsets = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
-        chunks = cut_chunks(offsets, np.array(starts), config.seq_len, config.add_bos, config.loss_on_prompt, learned)
+        plain_len = self.rewriter.limit() if self.rewriter else None
+        chunks = cut_chunks(
+            offsets, np.array(starts), config.seq_len, config.add_bos, config.loss_on_prompt, learned, plain_len
+        )
+        if self.rewriter:
+            chunks = shift_chunks(chunks, offsets, keys, self.rewriter)
         column = np.arange(config.seq_len + 1)
         index = np.minimum(chunks.start[:, None] + column, len(flat) - 1)
         padded = np.where(column <= chunks.length[:, None], flat[index], self.pad_id).astype(np.int32)
         learned = np.where(chunks.masked[:, None], learned[index], 1).astype(np.uint8)
         place = chunks.start - offsets[chunks.document]
-        return [padded, learned, chunks.length, chunks.learn_from, chunks.put_bos, keys[chunks.document], place]
+        out = [padded, learned, chunks.length, chunks.learn_from, chunks.put_bos, keys[chunks.document], place]
+        return out + [chunks.answer] * bool(self.rewriter)
 
     def _pack(
         self, ids: np.ndarray, learned: np.ndarray, length: np.ndarray, learn_from: np.ndarray, put_bos: np.ndarray, keys: np.ndarray,
-        place: np.ndarray,
+        place: np.ndarray, answer: np.ndarray | None = None,
     ) -> list[np.ndarray]:  # fmt: skip
         """Packs a window of chunks into rows."""
         n, width = ids.shape
         start = np.arange(n, dtype=np.int64) * width
         shard = Shard(ids.reshape(-1), start - place, np.zeros(n, np.int32), keys, learned.reshape(-1))
-        chunks = Chunks(np.arange(n), start, length, learn_from, put_bos, np.ones(n, bool), Cut())
-        special = self.tokenizer.special
-        reader = RowReader(shard, chunks, self.config.seq_len, self.config.packing, special.bos, self.pad_id)
+        masked = np.ones(n, bool)
+        answer = np.full(n, PLAIN) if answer is None else answer  # nothing asks
+        chunks = Chunks(np.arange(n), start, length, learn_from, put_bos, masked, answer, Cut())
+        config, bos = self.config, self.tokenizer.special.bos
+        if self.rewriter:
+            reader = RewrittenRows(shard, chunks, config.packing, bos, self.pad_id, self.rewriter, shifted=True)
+        else:
+            reader = RowReader(shard, chunks, config.seq_len, config.packing, bos, self.pad_id)
         no_epoch = np.zeros(len(reader), np.uint64)  # it is in the keys
         return list(reader.read(np.arange(len(reader)), no_epoch if self.origins else None).values())

@@ -100,14 +100,15 @@ class Chunks:
     learn_from: np.ndarray  # int32: targets before this one have weight 0
     put_bos: np.ndarray  # bool: the first input is the begin token, since the prompt was cut after it
     masked: np.ndarray  # bool: of the targets, only those that an assistant said have weight
+    answer: np.ndarray  # int64: where in its ids a completion begins; PLAIN, CHAT
     cut: Cut  # what the row length took away
 
 
 def cut_chunks(
     offsets: np.ndarray, loss_start: np.ndarray, seq_len: int, add_bos: bool, learn_prompt: bool,
-    learned: np.ndarray | None = None,
+    learned: np.ndarray | None = None, plain_len: int | None = None,
 ) -> Chunks:  # fmt: skip
-    """Cuts documents to at most `seq_len` inputs each.
+    """Cuts documents to at most `seq_len` inputs each, plain texts to `plain_len` where it is given.
 
     A plain text gives as many chunks as it needs, and every id but its first is the target of exactly one. A prompt/completion
     document gives one chunk: the prompt is cut from the left first, then the completion's end. A conversation gives one
@@ -117,15 +118,16 @@ def cut_chunks(
     inputs = np.maximum(sizes - 1, 0)
     is_pair, is_chat = loss_start >= 0, loss_start == CHAT
     lost, chat_cut = _count_chats(offsets, is_chat, seq_len, learned)
-    count = np.where(is_pair | is_chat, np.minimum(inputs, 1), -(-inputs // seq_len))
+    plain_len = plain_len or seq_len
+    count = np.where(is_pair | is_chat, np.minimum(inputs, 1), -(-inputs // plain_len))
     if not learn_prompt:
         count[lost] = 0
     document = np.repeat(np.arange(len(sizes)), count)
     part = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
     pair, size, begins = is_pair[document], sizes[document], np.maximum(loss_start, 0)[document]
     # a pair keeps one id before the completion, so that the completion's first id is predicted too
-    cut = np.where(pair, np.minimum(np.maximum(size - seq_len - 1, 0), np.maximum(begins - 1, 0)), part * seq_len)
-    length = np.minimum(size - 1 - cut, seq_len)
+    cut = np.where(pair, np.minimum(np.maximum(size - seq_len - 1, 0), np.maximum(begins - 1, 0)), part * plain_len)
+    length = np.minimum(size - 1 - cut, np.where(pair | is_chat[document], seq_len, plain_len))
     learn_from = np.where(pair, np.maximum(begins - 1 - cut, 0), 0)
     kept, whole = length - learn_from, size - np.maximum(begins, 1)
     return Chunks(
@@ -135,6 +137,7 @@ def cut_chunks(
         learn_from=(np.zeros_like(learn_from) if learn_prompt else learn_from).astype(np.int32),
         put_bos=pair & (cut > 0) & add_bos,
         masked=is_chat[document] & (not learn_prompt),
+        answer=np.where(pair, begins - cut, loss_start[document]),
         cut=replace(
             chat_cut,
             pairs=int(pair.sum()),

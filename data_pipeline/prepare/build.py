@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.augment import is_on
+from data_pipeline.augment.check import check_augment
+from data_pipeline.augment.mask import is_masking
 from data_pipeline.chat import template_source
 from data_pipeline.config import SPLITS, DataConfig, SourceConfig
 from data_pipeline.lines import hash_file
@@ -210,7 +211,8 @@ def _build(
     if template:
         tokenizer.template = template  # whoever loads the tokenizer writes conversations the same way
     tokenizer.save(work / "tokenizer")
-    check_tokenizer(tokenizer, config.add_bos, config.split.by == "hash", is_on(config.augment))
+    check_tokenizer(tokenizer, config.add_bos, config.split.by == "hash", is_masking(config.augment))
+    check_augment(config.augment, tokenizer)
     context.loaded[work / "tokenizer"] = tokenizer
     sizes = [part.size for _, part in tasks]
     encoded = run_stage(context, ENCODE, encode_part, tasks, sizes, workers, log, "encoding")

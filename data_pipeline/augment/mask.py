@@ -1,4 +1,4 @@
-"""How are training inputs changed, the same way on any host, in any packing, at any thread count?
+"""Which inputs of a training batch are hidden, the same on any host, in any packing, at any thread count?
 
 Whether a token is masked is a hash of (seed, epoch, document, place in the document): no random state exists. Measured
 with 2^20 tokens (tests/data_pipeline/test_augment.py): token_dropout=0.1 masks 0.100, span_mask=0.15 masks 0.150.
@@ -16,7 +16,7 @@ _GOLDEN, _MUL1, _MUL2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111
 DROPOUT, SPAN = 1, 2  # keep the two draws apart
 
 
-def is_on(config: AugmentConfig) -> bool:
+def is_masking(config: AugmentConfig) -> bool:
     return config.token_dropout > 0 or config.span_mask > 0
 
 
