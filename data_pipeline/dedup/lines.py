@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipeline.dedup.codes import is_kept, segment_hashes, to_codes
 from data_pipeline.dedup.runs import part_bounds, written_aside
+from data_pipeline.sealed import read_bytes
 
 if TYPE_CHECKING:
     from data_pipeline.dedup.signatures import Shards
@@ -93,7 +94,9 @@ class RepeatedLines:
 
     def __init__(self, paths: Sequence[Path], rule: LineRule):
         self.rule = rule
-        self.rows = np.concatenate([np.zeros(0, REPEATED), *(np.fromfile(path, REPEATED) for path in paths)])
+        self.rows = np.concatenate(
+            [np.zeros(0, REPEATED), *(np.frombuffer(read_bytes(path), REPEATED) for path in paths)]
+        )
         self.hashes = self.rows["hash"].copy()
 
     def remove(self, texts: Sequence[str], numbers: Sequence[int]) -> list[tuple[str, list[str]]]:

@@ -19,6 +19,7 @@ from data_pipeline.prepare.read import ledger_line, read_arrays, read_where
 from data_pipeline.prepare.stages import Context, Log
 from data_pipeline.records import Part, Source
 from data_pipeline.schema import UserError
+from data_pipeline.sealed import read_bytes
 from data_pipeline.whole_file import written_aside
 
 DECIDE = "decide"
@@ -76,7 +77,7 @@ def decide(
 
 
 def read_fate(context: Context, number: int) -> np.ndarray:
-    return np.frombuffer(context.path(DECIDE, number, "fate").read_bytes(), np.uint8)
+    return np.frombuffer(read_bytes(context.path(DECIDE, number, "fate")), np.uint8)
 
 
 def _compare(

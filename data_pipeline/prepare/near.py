@@ -22,6 +22,7 @@ from data_pipeline.prepare.leaks import Leaks
 from data_pipeline.prepare.read import CUT, kept_records, read_arrays, read_groups
 from data_pipeline.prepare.stages import Context, Log, processes
 from data_pipeline.records import Part
+from data_pipeline.sealed import read_bytes
 from data_pipeline.whole_file import written_aside
 
 NEAR = "near"
@@ -31,7 +32,7 @@ Fates = list[np.ndarray]  # of each part, of each document the bits of its split
 def read_texts(context: Context, number: int, task: tuple[int, Part]) -> Iterator[tuple[bytes, str, str]]:
     """(key, text, group) of the documents of a part that exact comparison left."""
     keys, groups = read_arrays(context, number)["key"], read_groups(context, number)
-    left = np.frombuffer(context.path(NEAR, number, "left").read_bytes(), np.uint8)
+    left = np.frombuffer(read_bytes(context.path(NEAR, number, "left")), np.uint8)
     for i, record in kept_records(context, number, task, left):
         yield keys[i].tobytes(), "\n".join(record.parts()), groups[i]
 
