@@ -40,6 +40,8 @@ class SourceConfig:
     group_field: str = ""  # jsonl, csv, parquet, tfds: rows with the same value always share a split
     tfds_split: str = "train"  # tfds: which of its splits to read
     tfds_dir: str = ""  # tfds: its data_dir; "" is the library's default
+    license: str = ""  # of the text, and how it asks to be cited: kept in the manifest and in what is exported;
+    citation: str = ""  # tfds: "" is what the data set says
     max_documents: int = 0  # stop after this many documents; 0 reads all
 
 

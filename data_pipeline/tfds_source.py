@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class TfdsSource:
                 f"{key}: {config.path!r} has no split {config.tfds_split!r}; it has {splits} (set tfds_split)"
             )
         self.split = self.builder.info.splits[config.tfds_split]
+        said = {key: getattr(config, key) or getattr(self.builder.info, key) or "" for key in ("license", "citation")}
+        self.config = replace(config, **said)
         self.random_access: Any = None
 
     def identity(self) -> list[Any]:

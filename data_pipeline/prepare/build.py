@@ -156,7 +156,7 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
     described = []
     for source in sources:
         keys = asdict(source.config)
-        for name in ("path", "weight", "tfds_dir"):  # the same bytes elsewhere, or in another share, are the same
+        for name in ("path", "weight", "tfds_dir", "license", "citation"):  # the same bytes elsewhere, or in another share, are the same
             del keys[name]
         described.append([source.name, keys, source.identity()])
     here = Path(__file__).parents[1]
@@ -220,6 +220,7 @@ def _build(
     for number, source in enumerate(sources):
         here = [i for i, (owner, _) in enumerate(tasks) if owner == number]
         entry: dict[str, Any] = {"name": source.name, **tallies[number].to_json(), "splits": {}}
+        entry |= {"license": source.config.license, "citation": source.config.citation}
         for split in SPLITS:
             if any(split in encoded[i] for i in here):
                 counts = join_parts(context, number, split, here, folder, tokenizer.vocab_size)
