@@ -119,7 +119,9 @@ class _Writer:
         infos, hashes = [], {}
         for split in SPLITS:
             shards, lengths = self._deal(split), []
-            for number, documents in itertools.groupby(self._documents(split, shards), key=lambda document: document[0]):
+            for number, documents in itertools.groupby(
+                self._documents(split, shards), key=lambda document: document[0]
+            ):
                 length = [0]
                 path = self.folder / f"part-{number}"
                 adapter.write_examples(path, _count(documents, length))
@@ -146,7 +148,9 @@ class _Writer:
             f"(key {manifest['key']}). `ids` are those of the tokenizer with sha256 {self.tokenizer.sha256}.{chat}{left_out}\n\n"
             + "\n".join(f"- {entry['name']}: {_by_count(entry['kept'])}; licence: {entry['license'] or 'not stated'}" for entry in entries)
         )  # fmt: skip
-        said = {key: "\n\n".join(f"{e['name']}: {e[key]}" for e in entries if e[key]) for key in ("license", "citation")}
+        said = {
+            key: "\n\n".join(f"{e['name']}: {e[key]}" for e in entries if e[key]) for key in ("license", "citation")
+        }
         metadata = {"files": hashes, "prepared": {"key": manifest["key"], "made_of": manifest["made_of"]}}
         info = self.tfds.core.DatasetInfo(
             builder=self.tfds.core.DatasetIdentity(
@@ -185,7 +189,12 @@ class _Writer:
                     if example is None:
                         self._leave_out(name, f"{files[file]}:{line}" if line else files[file])
                         continue
-                    example |= {"id": f"{int(shard.keys[number]):016x}", "source": name, "file": files[file], "line": line}
+                    example |= {
+                        "id": f"{int(shard.keys[number]):016x}",
+                        "source": name,
+                        "file": files[file],
+                        "line": line,
+                    }
                     yield int(shards[source][at]), self.features.serialize_example(example)
                 self.progress.add(sum(int(shard.offsets[n + 1] - shard.offsets[n]) for n in numbers) * 4)
 

@@ -49,8 +49,9 @@ class TfdsSource:
                 f"{key}: {config.path!r} has no split {config.tfds_split!r}; it has {splits} (set tfds_split)"
             )
         self.split = self.builder.info.splits[config.tfds_split]
-        said = {key: getattr(config, key) or getattr(self.builder.info, key) or "" for key in ("license", "citation")}
-        self.config = replace(config, **said)
+        info = self.builder.info
+        license = config.license or info.redistribution_info.license
+        self.config = replace(config, license=license, citation=config.citation or info.citation)
         self.random_access: Any = None
 
     def identity(self) -> list[Any]:

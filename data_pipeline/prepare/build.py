@@ -156,7 +156,13 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
     described = []
     for source in sources:
         keys = asdict(source.config)
-        for name in ("path", "weight", "tfds_dir", "license", "citation"):  # the same bytes elsewhere, or in another share, are the same
+        for name in (
+            "path",
+            "weight",
+            "tfds_dir",
+            "license",
+            "citation",
+        ):  # the same bytes elsewhere, or in another share, are the same
             del keys[name]
         described.append([source.name, keys, source.identity()])
     here = Path(__file__).parents[1]

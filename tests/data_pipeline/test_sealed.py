@@ -19,8 +19,8 @@ from data_pipeline.batch import open_data
 from data_pipeline.config import CleanConfig, TokenizerConfig
 from data_pipeline.prepare import build
 from data_pipeline.prepare.build import prepare_to
-from data_pipeline.sealed import CHUNK, HEAD, TAG, Vault, open_array, open_to_read, open_to_write, read_bytes
 from data_pipeline.schema import ConfigError, UserError
+from data_pipeline.sealed import CHUNK, HEAD, TAG, Vault, open_array, open_to_read, open_to_write, read_bytes
 from data_pipeline.store import MANIFEST, Prepared, open_prepared
 from tests.data_pipeline.conftest import make_text
 
@@ -123,10 +123,10 @@ def test_every_damage_is_an_error_of_one_line(folder):
 
 
 def test_what_was_not_completed_does_not_look_whole(folder):
-    with pytest.raises(ZeroDivisionError), open_to_write(folder / "a") as file:
+    with pytest.raises(ZeroDivisionError), open_to_write(folder / "a") as file:  # noqa: PT012
         file.write(bytes(5 * CHUNK))
         raise ZeroDivisionError
-    with pytest.raises(UserError, match="changed, moved or cut off|cut short"):
+    with pytest.raises(UserError, match=r"changed, moved or cut off|cut short"):
         read_bytes(folder / "a")
 
 
