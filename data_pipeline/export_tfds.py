@@ -126,7 +126,7 @@ class _Writer:
                 path = self.folder / f"part-{number}"
                 adapter.write_examples(path, _count(documents, length))
                 lengths.append((path, length[0]))
-            for number, (path, length) in enumerate(lengths):
+            for number, (path, _) in enumerate(lengths):
                 named = template.replace(split=split).sharded_filepath(shard_index=number, num_shards=len(lengths))
                 os.rename(path, named)
                 hashes[named.name] = {"bytes": Path(named).stat().st_size, "sha256": hash_file(str(named))}

@@ -32,12 +32,10 @@ from data_pipeline.rules.pii_cipher import read_key
 from data_pipeline.schema import UserError
 
 MAGIC = b"lm sealed 1\n"
-CHUNK = (
-    2**14
-)  # bytes: rows are read in stretches of some kilobytes, and of larger chunks most would be decrypted for nothing
+CHUNK = 2**12  # bytes: rows are stretches of about 2 KiB, and most of a larger chunk would be decrypted for nothing
 CIPHER = f"AES-256-GCM, STREAM of {CHUNK >> 10} KiB"
 HEAD, TAG = len(MAGIC) + 32, 16
-CACHED = 256  # decrypted chunks that an opened file keeps: 4 MiB
+CACHED = 1024  # decrypted chunks that an opened file keeps: 4 MiB
 BLOCK = 2**16  # items that are searched at once
 
 
@@ -118,12 +116,12 @@ def size_of(path: Path | str) -> int:
 def open_array(path: Path | str, dtype: Any, first: int = 0, count: int | None = None) -> Any:
     """Returns `count` items of a file of numbers from item `first` on as an array, of which only what is looked at is read."""
     dtype, found = np.dtype(dtype), vault_of(path)
-    count = size_of(path) // dtype.itemsize - first if count is None else count
-    if count == 0:
+    items = size_of(path) // dtype.itemsize - first if count is None else count
+    if items == 0:
         return np.zeros(0, dtype)
     if found is None:
-        return np.memmap(path, dtype, "r", first * dtype.itemsize, (count,))
-    return SealedArray(SealedFile(path, *found), dtype, first * dtype.itemsize, count)
+        return np.memmap(path, dtype, "r", first * dtype.itemsize, (items,))
+    return SealedArray(SealedFile(path, *found), dtype, first * dtype.itemsize, items)
 
 
 def open_npy(path: Path | str) -> Any:
