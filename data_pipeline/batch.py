@@ -233,7 +233,7 @@ class Data:
 
     def _fingerprint(self) -> str:
         config = asdict(self.config)
-        for key in ("path", "sources", "prepared", "split", "tokenizer", "cache_dir", "on_bad", "max_bad_fraction", "max_line_bytes",
+        for key in ("path", "sources", "prepared", "split", "tokenizer", "cache_dir", "encrypt_key_env", "on_bad", "max_bad_fraction", "max_line_bytes",
                     "allow_leak", "min_completion_kept"):  # fmt: skip
             del config[key]  # they decide what is prepared, and its content is in the hash below
         if not self.config.streaming:  # which cleans while it reads, so its text is not in what is prepared

@@ -41,6 +41,8 @@ class SourceConfig:
     label_field: str = ""  # jsonl, csv, parquet, tfds: the class of a row, for split.stratify and for sampling by class
     tfds_split: str = "train"  # tfds: which of its splits to read
     tfds_dir: str = ""  # tfds: its data_dir; "" is the library's default
+    license: str = ""  # of the text, and how it asks to be cited: kept in the manifest and in what is exported;
+    citation: str = ""  # tfds: "" is what the data set says
     max_documents: int = 0  # stop after this many documents; 0 reads all
 
 
@@ -180,6 +182,9 @@ class DataConfig:
     streaming: bool = False  # read, clean, tokenise and pack on the fly instead of preparing first
     shuffle_documents: int = 2048  # streaming: documents in the shuffle buffer
     cache_dir: str = "data_cache"  # prepared data lives here, by the hash of what made it
+    encrypt_key_env: str = (
+        ""  # environment variable with a secret of 32 characters or more: prepared data is encrypted; docs/privacy.md
+    )
     on_bad: str = "error"  # a bad row: "error" stops, "skip" counts and reports
     max_bad_fraction: float = 0.01  # skip: more bad rows than this stop all the same
     max_line_bytes: int = 16_777_216  # longest line of a text, JSONL or CSV file
@@ -224,6 +229,10 @@ def check_data_config(data: DataConfig) -> list[str]:
     )
     must(not (data.prepared and data.path), "prepared: stands in place of path; set one of them")
     must(not (data.prepared and data.streaming), "prepared: is not streamed; set streaming=False")
+    must(
+        not (data.encrypt_key_env and data.streaming),
+        "encrypt_key_env: the position of a stream holds text, and goes into checkpoints; set streaming=False",
+    )
     for name, source in data.sources.items():
         key = f"sources.{name}"
         must(bool(source.path), f"{key}.path: must name a file, folder, glob, package or TFDS data set")

@@ -17,6 +17,7 @@ from data_pipeline.config import SPLITS
 from data_pipeline.prepare.read import split_where
 from data_pipeline.scan import document_key
 from data_pipeline.schema import ConfigError, UserError, run_main, split_flags
+from data_pipeline.sealed import open_to_read
 from data_pipeline.store import Prepared, open_prepared
 
 PREVIEW = 60  # characters of a document that are shown
@@ -37,9 +38,9 @@ def read_ledger(
     prepared: Prepared, wanted: Callable[[dict[str, Any]], bool], hint: str = ""
 ) -> Iterator[dict[str, Any]]:
     """The lines of the ledger that are `wanted`; only lines with `hint` in them are looked at."""
-    with open(prepared.folder / "ledger.jsonl", encoding="utf-8") as file:
+    with open_to_read(prepared.folder / "ledger.jsonl") as file:
         for line in file:
-            if hint in line and wanted(entry := json.loads(line)):
+            if hint.encode() in line and wanted(entry := json.loads(line)):
                 yield entry
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -91,7 +91,7 @@ class RowReader:
         weights = (positions >= spread(learn_from, np.int32)).astype(np.float32)
         masked = real & chunks.masked[chunk]
         if masked.any():
-            said = np.asarray(self.shard.learned)
+            said = cast(np.ndarray, self.shard.learned)
             weights *= np.concatenate([
                 said[at : at + n] if is_masked else self.ones[:n]
                 for at, n, is_masked in zip((start + 1).tolist(), length.tolist(), masked.tolist())

@@ -8,6 +8,7 @@
 00.train.origins.npy     which of the files in 00.train.files.json it is from, and its line there; no part of what batches are read from
 00.train.places.npy      streaming, in place of the others: where each document lies in its source
 tokenizer/  ledger.jsonl  report.json  report.md
+made_of.json             where files are encrypted: what made them, which the manifest does not show then
 manifest.json            what made it, counts, size and sha256 of every other file, and its own sha256; written last
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import hmac
 import io
 import json
 import os
@@ -29,25 +31,26 @@ from typing import IO, Any
 
 import numpy as np
 
+from data_pipeline import sealed
 from data_pipeline.lines import hash_file
 from data_pipeline.schema import UserError
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.whole_file import sync
 
-MANIFEST = "manifest.json"
+MANIFEST, MADE_OF = "manifest.json", "made_of.json"
 NPY_HEAD = 128  # bytes of the header that numpy writes for any one-dimensional array
-BLOCK = 2**20  # bytes that are written at once
 STALE_SECONDS = 86_400.0  # a temporary folder in which nothing was written for so long is a leftover of a killed run
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The documents of one source in one split; ids lie on disk and are read when used."""
+    """The documents of one source in one split; ids lie on disk and are read when used: arrays, or sealed.SealedArray."""
 
-    ids: np.ndarray
+    ids: Any
     offsets: np.ndarray
     loss_start: np.ndarray
     keys: np.ndarray
-    learned: np.ndarray | None = None
+    learned: Any = None
     labels: np.ndarray | None = None  # of each document the number of its name in label_names
 
 
@@ -61,19 +64,19 @@ class Prepared:
 
     def shard(self, source: int, split: str) -> Shard:
         stem = f"{source:02d}.{split}."
-        ids = np.asarray(np.load(self.folder / f"{stem}ids.npy", mmap_mode="r"))  # a plain view slices faster
+        ids = sealed.open_npy(self.folder / f"{stem}ids.npy")
         offsets, starts, keys = (
-            np.load(self.folder / f"{stem}{name}.npy") for name in ("offsets", "loss_start", "keys")
+            load_array(self.folder / f"{stem}{name}.npy") for name in ("offsets", "loss_start", "keys")
         )
         path = self.folder / f"{stem}learned.npy"
-        learned = np.asarray(np.load(path, mmap_mode="r")) if path.exists() else None
-        labels = np.load(self.folder / f"{stem}labels.npy") if self.label_names(source, split) else None
+        learned = sealed.open_npy(path) if path.exists() else None
+        labels = load_array(self.folder / f"{stem}labels.npy") if self.label_names(source, split) else None
         return Shard(ids, offsets, starts, keys, learned, labels)
 
     def label_names(self, source: int, split: str) -> list[str]:
         """The names of the labels in a shard, in no order that means anything; none where its rows have no label."""
         path = self.folder / f"{source:02d}.{split}.labels.json"
-        return json.loads(path.read_text("utf-8")) if path.exists() else []
+        return json.loads(sealed.read_bytes(path)) if path.exists() else []
 
     def has_shard(self, source: int, split: str) -> bool:
         return f"{source:02d}.{split}.ids.npy" in self.manifest["files"]
@@ -81,22 +84,24 @@ class Prepared:
     def origins(self, source: int, split: str) -> tuple[list[str], np.ndarray]:
         """Returns (files, [documents, 2]): of each document the number of its file and its line there, 0 for all of it."""
         stem = f"{source:02d}.{split}."
-        files = json.loads((self.folder / f"{stem}files.json").read_text("utf-8"))
-        return files, np.load(self.folder / f"{stem}origins.npy")
+        files = json.loads(sealed.read_bytes(self.folder / f"{stem}files.json"))
+        return files, load_array(self.folder / f"{stem}origins.npy")
 
     def places(self, source: int, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns (places int64 [documents, 4], keys uint64 [documents]) of a source that is streamed."""
         stem = f"{source:02d}.{split}."
-        return np.load(self.folder / f"{stem}places.npy"), np.load(self.folder / f"{stem}keys.npy")
+        return load_array(self.folder / f"{stem}places.npy"), load_array(self.folder / f"{stem}keys.npy")
 
     def content_sha256(self) -> dict[str, str]:
-        """Returns the hash of every file that batches are read from."""
-        read = (
-            name
-            for name in self.manifest["files"]
-            if name.endswith((".npy", ".labels.json")) and not name.endswith(".origins.npy")
+        """Returns the hash of every file that batches are read from, the same whether it is encrypted or not."""
+        return self.manifest.get("content") or _content(
+            {name: entry["sha256"] for name, entry in self.manifest["files"].items()}
         )
-        return {name: self.manifest["files"][name]["sha256"] for name in read}
+
+
+def _content(hashes: dict[str, str]) -> dict[str, str]:
+    read = (name for name in hashes if name.endswith((".npy", ".labels.json")) and not name.endswith(".origins.npy"))
+    return {name: hashes[name] for name in read}
 
 
 def ids_dtype(vocab_size: int) -> np.dtype:
@@ -104,14 +109,13 @@ def ids_dtype(vocab_size: int) -> np.dtype:
 
 
 class ShardWriter:
-    """Appends documents to the files of one source and split."""
+    """Appends documents, of `tokens` ids in all, to the files of one source and split; `any_learned`: with conversations."""
 
-    def __init__(self, folder: Path, source: int, split: str, vocab_size: int):
+    def __init__(self, folder: Path, source: int, split: str, vocab_size: int, tokens: int, any_learned: bool):
         self.stem, self.dtype = folder / f"{source:02d}.{split}", ids_dtype(vocab_size)
-        self.file = open(f"{self.stem}.ids.npy", "wb")  # noqa: SIM115  closed by close()
-        self.file.write(b"\0" * NPY_HEAD)
-        self.learned: IO[bytes] | None = None
-        self.tokens, self.unknown = 0, 0
+        self.file = self._open("ids", self.dtype, tokens)
+        self.learned = self._open("learned", np.dtype("u1"), tokens) if any_learned else None
+        self.expected, self.tokens, self.unknown = tokens, 0, 0
         self.sizes, self.loss_start, self.keys, self.origins = [], [], [], []
         self.labels: list[np.ndarray] = []
         self.files: dict[str, int] = {}
@@ -123,11 +127,6 @@ class ShardWriter:
     ) -> None:  # fmt: skip
         """Adds documents: their `ids` one after the other, of each its size, loss start, key, file and line, label."""
         self.file.write(ids.astype(self.dtype).tobytes())  # tofile would hide why a write fails
-        if learned is not None and self.learned is None:  # the first conversation, perhaps after other documents
-            self.learned = open(f"{self.stem}.learned.npy", "wb")  # noqa: SIM115  closed by close()
-            self.learned.write(b"\0" * NPY_HEAD)
-            for at in range(0, self.tokens, BLOCK):
-                self.learned.write(b"\0" * min(BLOCK, self.tokens - at))
         if self.learned is not None:
             self.learned.write(bytes(len(ids)) if learned is None else learned.astype(np.uint8).tobytes())
         self.tokens += len(ids)
@@ -143,36 +142,57 @@ class ShardWriter:
 
     def close(self) -> dict[str, int]:
         """Completes the files; returns the counts for the manifest."""
-        for file, dtype in ((self.file, self.dtype), (self.learned, np.dtype("u1"))):
+        assert self.tokens == self.expected
+        for file in (self.file, self.learned):
             if file is not None:
-                head = io.BytesIO()
-                described = {"descr": dtype.str, "fortran_order": False, "shape": (self.tokens,)}
-                np.lib.format.write_array_header_1_0(head, described)
-                assert len(head.getvalue()) == NPY_HEAD
-                file.seek(0)
-                file.write(head.getvalue())
                 file.close()
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(self.sizes))])
-        np.save(f"{self.stem}.offsets.npy", offsets.astype(np.int64))
-        np.save(f"{self.stem}.loss_start.npy", np.concatenate(self.loss_start).astype(np.int32))
-        np.save(f"{self.stem}.keys.npy", np.concatenate(self.keys).astype(np.uint64))
-        np.save(f"{self.stem}.origins.npy", np.concatenate(self.origins).astype(np.int64))
+        save_array(f"{self.stem}.offsets.npy", offsets.astype(np.int64))
+        save_array(f"{self.stem}.loss_start.npy", np.concatenate(self.loss_start).astype(np.int32))
+        save_array(f"{self.stem}.keys.npy", np.concatenate(self.keys).astype(np.uint64))
+        save_array(f"{self.stem}.origins.npy", np.concatenate(self.origins).astype(np.int64))
         write_text(Path(f"{self.stem}.files.json"), [json.dumps(list(self.files), indent=0)])
         if any(self.names):
-            np.save(f"{self.stem}.labels.npy", np.concatenate(self.labels))
+            save_array(f"{self.stem}.labels.npy", np.concatenate(self.labels))
             write_text(Path(f"{self.stem}.labels.json"), [json.dumps(list(self.names), ensure_ascii=False, indent=0)])
         return {"documents": len(offsets) - 1, "tokens": self.tokens, "unknown": self.unknown}
 
+    def _open(self, kind: str, dtype: np.dtype, tokens: int) -> IO[bytes]:
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, {"descr": dtype.str, "fortran_order": False, "shape": (tokens,)})
+        assert len(head.getvalue()) == NPY_HEAD
+        file = sealed.open_to_write(f"{self.stem}.{kind}.npy")  # closed by close()
+        file.write(head.getvalue())
+        return file
 
-def open_prepared(folder: Path) -> Prepared | str:
-    """Opens a folder after checking size and sha256 of every file; returns what is wrong with it otherwise."""
+
+def save_array(path: Path | str, array: np.ndarray) -> None:
+    with sealed.open_to_write(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def load_array(path: Path) -> np.ndarray:
+    with sealed.open_to_read(path) as file:
+        return np.load(file)
+
+
+def open_prepared(folder: Path, key_env: str = "") -> Prepared | str:
+    """Opens a folder after checking size and sha256 of every file; returns what is wrong with it otherwise.
+
+    With `key_env`, the environment variable of a key, it must be encrypted; without, the variable it names itself is used.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         if manifest.pop("sha256") != _digest(manifest):
             return f"{MANIFEST} has changed (sha256)"
         files = manifest["files"].items()
+        encrypted = manifest.get("encrypted")
+        if encrypted:
+            encrypted = {name: str(encrypted[name]) for name in ("key_env", "key_check", "code")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
+    if problem := _unlock(folder, manifest, encrypted, key_env):
+        return problem
     for name, entry in files:
         path = folder / name
         if not path.is_file():
@@ -181,7 +201,31 @@ def open_prepared(folder: Path) -> Prepared | str:
             return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
         if hash_file(path) != entry["sha256"]:
             return f"{name} has changed (sha256)"
+    if encrypted:
+        manifest |= json.loads(sealed.read_bytes(folder / MADE_OF))
     return Prepared(folder, manifest)
+
+
+def _unlock(folder: Path, manifest: dict[str, Any], encrypted: dict[str, str] | None, key_env: str) -> str:
+    """Makes the files of a folder readable; returns what is wrong with it or with the key."""
+    if not encrypted:
+        sealed.seal(folder, None)
+        return f"is not encrypted, as config.data.encrypt_key_env={key_env!r} asks for" if key_env else ""
+    try:
+        vault = sealed.Vault(key_env or encrypted["key_env"])
+    except UserError as error:
+        return f"is encrypted, and {error}"
+    if vault.check != encrypted["key_check"]:
+        return f"was encrypted with another key than the one in the environment variable {vault.variable}"
+    shown = {**manifest, "encrypted": {k: v for k, v in manifest["encrypted"].items() if k != "code"}}
+    if not hmac.compare_digest(_sign(vault, shown), encrypted["code"]):
+        return f"{MANIFEST} was changed by somebody without the key (authentication code)"
+    sealed.seal(folder, vault)
+    return ""
+
+
+def _sign(vault: sealed.Vault, manifest: dict[str, Any]) -> str:
+    return vault.sign("manifest", json.dumps(manifest, sort_keys=True).encode())
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -209,31 +253,47 @@ def explain_write(key: str, error: OSError) -> UserError:
 
 def commit(temporary: Path, folder: Path, manifest: dict[str, Any]) -> Prepared:
     """Signs what lies in `temporary`, makes it durable and renames it to `folder`, or uses what another process put there."""
-    names = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+    found = sealed.vault_of(temporary)
+    if found:
+        content = _content({name: sealed.settle(temporary / name) for name in _names(temporary)})
+        write_text(temporary / MADE_OF, [json.dumps({"made_of": manifest.pop("made_of"), "content": content})])
+        sealed.settle(temporary / MADE_OF)
+    names = _names(temporary)
     manifest["files"] = {
         name: {"bytes": (temporary / name).stat().st_size, "sha256": hash_file(temporary / name)} for name in names
     }
+    if found:
+        vault, key_env = found[0], found[0].variable
+        manifest["encrypted"] = {"cipher": sealed.CIPHER, "key_env": key_env, "key_check": vault.check}
+        manifest["encrypted"]["code"] = _sign(vault, manifest)
+        sealed.seal(temporary, None)  # the manifest itself lies in clear
+    else:
+        key_env = ""
     signed = {**manifest, "sha256": _digest(manifest)}
     write_text(temporary / MANIFEST, [json.dumps(signed, indent=1, ensure_ascii=False)])
     for path in [*(temporary / name for name in names), temporary / "tokenizer", temporary]:
-        _sync(path)
+        sync(path)
     for _ in range(3):
         try:
             os.rename(temporary, folder)
-            _sync(folder.parent)
+            sync(folder.parent)
             break
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            theirs = open_prepared(folder)
+            theirs = open_prepared(folder, key_env)
             if isinstance(theirs, Prepared):
                 shutil.rmtree(temporary, ignore_errors=True)
                 return theirs
             set_aside(folder)
-    ours = open_prepared(folder)
+    ours = open_prepared(folder, key_env)
     if isinstance(ours, str):
         raise UserError(f"{folder}: {ours} just after it was written; is the disk failing?")
     return ours
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def set_aside(folder: Path) -> None:
@@ -246,16 +306,7 @@ def set_aside(folder: Path) -> None:
 
 def write_text(path: Path, lines: Iterable[str]) -> None:
     # a file name that is not UTF-8 comes as lone surrogates, which JSON writes as backslashes too
-    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+    with sealed.open_to_write(path) as file:
         for line in lines:
-            file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            file.write((line + "\n").encode("utf-8", "backslashreplace"))
+    sync(path)

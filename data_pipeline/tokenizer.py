@@ -6,7 +6,6 @@ import abc
 import codecs
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,8 @@ import numpy as np
 
 from data_pipeline.marks import Stretch, overlaps
 from data_pipeline.schema import UserError
+from data_pipeline.sealed import open_to_read
+from data_pipeline.whole_file import written_aside
 
 FORMAT = 1
 META_FILE, MODEL_FILE, TEMPLATE_FILE = "lm_tokenizer.json", "sentencepiece.model", "chat_template.jinja"
@@ -139,12 +140,8 @@ class Tokenizer(abc.ABC):
         meta["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         files[META_FILE] = json.dumps(meta, indent=1, ensure_ascii=False).encode()
         for name, content in files.items():
-            part = folder / f".{name}.{os.getpid()}"
-            with open(part, "wb") as file:
+            with written_aside(folder / name) as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, folder / name)
 
     def _files(self) -> dict[str, bytes]:
         return {TEMPLATE_FILE: self.template.encode()} if self.template else {}
@@ -270,7 +267,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def read_file(path: Path) -> bytes:
     """Returns a file's bytes; raises UserError for what is missing, unreadable or larger than any tokenizer."""
     try:
-        with open(path, "rb") as file:
+        with open_to_read(path) as file:
             content = file.read(MAX_FILE + 1)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None

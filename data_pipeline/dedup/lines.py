@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipeline.dedup.codes import is_kept, segment_hashes, to_codes
 from data_pipeline.dedup.runs import part_bounds, written_aside
+from data_pipeline.sealed import read_bytes
 
 if TYPE_CHECKING:
     from data_pipeline.dedup.signatures import Shards
@@ -90,7 +91,7 @@ def find_repeated(
 
 def read_repeated(paths: Sequence[Path]) -> np.ndarray:
     """Returns the rows of all parts that `find_repeated` wrote, in order."""
-    return np.concatenate([np.zeros(0, REPEATED), *(np.fromfile(path, REPEATED) for path in paths)])
+    return np.concatenate([np.zeros(0, REPEATED), *(np.frombuffer(read_bytes(path), REPEATED) for path in paths)])
 
 
 class RepeatedLines:

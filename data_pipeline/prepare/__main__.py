@@ -10,6 +10,7 @@ from pathlib import Path
 from data_pipeline.config import check_data_config
 from data_pipeline.prepare.build import prepare, prepare_to
 from data_pipeline.schema import ConfigError, run_main, split_flags
+from data_pipeline.sealed import read_bytes
 
 USAGE = """
 usage: python -m data_pipeline.prepare --config=FILE [--out=DIR [--workers=N]] [--config.data.KEY=VALUE ...]
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
         prepared = prepare_to(Path(flags["out"]).expanduser(), config, int(flags["workers"]), print)
     else:
         prepared, _ = prepare(config, print)
-    print((prepared.folder / "report.md").read_text("utf-8"))
+    print(read_bytes(prepared.folder / "report.md").decode())
     where = f" --config.data.prepared={flags['out']}" if flags["out"] else ""
     print(f"prepared data: {prepared.folder}. Next: python -m data_pipeline.show --config={flags['config']}{where}")
 

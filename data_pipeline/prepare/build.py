@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline import sealed
 from data_pipeline.augment.check import check_augment
 from data_pipeline.augment.mask import is_masking
 from data_pipeline.chat import template_source
@@ -44,6 +45,7 @@ from data_pipeline.store import (
     explain_write,
     make_temporary,
     open_prepared,
+    save_array,
     set_aside,
     write_text,
 )
@@ -55,7 +57,7 @@ Log = Callable[[str], None]
 # Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
 # whose content stays the same are not affected, since their fingerprint is of the content.
 CODE = ("built_in_templates", "chat", "chat_template", "clean", "conversation", "forms", "hf_folder", "hf_tokenizer", "lines",
-        "marks", "mix", "package_source", "parquet", "parse", "records", "scan", "sentencepiece_tokenizer", "sources", "split", "store", "tasks", "tfds_source",
+        "marks", "mix", "package_source", "parquet", "parse", "records", "scan", "sealed", "sentencepiece_tokenizer", "sources", "split", "store", "tasks", "tfds_source",
         "tokenizer", "train_tokenizer")  # fmt: skip
 
 
@@ -69,7 +71,7 @@ class Given:
 
 def open_given(config: DataConfig) -> tuple[Prepared, Sequence[Named]]:
     """Opens the folder `config.prepared`; UserError where it is damaged, ConfigError where it was made for another configuration."""
-    found = open_prepared(Path(config.prepared).expanduser())
+    found = open_prepared(Path(config.prepared).expanduser(), config.encrypt_key_env)
     if isinstance(found, str):
         raise UserError(f"config.data.prepared={config.prepared!r}: {found}")
     made_of = found.manifest["made_of"]
@@ -103,7 +105,7 @@ def prepare(config: DataConfig, log: Log) -> tuple[Prepared, Sequence[Named]]:
     cache = Path(config.cache_dir).expanduser()
     folder = cache / key
     if folder.exists():
-        found = open_prepared(folder)
+        found = open_prepared(folder, config.encrypt_key_env)
         if isinstance(found, Prepared):
             return found, sources
         log(f"prepared data in {folder} is damaged: {found}; making it anew")
@@ -127,7 +129,7 @@ def prepare_to(out: Path, config: DataConfig, workers: int, log: Log) -> Prepare
     tokenizer = find_tokenizer(config.tokenizer)
     made_of, key = _made_of(config, sources, tokenizer)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        found = open_prepared(out)
+        found = open_prepared(out, config.encrypt_key_env)
         if isinstance(found, Prepared) and found.manifest["key"] == key:
             log(f"{out} is prepared already")
             return found
@@ -157,7 +159,13 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
     described = []
     for source in sources:
         keys = asdict(source.config)
-        for name in ("path", "weight", "tfds_dir"):  # the same bytes elsewhere, or in another share, are the same
+        for name in (
+            "path",
+            "weight",
+            "tfds_dir",
+            "license",
+            "citation",
+        ):  # the same bytes elsewhere, or in another share, are the same
             del keys[name]
         described.append([source.name, keys, source.identity()])
     here = Path(__file__).parents[1]
@@ -181,8 +189,10 @@ def _outside(config: DataConfig) -> dict[str, Any]:
     sets = evaluation_source(clean.decontaminate, config.max_line_bytes).identity() if clean.decontaminate else []
     keyed = clean.pii in ("surrogate", "encrypt")
     trace = hmac.digest(read_key(clean.pii_key_env), b"lm prepared data", "sha256").hex()[:16] if keyed else ""
+    vault = sealed.open_vault(config.encrypt_key_env)
     words = hash_file(clean.bad_words) if clean.bad_words else ""
-    return {"bad_words": words, "decontaminate": sets, "pii_key": trace, "known": known_sha256(config)}
+    key = {"encrypt_key": vault.check} if vault else {}
+    return {"bad_words": words, "decontaminate": sets, "pii_key": trace, "known": known_sha256(config), **key}
 
 
 def _build(
@@ -192,6 +202,8 @@ def _build(
     began = time.monotonic()
     folder.mkdir()
     work.mkdir(exist_ok=True)
+    for place in (folder, work):
+        sealed.seal(place, sealed.open_vault(config.encrypt_key_env))
     given = None
     if tokenizer:
         given = work / "given"
@@ -206,7 +218,7 @@ def _build(
     _write_ledger(context, len(tasks), folder)
     for name in (NAMES, DEALT, *[TABLE] * config.streaming):
         if (work / name).exists():
-            shutil.copyfile(work / name, folder / name)
+            sealed.copy(work / name, folder / name)
     tokenizer = tokenizer or _train(context, tasks, log)
     if template:
         tokenizer.template = template  # whoever loads the tokenizer writes conversations the same way
@@ -221,6 +233,7 @@ def _build(
     for number, source in enumerate(sources):
         here = [i for i, (owner, _) in enumerate(tasks) if owner == number]
         entry: dict[str, Any] = {"name": source.name, **tallies[number].to_json(), "splits": {}}
+        entry |= {"license": source.config.license, "citation": source.config.citation}
         for split in SPLITS:
             if any(split in encoded[i] for i in here):
                 counts = join_parts(context, number, split, here, folder, tokenizer.vocab_size)
@@ -275,11 +288,11 @@ def _totals(entries: list[dict[str, Any]], bytes_in: int) -> dict[str, Any]:
 
 
 def _write_ledger(context: Context, parts: int, folder: Path) -> None:
-    with open(folder / "ledger.jsonl", "wb") as file:
+    with sealed.open_to_write(folder / "ledger.jsonl") as file:
         for number in range(parts):
             for path in (context.path(stage, number, "ledger") for stage in (READ, DECIDE, LINES)):
                 if path.exists():
-                    with open(path, "rb") as part:
+                    with sealed.open_to_read(path) as part:
                         shutil.copyfileobj(part, file)
 
 
@@ -290,5 +303,5 @@ def _write_places(context: Context, numbers: list[int], stem: Path) -> None:
         arrays, training = read_arrays(context, number), read_fate(context, number) & 1 == 1
         places.append(arrays["place"][training])
         keys += [document_key(key.tobytes(), "train") for key in arrays["key"][training]]
-    np.save(f"{stem}.places.npy", np.concatenate(places))
-    np.save(f"{stem}.keys.npy", np.array(keys, np.uint64))
+    save_array(f"{stem}.places.npy", np.concatenate(places))
+    save_array(f"{stem}.keys.npy", np.array(keys, np.uint64))

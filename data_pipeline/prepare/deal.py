@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline import sealed
 from data_pipeline.config import SPLITS, DataConfig
 from data_pipeline.dedup.deal import deal_parts, label_clusters, parts_of, split_of_cluster, split_of_part
 from data_pipeline.dedup.signatures import node_of, whole
 from data_pipeline.prepare.read import CUT, read_arrays, read_groups, read_labels
 from data_pipeline.prepare.stages import Context, Log
 from data_pipeline.schema import ConfigError, UserError
+from data_pipeline.store import open_prepared
 from data_pipeline.whole_file import written_aside
 
 NAMES, DEALT = "names.bin", "dealt.bin"
@@ -46,13 +48,18 @@ def known_file(config: DataConfig, name: str) -> Path | None:
 
 def known_sha256(config: DataConfig) -> list[str]:
     """What of the earlier corpus the result depends on."""
+    if not config.split.known:
+        return []
+    opened = open_prepared(Path(config.split.known).expanduser())
+    if isinstance(opened, str):
+        raise UserError(f"config.data.split.known={config.split.known!r}: {opened}")
     wanted = [NAMES] * bool(config.clean.near_dedup) + [DEALT] * config.split.stratify
     found = [known_file(config, name) for name in wanted]
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in found if path]
+    return [hashlib.sha256(sealed.read_bytes(path)).hexdigest() for path in found if path]
 
 
 def read_dealt(path: Path, config: DataConfig) -> dict[bytes, str]:
-    content = path.read_bytes()
+    content = sealed.read_bytes(path)
     if len(content) % DEALT_ROW.itemsize:
         raise UserError(f"{path}: not a file of dealt splits ({len(content)} bytes)")
     rows = np.frombuffer(content, DEALT_ROW)

@@ -22,6 +22,7 @@ from data_pipeline.prepare.repeated import RULE as REPEATED
 from data_pipeline.prepare.stages import Context, Log
 from data_pipeline.records import Part, Source
 from data_pipeline.schema import UserError
+from data_pipeline.sealed import read_bytes
 from data_pipeline.whole_file import written_aside
 
 DECIDE = "decide"
@@ -89,7 +90,7 @@ def decide(
 
 
 def read_fate(context: Context, number: int) -> np.ndarray:
-    return np.frombuffer(context.path(DECIDE, number, "fate").read_bytes(), np.uint8)
+    return np.frombuffer(read_bytes(context.path(DECIDE, number, "fate")), np.uint8)
 
 
 def _compare(

@@ -30,6 +30,7 @@ from data_pipeline.prepare.stages import Context
 from data_pipeline.records import Part, Place, Record, Source
 from data_pipeline.scan import document_key, part_for
 from data_pipeline.schema import UserError
+from data_pipeline.sealed import open_to_read
 from data_pipeline.store import ShardWriter, ids_dtype
 from data_pipeline.tasks import to_ids
 from data_pipeline.tokenizer import STAND_IN, Tokenizer
@@ -173,10 +174,13 @@ def join_parts(
     context: Context, source: int, split: str, numbers: list[int], folder: Path, vocab_size: int
 ) -> dict[str, int]:
     """Puts the parts of a source together, in their order; returns counts."""
-    writer = ShardWriter(folder, source, split, vocab_size)
-    for number in numbers:
-        path = context.path(ENCODE, number, split)
-        if path.exists():
-            with np.load(path) as arrays:
-                writer.add(**arrays)
+    paths = [path for number in numbers if (path := context.path(ENCODE, number, split)).exists()]
+    tokens, any_learned = 0, False
+    for path in paths:
+        with open_to_read(path) as file, np.load(file) as arrays:
+            tokens, any_learned = tokens + int(arrays["sizes"].sum()), any_learned or "learned" in arrays
+    writer = ShardWriter(folder, source, split, vocab_size, tokens, any_learned)
+    for path in paths:
+        with open_to_read(path) as file, np.load(file) as arrays:
+            writer.add(**arrays)
     return writer.close()

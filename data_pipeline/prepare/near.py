@@ -6,7 +6,6 @@ It looks at the documents that exact comparison left, with `data_pipeline/dedup/
 from __future__ import annotations
 
 import functools
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline import sealed
 from data_pipeline.config import DataConfig
 from data_pipeline.dedup.clusters import KEPT, read_fates
 from data_pipeline.dedup.names import Names
@@ -23,6 +23,7 @@ from data_pipeline.prepare.leaks import Leaks
 from data_pipeline.prepare.read import kept_records, read_arrays, read_groups
 from data_pipeline.prepare.stages import Context, Log, processes
 from data_pipeline.records import Part
+from data_pipeline.sealed import read_bytes
 from data_pipeline.whole_file import written_aside
 
 NEAR = "near"
@@ -31,7 +32,7 @@ NEAR = "near"
 def read_texts(context: Context, number: int, task: tuple[int, Part]) -> Iterator[tuple[bytes, str, str]]:
     """(key, text, group) of the documents of a part that exact comparison left."""
     keys, groups = read_arrays(context, number)["key"], read_groups(context, number)
-    left = np.frombuffer(context.path(NEAR, number, "left").read_bytes(), np.uint8)
+    left = np.frombuffer(read_bytes(context.path(NEAR, number, "left")), np.uint8)
     for i, record in kept_records(context, number, task, left):
         yield keys[i].tobytes(), "\n".join(record.parts()), groups[i]
 
@@ -52,7 +53,7 @@ def compare_near(
         rule = DedupRule(same=config.clean.near_dedup)
         known = known_file(config, NAMES)
         found = deduplicate(texts, context.folder / NEAR, rule, each, known=known, rank=dealer.rank)
-    shutil.copyfile(found.names, context.folder / NAMES)
+    sealed.copy(found.names, context.folder / NAMES)
     names = Names(found.names)
 
     def members(number: int) -> tuple[np.ndarray, list[bytes]]:

@@ -24,6 +24,7 @@ from data_pipeline.prepare.stages import Context
 from data_pipeline.records import Bad, Found, Part, Place, Record, Source, pack_record, unpack_record
 from data_pipeline.scan import SHORTENED, Cleaner, Outcome, document_key, part_for
 from data_pipeline.schema import UserError
+from data_pipeline.sealed import open_to_read
 from data_pipeline.sources import FileSource
 from data_pipeline.split import split_of, text_key
 from data_pipeline.tokenizer import STAND_IN, Tokenizer, load_tokenizer
@@ -195,7 +196,7 @@ class _Reader:
 
 
 def read_arrays(context: Context, number: int) -> dict[str, np.ndarray]:
-    with np.load(context.path(READ, number, "npz")) as arrays:
+    with open_to_read(context.path(READ, number, "npz")) as file, np.load(file) as arrays:
         return dict(arrays)
 
 
@@ -215,7 +216,7 @@ def read_labels(context: Context, number: int) -> list[str]:
 
 
 def _read_lines(context: Context, number: int) -> Iterator[list[str]]:
-    with open(context.path(READ, number, "where"), "rb") as file:
+    with open_to_read(context.path(READ, number, "where")) as file:
         yield from (json.loads(line.decode("utf-8", "surrogateescape")) for line in file)
 
 
@@ -224,7 +225,7 @@ def kept_records(
 ) -> Iterator[tuple[int, Record]]:
     """Yields (number, record) of the documents of a part that are `wanted`: read again and cleaned where they are streamed."""
     if not context.held["config"].streaming:
-        with open(context.path(READ, number, "docs"), "rb") as file:
+        with open_to_read(context.path(READ, number, "docs")) as file:
             for i in range(len(wanted)):
                 content = file.read(*HEAD.unpack(file.read(HEAD.size)))
                 if wanted[i]:

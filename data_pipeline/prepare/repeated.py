@@ -25,6 +25,8 @@ from data_pipeline.prepare.read import kept_records, ledger_line, read_arrays, r
 from data_pipeline.prepare.stages import Context, Log, run_stage
 from data_pipeline.records import Part, Record, pack_record, unpack_record
 from data_pipeline.scan import document_key
+from data_pipeline.sealed import read_bytes
+from data_pipeline.store import load_array, save_array
 from data_pipeline.whole_file import written_aside
 
 COUNT, LINES = "count", "lines"
@@ -62,8 +64,7 @@ def take_out(
     # documents are told by keys, so that streaming can do it too
     firsts = shards.rows(rows["first"])["key"].tolist()
     rows["first"] = np.array([document_key(whole(key), "train") for key in firsts], np.uint64)
-    with written_aside(context.folder / TABLE) as file:
-        np.save(file, rows)
+    save_array(context.folder / TABLE, rows)
     return run_stage(context, LINES, remove_part, tasks, sizes, workers, log, "removing lines")
 
 
@@ -103,7 +104,7 @@ def remove_part(context: Context, number: int, task: tuple[int, Part]) -> dict[s
 
 
 def _texts(context: Context, number: int, task: tuple[int, Part]) -> Iterator[tuple[int, Record]]:
-    left = np.frombuffer(context.path(COUNT, number, "left").read_bytes(), np.uint8)
+    left = np.frombuffer(read_bytes(context.path(COUNT, number, "left")), np.uint8)
     return ((i, record) for i, record in kept_records(context, number, task, left) if not record.is_whole())
 
 
@@ -118,13 +119,13 @@ def _without(
 
 
 def open_table(path: Path, clean: CleanConfig) -> RepeatedLines:
-    return RepeatedLines(np.load(path), rule_of(clean))
+    return RepeatedLines(load_array(path), rule_of(clean))
 
 
 def read_changed(context: Context, number: int) -> dict[int, Record]:
     """The documents of a part that lost lines, by their numbers."""
     path, found, at = context.path(LINES, number, "changed"), {}, 0
-    content = path.read_bytes() if path.exists() else b""
+    content = read_bytes(path) if path.exists() else b""
     while at < len(content):
         i, size = HEAD.unpack_from(content, at)
         at += HEAD.size + size

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import sealed
 from data_pipeline.schema import UserError
 from data_pipeline.whole_file import written_aside
 
@@ -41,6 +42,7 @@ class Context:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"], **state["held"])
+        sealed.seal(self.folder, sealed.open_vault(self.held["config"].encrypt_key_env))
 
 
 def run_stage(
@@ -56,7 +58,7 @@ def run_stage(
     for number in range(len(tasks)):
         path = context.path(stage, number, "done")
         if path.exists():
-            answers[number] = json.loads(path.read_text("utf-8"))
+            answers[number] = json.loads(sealed.read_bytes(path))
     left = [number for number in range(len(tasks)) if number not in answers]
     progress = Progress(log, what, sum(sizes[number] for number in left))
     if min(workers, len(left)) <= 1:

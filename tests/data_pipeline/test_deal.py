@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.batch import open_data
 from data_pipeline.config import CleanConfig, SourceConfig, SplitConfig
-from data_pipeline.schema import ConfigError
+from data_pipeline.schema import ConfigError, UserError
 from tests.data_pipeline.conftest import make_text
 from tests.data_pipeline.test_near import edited, split_texts
 
@@ -27,11 +27,12 @@ def make_rows(seed, count, labels=("many", "many", "many", "some", "few")):
 def prepared(config, tmp_path, quiet):
     """Returns a function that prepares rows and says in which split each text is."""
 
-    def make(rows, split=STRATIFIED, near=0.0, log=quiet, **source):
+    def make(rows, split=STRATIFIED, near=0.0, log=quiet, key_env="", **source):
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
         sources = {"a": SourceConfig(path=str(path), **{"label_field": "label", **source})}
-        data = open_data(config("", sources=sources, split=split, clean=CleanConfig(near_dedup=near)), log=log)
+        clean = CleanConfig(near_dedup=near, repeated_lines=1000)
+        data = open_data(config("", sources=sources, split=split, clean=clean, encrypt_key_env=key_env), log=log)
         where = {text: split for split, texts in split_texts(data.prepared).items() for text in texts}
         return data.prepared.folder, where
 
@@ -85,6 +86,19 @@ def test_new_rows_move_no_old_one_where_the_earlier_corpus_is_known(prepared, ne
     assert any(unknown[text] != split for text, split in before.items())  # so the test can fail
 
 
+def test_an_earlier_corpus_may_be_encrypted_and_must_have_been_dealt_by_label(prepared, monkeypatch):
+    monkeypatch.setenv("LM_TEST_KEY", "a secret of more than thirty-two characters")
+    old, new = make_rows(3, 60), make_rows(4, 60)
+    folder, before = prepared(old, near=0.8, key_env="LM_TEST_KEY")
+    known = dataclasses.replace(STRATIFIED, known=str(folder))
+    for key_env in ("LM_TEST_KEY", ""):
+        _, after = prepared([*new, *old], known, near=0.8, key_env=key_env)
+        assert {text: after[text] for text in before} == before
+    plain, _ = prepared(old, SplitConfig())
+    with pytest.raises(ConfigError, match=r"no dealt\.bin there; it was prepared without split\.stratify"):
+        prepared(old, dataclasses.replace(STRATIFIED, known=str(plain)))
+
+
 def test_near_duplicates_of_a_known_document_join_it(prepared):
     """Copies that are 0.75 to 0.9 alike are kept here, and must never come to lie in another split than the old document."""
     rng, old = random.Random(5), make_rows(5, 60)
@@ -114,11 +128,11 @@ def test_a_label_too_small_for_a_split_is_said(prepared):
         ({"folds": 5, "fold": 5}, "split.fold: must be from 0 to folds - 1 = 4, got 5"),
         ({"known": "x"}, "split.known: has work only with stratify or clean.near_dedup"),
         ({"by": "position", "folds": 3}, "folds and stratify deal whole ones"),
-        ({"stratify": True, "known": "no/such"}, "known='no/such': no dealt.bin there; it was prepared without split.stratify"),
+        ({"stratify": True, "known": "no/such"}, "known='no/such': manifest.json cannot be read"),
     ],
 )  # fmt: skip
 def test_an_impossible_split_is_refused(prepared, split, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(UserError, match=words):
         prepared(make_rows(7, 20), SplitConfig(**split))
 
 
