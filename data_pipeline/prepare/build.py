@@ -24,6 +24,7 @@ import numpy as np
 from data_pipeline.augment import is_on
 from data_pipeline.chat import template_source
 from data_pipeline.config import SPLITS, DataConfig, SourceConfig
+from data_pipeline.dedup.stages import Each
 from data_pipeline.lines import hash_file
 from data_pipeline.prepare.decide import DECIDE, Tally, decide, read_fate
 from data_pipeline.prepare.encode import ENCODE, encode_part, join_parts, train_texts
@@ -49,6 +50,9 @@ from data_pipeline.tokenizer import STAND_IN, Tokenizer
 from data_pipeline.train_tokenizer import find_tokenizer, train_tokenizer
 
 Log = Callable[[str], None]
+Spread = Callable[
+    [Path], Each
+]  # gives, for a folder that all who work see, what does the work in place of processes here
 # Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
 # whose content stays the same are not affected, since their fingerprint is of the content.
 CODE = ("built_in_templates", "chat", "chat_template", "clean", "conversation", "forms", "hf_folder", "hf_tokenizer", "lines",
@@ -115,8 +119,8 @@ def prepare(config: DataConfig, log: Log) -> tuple[Prepared, Sequence[Named]]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def prepare_to(out: Path, config: DataConfig, workers: int, log: Log) -> Prepared:
-    """Prepares into the folder `out`; what a killed run has done already is not done again.
+def prepare_to(out: Path, config: DataConfig, workers: int, log: Log, spread: Spread | None = None) -> Prepared:
+    """Prepares into the folder `out`; what a killed run has done already is not done again, whoever did it.
 
     Raises UserError where `out` holds anything else, or another process is at it.
     """
@@ -139,7 +143,7 @@ def prepare_to(out: Path, config: DataConfig, workers: int, log: Log) -> Prepare
             except BlockingIOError:
                 raise UserError(f"another process prepares {out} now; wait for it") from None
             shutil.rmtree(work / "new", ignore_errors=True)
-            report = _build(config, sources, tokenizer, work / "new", work / "work", workers, log)
+            report = _build(config, sources, tokenizer, work / "new", work / "work", workers, log, spread)
             prepared = commit(work / "new", out, {"key": key, "made_of": made_of} | report)
         shutil.rmtree(work, ignore_errors=True)
         return prepared
@@ -183,7 +187,8 @@ def _outside(config: DataConfig) -> dict[str, Any]:
 
 
 def _build(
-    config: DataConfig, sources: list[Source], tokenizer: Tokenizer | None, folder: Path, work: Path, workers: int, log: Log
+    config: DataConfig, sources: list[Source], tokenizer: Tokenizer | None, folder: Path, work: Path, workers: int, log: Log,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Runs the stages in `work` and writes what is prepared to `folder`; returns its report."""
     began = time.monotonic()
@@ -195,6 +200,7 @@ def _build(
         tokenizer.save(given)
     context = Context(work, config=config, sources=sources, tokenizer=given)
     context.loaded[given] = tokenizer
+    context.spread = spread(work) if spread else None
     if config.clean.decontaminate:
         index = evaluation_sets(context)
         short = f"; {index.too_short:,} are too short to be told from chance" if index.too_short else ""
