@@ -10,11 +10,12 @@ from pathlib import Path
 from data_pipeline.config import check_data_config
 from data_pipeline.prepare.beam import open_beam
 from data_pipeline.prepare.build import prepare, prepare_to
+from data_pipeline.prepare.plan import format_plan, make_plan
 from data_pipeline.schema import ConfigError, run_main, split_flags
 
 USAGE = """
 usage: python -m data_pipeline.prepare --config=FILE [--out=DIR [--workers=N] [--runner=beam [--beam_options=FLAGS]]]
-                                       [--config.data.KEY=VALUE ...]
+                                       [--plan] [--config.data.KEY=VALUE ...]
 
 Reads, cleans, splits and tokenises the sources of a configuration ahead of training, and prints the report. Training
 with the same configuration then starts at once.
@@ -23,11 +24,12 @@ with the same configuration then starts at once.
 --workers: processes that share the work; the result does not depend on them.
 --runner: local | beam. Apache Beam does the same stages, on other machines too where those see the same folders.
 --beam_options: flags for Beam, as "--runner=FlinkRunner --flink_master=HOST:8081"; without --runner in them it runs here.
+--plan: only says how long it will take, how much memory and disk, and what each rule will drop, from a sample of 5 MB.
 
 example: python -m data_pipeline.prepare --config=configs/pretrain.py
 """
 
-FLAGS = {"config": "", "out": "", "workers": "1", "runner": "local", "beam_options": ""}
+FLAGS = {"config": "", "out": "", "workers": "1", "runner": "local", "beam_options": "", "plan": "false"}
 
 
 def main(argv: list[str]) -> None:
@@ -40,7 +42,8 @@ def main(argv: list[str]) -> None:
         )
     if not (flags["workers"].isdecimal() and flags["workers"].isascii() and int(flags["workers"])):
         raise ConfigError(f"--workers must be a whole number >= 1, got {flags['workers']!r}")
-    if flags["workers"] != "1" and not flags["out"]:
+    plan = flags["plan"] == "true"
+    if flags["workers"] != "1" and not (flags["out"] or plan):
         raise ConfigError("--workers goes with --out=DIR")
     if flags["runner"] not in ("local", "beam"):
         raise ConfigError(
@@ -56,6 +59,9 @@ def main(argv: list[str]) -> None:
         raise ConfigError(problems)
     if config.prepared:
         raise ConfigError("config.data.prepared is set: there is nothing to prepare")
+    if plan:
+        print(format_plan(make_plan(config, int(flags["workers"]), print)))
+        return
     if flags["out"]:
         spread = open_beam(flags["beam_options"], int(flags["workers"])) if flags["runner"] == "beam" else None
         prepared = prepare_to(Path(flags["out"]).expanduser(), config, int(flags["workers"]), print, spread)

@@ -50,6 +50,7 @@ from data_pipeline.tokenizer import STAND_IN, Tokenizer
 from data_pipeline.train_tokenizer import find_tokenizer, train_tokenizer
 
 Log = Callable[[str], None]
+TRAINING = "training a"  # how the line of the log begins
 Spread = Callable[
     [Path], Each
 ]  # gives, for a folder that all who work see, what does the work in place of processes here
@@ -111,7 +112,7 @@ def prepare(config: DataConfig, log: Log) -> tuple[Prepared, Sequence[Named]]:
         set_aside(folder)
     temporary = make_temporary(cache, key)
     try:
-        report = _build(config, sources, tokenizer, temporary / "new", temporary / "work", 1, log)
+        report = run_stages(config, sources, tokenizer, temporary / "new", temporary / "work", 1, log)
         return commit(temporary / "new", folder, {"key": key, "made_of": made_of} | report), sources
     except OSError as error:
         raise explain_write(f"config.data.cache_dir={str(cache)!r}", error) from None
@@ -143,7 +144,7 @@ def prepare_to(out: Path, config: DataConfig, workers: int, log: Log, spread: Sp
             except BlockingIOError:
                 raise UserError(f"another process prepares {out} now; wait for it") from None
             shutil.rmtree(work / "new", ignore_errors=True)
-            report = _build(config, sources, tokenizer, work / "new", work / "work", workers, log, spread)
+            report = run_stages(config, sources, tokenizer, work / "new", work / "work", workers, log, spread)
             prepared = commit(work / "new", out, {"key": key, "made_of": made_of} | report)
         shutil.rmtree(work, ignore_errors=True)
         return prepared
@@ -186,7 +187,7 @@ def _outside(config: DataConfig) -> dict[str, Any]:
     return {"bad_words": words, "decontaminate": sets, "pii_key": trace}
 
 
-def _build(
+def run_stages(
     config: DataConfig, sources: list[Source], tokenizer: Tokenizer | None, folder: Path, work: Path, workers: int, log: Log,
     spread: Spread | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -253,7 +254,7 @@ def _train(context: Context, tasks: list[tuple[int, Part]], log: Log) -> Tokeniz
     if not total:
         raise UserError("no document is in the train split, so there is nothing to train a tokenizer on")
     limit = total if config.tokenizer.kind == "char" else config.tokenizer.train_chars
-    log(f"training a {config.tokenizer.kind} tokenizer on {min(total, limit):,} of {total:,} characters")
+    log(f"{TRAINING} {config.tokenizer.kind} tokenizer on {min(total, limit):,} of {total:,} characters")
     return train_tokenizer(config.tokenizer, train_texts(context, tasks, total, limit))
 
 
