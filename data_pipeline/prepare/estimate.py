@@ -22,14 +22,14 @@ BY_PART = {
     "fill_sets": "compare",
     "encode": "encode",
 }  # stages of one job a part, and their rows in the table
-# Measured on this code, 58 MB in 60,909 documents and 400,000 short ones.
-TOKEN_BYTES = 25  # that a worker holds of each token of its part
-ROW_BYTES = 330  # that a worker holds of each document of its part
-DOCUMENT_BYTES = 250  # that the deciding process holds of a document
+# Bytes of memory, measured on this code with 58 MB in 60,909 documents and 33 MB in 400,000.
+TOKEN_BYTES, ROW_BYTES = 23.5, 380  # that a worker holds of each token and of each document of its part
 BAND_COPIES, BAND_LIMIT = (
-    2.3,
+    4,
     2**26,
 )  # what looking for candidates holds of the bands, and of how many bytes of those at a time
+DECIDE_BYTES = 210  # that the first process holds of each document of the corpus while it decides
+JOIN_BYTES, JOINED_BYTES = 4, 100  # and when it joins, of each token of a part and each document of the corpus
 TRAINER_BYTES = 37e6  # that sentencepiece takes whatever the text
 TRAINER_POWER = 1.07  # its time grows by this power of the characters
 HASHED = 2**23  # bytes
@@ -50,6 +50,7 @@ class Measured:
     startup: float = 0.0  # seconds of a process before its first job
     serial: float = 0.0  # seconds of the first process, but of training
     base: float = 0.0  # bytes of the first process before anything
+    fresh: float = 0.0  # bytes of another before its first job
     training: float = 0.0  # seconds
     trainer: float = 0.0  # bytes that training took
     trained_on: int = 0  # characters of the train split
@@ -103,22 +104,31 @@ def disk_of(folder: Path) -> dict[str, float]:
     return sizes
 
 
-def memory_of(
-    config: DataConfig, plan: dict[str, Any], found: Measured, largest: int, bands: float
-) -> dict[str, float]:
-    """Peak bytes of a worker and of the process that decides, trains and joins; `largest` part and `bands` in bytes."""
-    first = max((job.memory for job in found.jobs if job.stage == "read"), default=found.base)
-    share = largest / max(plan["bytes_in"], 1)
-    held = max(TOKEN_BYTES * plan["tokens"], ROW_BYTES * plan["documents_in"]) * share
-    worker = first + max(held, BAND_COPIES * min(bands, BAND_LIMIT))
+def memory_of(config: DataConfig, plan: dict[str, Any], found: Measured, sizes: list[list[int]]) -> dict[str, float]:
+    """Peak bytes of a worker, of the process that decides, trains and joins, and of all at once.
+
+    `sizes`: bytes of the parts of each source.
+    """
+    workers, documents, near = plan["workers"], plan["documents_in"], config.clean.near_dedup
+    reads = max((job.memory for job in found.jobs if job.stage == "read"), default=found.base)  # with models and tables
+    bands = BAND_COPIES * min(plan["bands_bytes"], BAND_LIMIT) if near else 0.0
+
+    def worker(size: int, base: float) -> float:
+        share = size / max(plan["bytes_in"], 1)
+        rows = ROW_BYTES * documents * share
+        return max(reads + rows, base + bands, base + rows + TOKEN_BYTES * plan["tokens"] * share)
+
     trained = 0.0
     if found.training:
         trained = TRAINER_BYTES + max(found.trainer - TRAINER_BYTES, 0.0) * training_times(config, plan, found)
-    documents = plan["documents_in"] if config.clean.near_dedup else min(plan["documents_in"], AT_ONCE)
-    decides = found.base + DOCUMENT_BYTES * documents + trained
-    workers = plan["workers"]
-    whole = decides + workers * worker if workers > 1 else first + max(worker - first, decides - found.base)
-    return {"worker": worker, "decides": decides, "training": trained, "all": whole}
+    largest = sorted((size for of in sizes for size in of), reverse=True)[:workers]
+    joins = JOINED_BYTES * documents + JOIN_BYTES * plan["tokens"] * largest[0] / max(plan["bytes_in"], 1)
+    decides = found.base + trained + max(DECIDE_BYTES * (documents if near else min(documents, AT_ONCE)), joins)
+    if workers == 1:
+        one = worker(largest[0], reads)
+        return {"worker": one, "decides": decides, "all": max(one, reads + decides - found.base)}
+    there = [worker(size, found.fresh) for size in largest]
+    return {"worker": there[0], "decides": decides, "all": max(decides, found.base + trained + sum(there))}
 
 
 def training_times(config: DataConfig, plan: dict[str, Any], found: Measured) -> float:

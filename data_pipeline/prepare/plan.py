@@ -21,21 +21,23 @@ from data_pipeline.prepare.build import TRAINING, Log, run_stages
 from data_pipeline.prepare.estimate import Job, Measured, disk_of, memory_of, quantities, seconds_of
 from data_pipeline.prepare.read import PART_BYTES
 from data_pipeline.prepare.sample import SampledSource, part_sizes
-from data_pipeline.prepare.stages import Context, do, processes
+from data_pipeline.prepare.stages import PROGRESS_SECONDS, Context, do, processes
 from data_pipeline.schema import UserError
 from data_pipeline.sources import open_sources
 from data_pipeline.train_tokenizer import find_tokenizer
 
 Plan = dict[str, Any]
 SAMPLE_BYTES = 5_000_000
+STAGES = {"read": "reading", "encode": "encoding"}
 DUPLICATES = ("duplicate", "near-duplicate")
 
 
 class Meter:
     """Does jobs in one other process and measures them, and what this one does between them."""
 
-    def __init__(self, pool: Any):
-        self.pool, self.found = pool, Measured([], base=peak_bytes())
+    def __init__(self, pool: Any, log: Log):
+        self.pool, self.say, self.said = pool, log, time.monotonic()
+        self.found = Measured([], base=peak_bytes())
         self.began, self.training = time.process_time(), (0.0, 0.0)
 
     def log(self, text: str) -> None:
@@ -51,20 +53,25 @@ class Meter:
         if self.training[0] and not found.training:
             found.training, found.trainer = time.process_time() - self.training[0], peak_bytes() - self.training[1]
         for job in jobs:
-            before, after, memory = self.pool.submit(measured, function, job).result()
-            found.startup = found.startup if found.jobs else before
-            found.jobs.append(Job(job[1] if function is do else function.__name__, after - before, memory))
+            stage = job[1] if function is do else function.__name__
+            if time.monotonic() - self.said >= PROGRESS_SECONDS:
+                self.said = time.monotonic()
+                self.say(f"  {STAGES.get(stage, 'comparing')} it")
+            (before, fresh), (after, memory) = self.pool.submit(measured, function, job).result()
+            if not found.jobs:
+                found.startup, found.fresh = before, fresh
+            found.jobs.append(Job(stage, after - before, memory))
 
     def end(self) -> Measured:
         self.found.serial = time.process_time() - self.began - self.found.training
         return self.found
 
 
-def measured(function: Callable[..., Any], job: tuple[Any, ...]) -> tuple[float, float, float]:
-    """Does a job; returns the seconds of this process before and after it, and its peak memory."""
-    before = time.process_time()
+def measured(function: Callable[..., Any], job: tuple[Any, ...]) -> list[tuple[float, float]]:
+    """Does a job; returns the seconds of this process and its peak memory, before and after it."""
+    before = time.process_time(), peak_bytes()
     function(*job)
-    return before, time.process_time(), peak_bytes()
+    return [before, (time.process_time(), peak_bytes())]
 
 
 def peak_bytes() -> float:
@@ -83,16 +90,21 @@ def make_plan(config: DataConfig, workers: int, log: Log) -> Plan:
     began = time.monotonic()
     asked, config = config, replace(config, on_bad="skip", max_bad_fraction=1.0, allow_leak=True)
     opened = open_sources(config, log, twins=False)
-    sizes = [part_sizes(source, PART_BYTES) for source in opened]
     total = sum(source.total_bytes() for source in opened)
     log(f"sampling {min(SAMPLE_BYTES, total) / 1e6:,.1f} of {total / 1e6:,.0f} MB")
     sources = [
         SampledSource(source, max(SAMPLE_BYTES * source.total_bytes() // max(total, 1), 2**16)) for source in opened
     ]
+    sizes = [
+        [int(sample.total_bytes() * sample.scale)]
+        if sample.config.max_documents
+        else part_sizes(sample.source, PART_BYTES)
+        for sample in sources
+    ]
     folder = Path(tempfile.mkdtemp(prefix="plan-"))
     try:
         with processes(Context(folder), 1, "the sample") as pool:
-            meter = Meter(pool)
+            meter = Meter(pool, log)
             log("running the stages on it")
             report = run_stages(
                 config, list(sources), find_tokenizer(config.tokenizer), folder / "new", folder / "work", 1, meter.log,
@@ -108,7 +120,7 @@ def make_plan(config: DataConfig, workers: int, log: Log) -> Plan:
     work = (disk["work"] - disk["bands"]) * plan["text_times"] + disk["bands"] * plan["times"]
     plan["bands_bytes"] = disk["bands"] * plan["times"]
     plan["disk_bytes"] = {"work": work, "out": disk["new"] * plan["text_times"] + disk["fixed"]}
-    plan["memory_bytes"] = memory_of(config, plan, found, max(map(max, sizes)), plan["bands_bytes"])
+    plan["memory_bytes"] = memory_of(config, plan, found, sizes)
     plan["seconds"] = seconds_of(config, plan, found, sources, sizes)
     plan["warnings"] = _warnings(asked, plan, sources, max(map(max, sizes)))
     plan["took_seconds"] = round(time.monotonic() - began, 1)
@@ -119,7 +131,7 @@ def _warnings(config: DataConfig, plan: Plan, sources: list[SampledSource], larg
     found = []
     if config.clean.exact_dedup or config.clean.near_dedup:
         found.append(
-            "duplicates: a sample shows few of the pairs, so their share is a lower bound; it grows with the corpus"
+            "duplicates: a sample shows few of the pairs, so their share, and what comparing takes, are lower bounds"
         )
     bad = plan["bad"]
     if bad and config.on_bad == "error":
@@ -148,16 +160,16 @@ def format_plan(plan: Plan) -> str:
         f"documents        about {plan['documents_in']:,.0f}, of which {plan['documents_out']:,.0f} stay",
         f"tokens           about {plan['tokens']:,.0f}",
         f"time             {duration(seconds['all'])} with {n} {'workers on cores of their own' if n > 1 else 'process'}; "
-        f"{seconds['processor'] / 3600:.2f} core-hours, {plan['bytes_in'] / 1e6 / max(seconds['processor'], 1e-9):.1f} MB a core-second",
+        f"{seconds['processor'] / 3600:.2g} core-hours, {plan['bytes_in'] / 1e6 / max(seconds['processor'], 1e-9):.1f} MB a core-second",
         f"  shared         {shared}, processes started {duration(seconds['start'])}",
         f"  in one process {alone} (sha256 of input and output, at the speed of one core; a slow disk takes longer)",
         f"memory           {size(memory['all'])} in all: {size(memory['decides'])} for the process that decides and trains"
         + (
             f", {size(memory['worker'])} for each of {n} workers"
             if n > 1
-            else f"; {size(memory['worker'])} to encode, not at once"
+            else f"; {size(memory['worker'])} while it reads and encodes"
         ),
-        f"disk             {size(disk['work'] + disk['out'])} while it runs, beside the output; {size(disk['out'])} stay",
+        f"disk             {size(disk['work'] + disk['out'])} while it runs, of which {size(disk['out'])} stay",
         "",
         f"{'dropped by':<28}{'share':>9}   95 % interval",
     ]

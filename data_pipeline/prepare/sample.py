@@ -24,6 +24,7 @@ from data_pipeline.tfds_source import TfdsSource
 
 STRETCH = 2**14  # bytes; with longer ones a corpus of unlike files is met less evenly
 SMALL = 16 * STRETCH  # a file of at most so much is in the sample whole, where it begins in a stretch
+WHOLE = 1.25  # a source of at most so many times what is asked for is read whole
 LOOK = 2**22  # bytes that are unpacked to learn how well a file is packed
 
 
@@ -54,7 +55,8 @@ class SampledSource:
         order = sorted(range(len(self.pieces)), key=lambda i: (self.pieces[i].part.first, self.pieces[i].part.span))
         self.pieces, self.sizes = [self.pieces[i] for i in order], [self.sizes[i] for i in order]
         self.documents = sum(piece.documents for piece in self.pieces)
-        self.scale = max(total / max(sum(self.sizes), 1), 1.0)  # what stands for one document of the sample
+        read = max(sum(self.sizes), 1) if total > WHOLE * budget else total
+        self.scale = max(total / max(read, 1), 1.0)  # what stands for one document of the sample
         if isinstance(source, TfdsSource):
             self.scale = source.split.num_examples / max(self.documents, 1)
         if self.config.max_documents:
@@ -87,7 +89,7 @@ class SampledSource:
             self.bad += isinstance(found.record, Bad) and found.record.fatal
             text = found.place.length or sum(map(len, found.record.parts()) if isinstance(found.record, Record) else ())
             size += (text if found.place.item == 0 else 0) / ratio
-            if size >= limit:
+            if size >= limit or documents == self.config.max_documents:
                 break
         return documents, size
 
@@ -98,8 +100,8 @@ class SampledSource:
     def _choose(self, total: int, budget: int) -> Iterator[tuple[Part, float]]:
         """Yields (part, bytes on the disk to read of it), so that any first of them lie all over the source."""
         source, files = self.source, file_sizes(self.source)
-        if files is None or self.config.max_documents or total <= 1.25 * budget:
-            self.at_beginnings = total > 1.25 * budget
+        if files is None or self.config.max_documents or total <= WHOLE * budget:
+            self.at_beginnings = total > WHOLE * budget
             yield source.parts(max(total, 1))[0], budget if self.at_beginnings else float("inf")
             return
         begins, count = [0, *itertools.accumulate(files)], max(budget // STRETCH, 1)
