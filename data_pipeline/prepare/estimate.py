@@ -32,6 +32,10 @@ DECIDE_BYTES = 210  # that the first process holds of each document of the corpu
 JOIN_BYTES, JOINED_BYTES = 4, 100  # and when it joins, of each token of a part and each document of the corpus
 TRAINER_BYTES = 37e6  # that sentencepiece takes whatever the text
 TRAINER_POWER = 1.07  # its time grows by this power of the characters
+DECIDE_SECONDS, PART_SECONDS = (
+    7e-6,
+    0.005,
+)  # of the first process, for each document and each part; a sample is too small to tell
 HASHED = 2**23  # bytes
 
 
@@ -48,7 +52,6 @@ class Measured:
 
     jobs: list[Job]
     startup: float = 0.0  # seconds of a process before its first job
-    serial: float = 0.0  # seconds of the first process, but of training
     base: float = 0.0  # bytes of the first process before anything
     fresh: float = 0.0  # bytes of another before its first job
     training: float = 0.0  # seconds
@@ -158,7 +161,7 @@ def seconds_of(
     )  # as many such jobs as the memory asks for
     out["compare"] += others / alike
     out["start"] = found.startup * (1 if workers == 1 else sum(out[row] > 0 for row in set(BY_PART.values())))
-    out["decide"] = found.serial * times
+    out["decide"] = DECIDE_SECONDS * plan["documents_in"] + PART_SECONDS * sum(map(len, sizes))
     out["tokenizer"] = found.training * training_times(config, plan, found) ** TRAINER_POWER
     out["hash"] = hash_seconds(plan["bytes_in"] + 2 * plan["disk_bytes"]["out"])
     alone = out["decide"] + out["tokenizer"] + out["hash"]

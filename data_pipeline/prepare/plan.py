@@ -38,7 +38,10 @@ class Meter:
     def __init__(self, pool: Any, log: Log):
         self.pool, self.say, self.said = pool, log, time.monotonic()
         self.found = Measured([], base=peak_bytes())
-        self.began, self.training = time.process_time(), (0.0, 0.0)
+        self.left, self.training = (
+            0.0,
+            (0.0, 0.0),
+        )  # when the last job was done; when training began, and the memory then
 
     def log(self, text: str) -> None:
         if text.startswith(TRAINING):
@@ -61,10 +64,6 @@ class Meter:
             if not found.jobs:
                 found.startup, found.fresh = before, fresh
             found.jobs.append(Job(stage, after - before, memory))
-
-    def end(self) -> Measured:
-        self.found.serial = time.process_time() - self.began - self.found.training
-        return self.found
 
 
 def measured(function: Callable[..., Any], job: tuple[Any, ...]) -> list[tuple[float, float]]:
@@ -110,7 +109,6 @@ def make_plan(config: DataConfig, workers: int, log: Log) -> Plan:
                 config, list(sources), find_tokenizer(config.tokenizer), folder / "new", folder / "work", 1, meter.log,
                 meter.spread,
             )  # fmt: skip
-            found = meter.end()
         disk = disk_of(folder)
     except UserError as error:
         raise UserError(f"the sample of {sum(source.documents for source in sources):,} documents: {error}") from None
@@ -120,8 +118,8 @@ def make_plan(config: DataConfig, workers: int, log: Log) -> Plan:
     work = (disk["work"] - disk["bands"]) * plan["text_times"] + disk["bands"] * plan["times"]
     plan["bands_bytes"] = disk["bands"] * plan["times"]
     plan["disk_bytes"] = {"work": work, "out": disk["new"] * plan["text_times"] + disk["fixed"]}
-    plan["memory_bytes"] = memory_of(config, plan, found, sizes)
-    plan["seconds"] = seconds_of(config, plan, found, sources, sizes)
+    plan["memory_bytes"] = memory_of(config, plan, meter.found, sizes)
+    plan["seconds"] = seconds_of(config, plan, meter.found, sources, sizes)
     plan["warnings"] = _warnings(asked, plan, sources, max(map(max, sizes)))
     plan["took_seconds"] = round(time.monotonic() - began, 1)
     return plan
@@ -152,6 +150,7 @@ def _warnings(config: DataConfig, plan: Plan, sources: list[SampledSource], larg
 def format_plan(plan: Plan) -> str:
     """The plan as the page that is printed."""
     seconds, memory, disk, n = plan["seconds"], plan["memory_bytes"], plan["disk_bytes"], plan["workers"]
+    hours = 0 if seconds["processor"] >= 36_000 else 3  # digits
     shared = ", ".join(f"{row} {duration(seconds[row])}" for row in ("read", "compare", "encode") if seconds[row])
     alone = ", ".join(f"{row} {duration(seconds[row])}" for row in ("decide", "tokenizer", "hash") if seconds[row])
     lines = [
@@ -160,7 +159,7 @@ def format_plan(plan: Plan) -> str:
         f"documents        about {plan['documents_in']:,.0f}, of which {plan['documents_out']:,.0f} stay",
         f"tokens           about {plan['tokens']:,.0f}",
         f"time             {duration(seconds['all'])} with {n} {'workers on cores of their own' if n > 1 else 'process'}; "
-        f"{seconds['processor'] / 3600:.2g} core-hours, {plan['bytes_in'] / 1e6 / max(seconds['processor'], 1e-9):.1f} MB a core-second",
+        f"{seconds['processor'] / 3600:,.{hours}f} core-hours, {plan['bytes_in'] / 1e6 / max(seconds['processor'], 1e-9):.1f} MB a core-second",
         f"  shared         {shared}, processes started {duration(seconds['start'])}",
         f"  in one process {alone} (sha256 of input and output, at the speed of one core; a slow disk takes longer)",
         f"memory           {size(memory['all'])} in all: {size(memory['decides'])} for the process that decides and trains"
