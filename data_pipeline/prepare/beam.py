@@ -11,9 +11,12 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import shlex
 import shutil
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +88,7 @@ def run_jobs(flags: Sequence[str], errors: Path, function: Callable[..., Any], j
     _ = numbers | beam.Map(run_job, errors=errors, function=function, jobs=jobs)
     failed, state = None, "DONE"
     try:
-        with _quiet():
+        with _quiet(), _noticed_death():
             state = pipeline.run().wait_until_finish() or state
     except Exception as error:  # a worker that died, or what no stage expects
         failed = error
@@ -117,6 +120,27 @@ def _read_error(path: Path) -> Exception:
     if found["system"]:
         return OSError(*found["system"])
     return (ConfigError if found["code"] == ConfigError.exit_code else UserError)(found["message"])
+
+
+@contextlib.contextmanager
+def _noticed_death() -> Iterator[None]:
+    """Ends this process where a worker process on this machine dies: Beam 2.77 waits for it for ever, also when interrupted.
+
+    Nothing is lost by that: what is done lies in files, and the other workers end with this process.
+    """
+    before = threading.excepthook
+
+    def note(args: threading.ExceptHookArgs) -> None:
+        if args.thread and args.thread.name == "run_worker":  # Beam's thread that waits for the process
+            sys.stdout.flush()
+            os.write(2, b"error: a worker process died, perhaps for want of memory: use fewer --workers\n")
+            os._exit(UserError.exit_code)
+
+    threading.excepthook = note
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _one_line(error: BaseException) -> str:

@@ -120,12 +120,12 @@ def make_plan(config: DataConfig, workers: int, log: Log) -> Plan:
     plan["disk_bytes"] = {"work": work, "out": disk["new"] * plan["text_times"] + disk["fixed"]}
     plan["memory_bytes"] = memory_of(config, plan, meter.found, sizes)
     plan["seconds"] = seconds_of(config, plan, meter.found, sources, sizes)
-    plan["warnings"] = _warnings(asked, plan, sources, max(map(max, sizes)))
+    plan["warnings"] = _warnings(asked, plan, sources, max(map(max, sizes)), meter.found.trained_on)
     plan["took_seconds"] = round(time.monotonic() - began, 1)
     return plan
 
 
-def _warnings(config: DataConfig, plan: Plan, sources: list[SampledSource], largest: int) -> list[str]:
+def _warnings(config: DataConfig, plan: Plan, sources: list[SampledSource], largest: int, chars: int) -> list[str]:
     found = []
     if config.clean.exact_dedup or config.clean.near_dedup:
         found.append(
@@ -139,6 +139,10 @@ def _warnings(config: DataConfig, plan: Plan, sources: list[SampledSource], larg
     for source in sources:
         if source.at_beginnings:
             found.append(f"source {source.name}: the sample is beginnings of its files, which may be unlike the rest")
+    if 0 < chars < 200 * config.tokenizer.vocab_size and plan["times"] > 1:
+        found.append(
+            f"{config.tokenizer.vocab_size:,} pieces learned from the sample fit it too well: expect more tokens"
+        )
     if largest > 4 * PART_BYTES:
         found.append(
             f"one file of {largest / 1e6:,.0f} MB cannot be cut (packed, CSV, documents of many lines, TFDS): one worker reads "
@@ -170,7 +174,7 @@ def format_plan(plan: Plan) -> str:
         ),
         f"disk             {size(disk['work'] + disk['out'])} while it runs, of which {size(disk['out'])} stay",
         "",
-        f"{'dropped by':<28}{'share':>9}   95 % interval",
+        f"{'dropped by':<28}{'share':>9}   95 % interval, were each document drawn by itself",
     ]
     for reason, (share, low, high) in plan["dropped"].items():
         bound = "at least" if reason in DUPLICATES else ""

@@ -22,8 +22,8 @@ from data_pipeline.records import Bad, Found, Part, Place, Record, Source, add_f
 from data_pipeline.sources import PACKED, FileSource
 from data_pipeline.tfds_source import TfdsSource
 
-STRETCH = 2**14  # bytes; with longer ones a corpus of unlike files is met less evenly
-SMALL = 16 * STRETCH  # a file of at most so much is in the sample whole, where it begins in a stretch
+STRETCH = 2**12  # bytes; with longer ones a corpus of unlike files is met less evenly
+SMALL = 64 * STRETCH  # a file of at most so much is in the sample whole, where it begins in a stretch
 WHOLE = 1.25  # a source of at most so many times what is asked for is read whole
 LOOK = 2**22  # bytes that are unpacked to learn how well a file is packed
 

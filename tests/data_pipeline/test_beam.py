@@ -142,3 +142,22 @@ def test_killed_on_beam_it_goes_on_in_processes(made, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert prepare(tmp_path / "out", 2, print) == expected
+
+
+@pytest.mark.slow
+def test_a_worker_of_beam_that_dies_ends_the_run_in_a_line(made, tmp_path):
+    pytest.importorskip("apache_beam")
+    config, _ = made
+    (tmp_path / "config").write_bytes(pickle.dumps(config))
+    script = SCRIPT.format(part=PART).replace("print)", "print, open_beam('', 2))")
+    script = script.replace("build.PART_BYTES", f"{KILL}\nbuild.PART_BYTES")
+    (tmp_path / "run.py").write_text(f"import os\nfrom data_pipeline.prepare.beam import open_beam\n{script}")
+    environment = {**os.environ, "PYTHONPATH": f"{os.getcwd()}:{tmp_path}"}
+    command = [sys.executable, "run.py", "config", "out", "1"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1
+    assert "error: a worker process died" in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+KILL = "build.read_part = lambda *arguments: __import__('os').kill(__import__('os').getpid(), 9)"
