@@ -18,7 +18,7 @@ from typing import Any
 from data_pipeline.config import DataConfig
 from data_pipeline.dedup.stages import Each
 from data_pipeline.prepare.build import TRAINING, Log, run_stages
-from data_pipeline.prepare.estimate import Job, Measured, disk_of, memory_of, quantities, seconds_of
+from data_pipeline.prepare.estimate import ALONE, Job, Measured, disk_of, memory_of, quantities, seconds_of
 from data_pipeline.prepare.read import PART_BYTES
 from data_pipeline.prepare.sample import SampledSource, part_sizes
 from data_pipeline.prepare.stages import PROGRESS_SECONDS, Context, do, processes
@@ -155,7 +155,7 @@ def format_plan(plan: Plan) -> str:
     """The plan as the page that is printed."""
     seconds, memory, disk, n = plan["seconds"], plan["memory_bytes"], plan["disk_bytes"], plan["workers"]
     hours = 0 if seconds["processor"] >= 36_000 else 3  # digits
-    shared = ", ".join(f"{row} {duration(seconds[row])}" for row in ("read", "compare", "encode") if seconds[row])
+    shared = ", ".join(f"{row} {duration(seconds[row])}" for row in seconds if row not in ALONE and seconds[row])
     alone = ", ".join(f"{row} {duration(seconds[row])}" for row in ("decide", "tokenizer", "hash") if seconds[row])
     lines = [
         f"sample           {size(plan['sample_bytes'])} in {plan['sample_documents']:,} documents of {size(plan['bytes_in'])}; it took "
