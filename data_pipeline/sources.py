@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 from collections.abc import Callable, Iterator
@@ -24,8 +25,11 @@ NO_HEAD = CsvHead(",", ())
 Log = Callable[[str], None]
 
 
-def open_sources(config: DataConfig, log: Log) -> list[Source]:
-    """Opens every source that the configuration names, in the order of their names; raises UserError by key."""
+def open_sources(config: DataConfig, log: Log, twins: bool = True) -> list[Source]:
+    """Opens every source that the configuration names, in the order of their names; raises UserError by key.
+
+    Warns of files that hold the same bytes, which reads all of them, unless `twins` is False.
+    """
     named = {"data": SourceConfig(path=config.path)} if config.path else config.sources
     sources: list[Source] = []
     for name in sorted(named):
@@ -36,7 +40,8 @@ def open_sources(config: DataConfig, log: Log) -> list[Source]:
             sources.append(TfdsSource(name, source, key))
         else:
             sources.append(FileSource(name, source, key, config.max_line_bytes, log))
-    _warn_of_twins(sources, log)
+    if twins:
+        _warn_of_twins(sources, log)
     return sources
 
 
@@ -45,7 +50,10 @@ class SourceFile:
     path: str
     kind: str
     size: int
-    sha256: str
+
+    @functools.cached_property
+    def sha256(self) -> str:  # not before it is asked for: a plan of a large corpus does without
+        return hash_file(self.path)
 
 
 class FileSource:
@@ -53,10 +61,7 @@ class FileSource:
 
     def __init__(self, name: str, config: SourceConfig, key: str, max_line_bytes: int, log: Log):
         self.name, self.config, self.max_line_bytes = name, config, max_line_bytes
-        self.files = [
-            SourceFile(path, kind, Path(path).stat().st_size, hash_file(path))
-            for path, kind in find_files(config, key, log)
-        ]
+        self.files = [SourceFile(path, kind, Path(path).stat().st_size) for path, kind in find_files(config, key, log)]
         self.heads: dict[str, CsvHead] = {}
         self.reader = SpanReader()
         self.parquet: ParquetFile | None = None  # the one that is read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from data_pipeline.sealed import open_to_write
 @contextmanager
 def written_aside(path: Path) -> Iterator[IO[bytes]]:
     """Gives a file that takes the name `path` at the end; what a kill -9 leaves is called `*.tmp-*`."""
-    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    # processes of two machines may have one number, and Beam may do one piece of work twice at a time
+    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with open_to_write(aside, path) as file:
             yield file

@@ -54,6 +54,7 @@ LIBRARIES = {
     "gguf": ("lm.hf",),
     "jinja2": ("data_pipeline",),
     "cryptography": ("data_pipeline",),
+    "apache_beam": ("data_pipeline",),
     "ml_collections": ("data_pipeline.schema", "configs"),
     "absl": (),
     "uvicorn": (),
@@ -62,7 +63,7 @@ LIBRARIES = {
 }
 INSIDE_FUNCTIONS = {
     "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "gguf", "jinja2", "matplotlib",
-    "tensorboardX", "cryptography",
+    "tensorboardX", "cryptography", "apache_beam",
 }  # fmt: skip
 NO_JAX = {module for module, layer in LAYERS.items() if layer == 0}
 DRAWERS = {

@@ -26,6 +26,7 @@ from data_pipeline.augment.check import check_augment
 from data_pipeline.augment.mask import is_masking
 from data_pipeline.chat import template_source
 from data_pipeline.config import SPLITS, DataConfig, SourceConfig
+from data_pipeline.dedup.stages import Each
 from data_pipeline.lines import hash_file
 from data_pipeline.prepare.deal import DEALT, NAMES, known_sha256
 from data_pipeline.prepare.decide import DECIDE, Tally, decide, read_fate
@@ -54,6 +55,10 @@ from data_pipeline.tokenizer import STAND_IN, Tokenizer
 from data_pipeline.train_tokenizer import find_tokenizer, train_tokenizer
 
 Log = Callable[[str], None]
+TRAINING = "training a"  # how the line of the log begins
+Spread = Callable[
+    [Path], Each
+]  # gives, for a folder that all who work see, what does the work in place of processes here
 # Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
 # whose content stays the same are not affected, since their fingerprint is of the content.
 CODE = ("built_in_templates", "chat", "chat_template", "clean", "conversation", "forms", "hf_folder", "hf_tokenizer", "lines",
@@ -112,7 +117,7 @@ def prepare(config: DataConfig, log: Log) -> tuple[Prepared, Sequence[Named]]:
         set_aside(folder)
     temporary = make_temporary(cache, key)
     try:
-        report = _build(config, sources, tokenizer, temporary / "new", temporary / "work", 1, log)
+        report = run_stages(config, sources, tokenizer, temporary / "new", temporary / "work", 1, log)
         return commit(temporary / "new", folder, {"key": key, "made_of": made_of} | report), sources
     except OSError as error:
         raise explain_write(f"config.data.cache_dir={str(cache)!r}", error) from None
@@ -120,8 +125,8 @@ def prepare(config: DataConfig, log: Log) -> tuple[Prepared, Sequence[Named]]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def prepare_to(out: Path, config: DataConfig, workers: int, log: Log) -> Prepared:
-    """Prepares into the folder `out`; what a killed run has done already is not done again.
+def prepare_to(out: Path, config: DataConfig, workers: int, log: Log, spread: Spread | None = None) -> Prepared:
+    """Prepares into the folder `out`; what a killed run has done already is not done again, whoever did it.
 
     Raises UserError where `out` holds anything else, or another process is at it.
     """
@@ -144,7 +149,7 @@ def prepare_to(out: Path, config: DataConfig, workers: int, log: Log) -> Prepare
             except BlockingIOError:
                 raise UserError(f"another process prepares {out} now; wait for it") from None
             shutil.rmtree(work / "new", ignore_errors=True)
-            report = _build(config, sources, tokenizer, work / "new", work / "work", workers, log)
+            report = run_stages(config, sources, tokenizer, work / "new", work / "work", workers, log, spread)
             prepared = commit(work / "new", out, {"key": key, "made_of": made_of} | report)
         shutil.rmtree(work, ignore_errors=True)
         return prepared
@@ -195,8 +200,9 @@ def _outside(config: DataConfig) -> dict[str, Any]:
     return {"bad_words": words, "decontaminate": sets, "pii_key": trace, "known": known_sha256(config), **key}
 
 
-def _build(
-    config: DataConfig, sources: list[Source], tokenizer: Tokenizer | None, folder: Path, work: Path, workers: int, log: Log
+def run_stages(
+    config: DataConfig, sources: list[Source], tokenizer: Tokenizer | None, folder: Path, work: Path, workers: int, log: Log,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Runs the stages in `work` and writes what is prepared to `folder`; returns its report."""
     began = time.monotonic()
@@ -210,6 +216,7 @@ def _build(
         tokenizer.save(given)
     context = Context(work, config=config, sources=sources, tokenizer=given)
     context.loaded[given] = tokenizer
+    context.spread = spread(work) if spread else None
     if config.clean.decontaminate:
         index = evaluation_sets(context)
         short = f"; {index.too_short:,} are too short to be told from chance" if index.too_short else ""
@@ -267,7 +274,7 @@ def _train(context: Context, tasks: list[tuple[int, Part]], log: Log) -> Tokeniz
     if not total:
         raise UserError("no document is in the train split, so there is nothing to train a tokenizer on")
     limit = total if config.tokenizer.kind == "char" else config.tokenizer.train_chars
-    log(f"training a {config.tokenizer.kind} tokenizer on {min(total, limit):,} of {total:,} characters")
+    log(f"{TRAINING} {config.tokenizer.kind} tokenizer on {min(total, limit):,} of {total:,} characters")
     return train_tokenizer(config.tokenizer, train_texts(context, tasks, total, limit))
 
 

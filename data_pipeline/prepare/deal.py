@@ -8,6 +8,7 @@ dealt.bin   with labels: of each name the split or fold that it was dealt to
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def known_file(config: DataConfig, name: str) -> Path | None:
     """A file of the earlier corpus; ConfigError where it has none."""
     if not config.split.known:
         return None
-    path = Path(config.split.known).expanduser() / name
+    path = _open_known(config.split.known) / name
     if not path.is_file():
         how = "clean.near_dedup" if name == NAMES else "split.stratify"
         raise ConfigError(
@@ -46,13 +47,17 @@ def known_file(config: DataConfig, name: str) -> Path | None:
     return path
 
 
+@functools.lru_cache(maxsize=1)
+def _open_known(known: str) -> Path:
+    """Checks the earlier corpus, all of its hashes, once."""
+    opened = open_prepared(Path(known).expanduser())
+    if isinstance(opened, str):
+        raise UserError(f"config.data.split.known={known!r}: {opened}")
+    return opened.folder
+
+
 def known_sha256(config: DataConfig) -> list[str]:
     """What of the earlier corpus the result depends on."""
-    if not config.split.known:
-        return []
-    opened = open_prepared(Path(config.split.known).expanduser())
-    if isinstance(opened, str):
-        raise UserError(f"config.data.split.known={config.split.known!r}: {opened}")
     wanted = [NAMES] * bool(config.clean.near_dedup) + [DEALT] * config.split.stratify
     found = [known_file(config, name) for name in wanted]
     return [hashlib.sha256(sealed.read_bytes(path)).hexdigest() for path in found if path]

@@ -91,7 +91,10 @@ def _find_leaks(tasks: list[tuple[int, Part]], fates: Fates, members: Members, l
 
 @contextmanager
 def _each(context: Context, workers: int) -> Iterator[Callable[..., Any]]:
-    """Gives a function that calls another with each of some tuples, in this process or in `workers`."""
+    """Gives a function that calls another with each of some tuples, in this process, in `workers`, or where the context says."""
+    if context.spread:
+        yield context.spread
+        return
     if workers <= 1:
         yield one_by_one
         return
