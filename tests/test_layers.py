@@ -54,6 +54,12 @@ LIBRARIES = {
     "gguf": ("lm.hf",),
     "jinja2": ("data_pipeline",),
     "cryptography": ("data_pipeline",),
+    "resiliparse": ("data_pipeline.page",),
+    "brotli": ("data_pipeline.http_message",),
+    "google_crc32c": ("data_pipeline.tfrecord",),
+    "pyarrow": ("data_pipeline",),
+    "array_record": ("data_pipeline",),
+    "yaml": ("data_pipeline.hf_dataset",),
     "ml_collections": ("data_pipeline.schema", "configs"),
     "absl": (),
     "uvicorn": (),
@@ -62,7 +68,7 @@ LIBRARIES = {
 }
 INSIDE_FUNCTIONS = {
     "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "gguf", "jinja2", "matplotlib",
-    "tensorboardX", "cryptography",
+    "tensorboardX", "cryptography", "resiliparse", "brotli", "google_crc32c", "pyarrow", "array_record", "yaml",
 }  # fmt: skip
 NO_JAX = {module for module, layer in LAYERS.items() if layer == 0}
 DRAWERS = {

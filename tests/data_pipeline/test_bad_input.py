@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_read_whole_is_refused(config, tmp_path, monkeyp
     monkeypatch.undo()
     (tmp_path / "linked").symlink_to(tmp_path / "closed")
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match=r"config.data.path: .*b\.txt: No such file"):
         open_sources(config(tmp_path), said.append)
     assert ["linked is a link to a folder and is not followed" in line for line in said] == [True]
 
