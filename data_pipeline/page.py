@@ -11,6 +11,8 @@ import sys
 import tempfile
 from typing import IO, Any, cast
 
+import numpy as np
+
 from data_pipeline.page_encoding import decode_page
 from data_pipeline.records import Bad, Record
 from data_pipeline.schema import ConfigError, UserError
@@ -53,6 +55,15 @@ def depth_of(page: str) -> int:
     return deepest
 
 
+def may_be_deep(page: bytes) -> bool:
+    """Says, quickly, whether `depth_of` has to look: more elements begin than end."""
+    data = np.frombuffer(page, np.uint8)
+    after = data[np.flatnonzero(data[:-1] == ord("<")) + 1]
+    is_letter = (after | 32 >= ord("a")) & (after | 32 <= ord("z"))
+    level = np.cumsum(is_letter.astype(np.int64) - (after == ord("/")))
+    return bool(level.size) and int((level - np.minimum(np.minimum.accumulate(level), 0)).max()) > MAX_DEPTH
+
+
 class PageReader:
     """Turns pages into records; the process that parses them starts with the first page and is made anew when one breaks it."""
 
@@ -73,19 +84,19 @@ class PageReader:
         page = decode_page(raw, named)
         if page is None:
             return Bad("unknown encoding", "in no known encoding, or not HTML")
-        if page.count("<") > MAX_DEPTH and depth_of(page) > MAX_DEPTH:
+        content = page.encode("utf-8", "replace")
+        if content.count(b"<") > MAX_DEPTH and may_be_deep(content) and depth_of(page) > MAX_DEPTH:
             return Bad("page too deep", f"elements are nested deeper than {MAX_DEPTH}")
-        text = self._main_text(page)
+        text = self._main_text(content)
         if text is None:
             return Bad("page too complex", f"takes more than {self.limits[0]} s or {self.limits[1] >> 20} MiB to read")
         text = text.strip()
         return Record(text) if text else Bad("empty text", "the page has no text", fatal=False)
 
-    def _main_text(self, page: str) -> str | None:
+    def _main_text(self, content: bytes) -> str | None:
         """The main text, or None where the process died of it."""
         process = self.process = self.process or self._start()
         to, back = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
-        content = page.encode("utf-8", "replace")
         try:
             to.write(SIZE.pack(len(content)) + content)
             to.flush()

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.forms import CHAT_FIELDS
-from data_pipeline.lines import WHOLE, Span
+from data_pipeline.lines import WHOLE, Span, check_looks, open_bytes
 from data_pipeline.parse import parse_row
 from data_pipeline.records import Bad, Place, Record
 from data_pipeline.row_file import Row, spans_of_rows
@@ -82,11 +82,16 @@ class TableFile:
             return
         try:
             for batch in self._batches(group):
-                yield from (json.dumps(_present(row), default=_plain).encode() for row in batch.to_pylist())
-        except self.errors as error:
+                rows = _checked(batch).to_pylist()
+                yield from (json.dumps(_present(row), default=_plain).encode() for row in rows)
+        except (*self.errors, UnicodeDecodeError) as error:
             raise self._explain(error) from None
 
     def _explain(self, error: Exception) -> UserError:
+        with open_bytes(self.path) as file:
+            head = file.read(64)
+        if not head.startswith((b"PAR1", b"ARROW1")):
+            check_looks(self.path, head)
         words = (str(error).strip() or type(error).__name__).splitlines()[0]
         return UserError(f"{self.path}: is not {self.kind} file, or damaged: {words}")
 
@@ -148,9 +153,25 @@ class ArrowFile(TableFile):
         return (used.slice(start, AT_ONCE) for start in range(0, used.num_rows, AT_ONCE))
 
 
+def _checked(batch: Any) -> Any:
+    """Looks whether a batch is what it says, and makes bytes of its texts, so that one that is not UTF-8 is one bad row."""
+    import pyarrow
+
+    types, columns = pyarrow.types, []
+    for column in batch.columns:
+        if types.is_string(column.type) or types.is_string_view(column.type):
+            column = column.cast(pyarrow.binary())
+        elif types.is_large_string(column.type):
+            column = column.cast(pyarrow.large_binary())
+        columns.append(column)
+    checked = pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    checked.validate(full=True)
+    return checked
+
+
 def _present(row: dict[str, Any]) -> dict[str, Any]:
     """A missing value of a column that only some rows use is as if the field were not there."""
-    return {name: value for name, value in row.items() if value is not None}
+    return {name: _plain(value) if isinstance(value, bytes) else value for name, value in row.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
