@@ -18,8 +18,8 @@ WIDER = {
     "gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "shift_jis": "cp932", "euc_kr": "cp949", "uhc": "cp949",
     "iso8859-1": "cp1252", "latin_1": "cp1252", "ascii": "cp1252", "iso8859-9": "cp1254",
 }  # fmt: skip
-HAN_AND_KANA = {"gb18030", "big5hkscs", "cp932", "cp949", "euc_jp"}
-MAX_WRONG = 0.01  # share of characters that may be wrong: more, and the encoding is not known
+HARD_TO_MISTAKE = {"gb18030", "big5hkscs", "cp932", "cp949", "euc_jp", "utf-8"}
+MAX_WRONG = 0.05  # share of the characters beyond ASCII that may be wrong: more, and it is another encoding
 
 
 def decode_page(raw: bytes, named: str = "") -> str | None:
@@ -45,16 +45,13 @@ def decode_page(raw: bytes, named: str = "") -> str | None:
         pass
     guess = _guess(raw)
     # servers say Latin-1 of what they know nothing about, which every byte fits
-    first = [guess] if guess in HAN_AND_KANA and (not names or names[0] in ("cp1252", "utf-8")) else []
-    candidates = list(dict.fromkeys([*first, *names, guess, "utf-8", "cp1252"]))
-    for encoding in candidates:
-        try:
-            return raw.decode(encoding)
-        except UnicodeDecodeError:
-            pass
-    texts = [raw.decode(encoding, "replace") for encoding in candidates]
-    text = min(texts, key=lambda text: text.count("\ufffd"))
-    return text if text.count("\ufffd") <= MAX_WRONG * len(text) else None
+    first = [guess] if guess in HARD_TO_MISTAKE and (not names or names[0] in ("cp1252", "utf-8")) else []
+    for encoding in dict.fromkeys([*first, *names, guess]):
+        text = raw.decode(encoding, "replace")
+        others = len(text) - len(text.encode("ascii", "ignore"))
+        if text.count("\ufffd") <= MAX_WRONG * others:
+            return text
+    return None
 
 
 def _codec(name: str) -> str:
