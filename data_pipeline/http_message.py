@@ -13,7 +13,7 @@ from data_pipeline.schema import UserError
 MAX_HEADER = 65_536  # bytes
 STATUS = re.compile(rb"HTTP/\d(?:\.\d)? +(\d{3})")
 CHARSET = re.compile(r"""charset\s*=\s*["']?([\w.:+-]{2,40})""", re.IGNORECASE)
-CHUNK = re.compile(rb"\s*([0-9a-fA-F]{1,15})[^\n]{0,200}\n")
+CHUNK = re.compile(rb"\s*([0-9a-fA-F]{1,15})[ \t]*(?:;[^\n]{0,200})?\r?\n")
 
 
 class Headers(dict[str, str]):
@@ -65,17 +65,23 @@ def parse_response(content: bytes) -> Response | None:
 
 
 def join_chunks(body: bytes) -> bytes | None:
-    """Joins what was sent in chunks; None where it was not, as in archives whose crawler has joined them already."""
-    parts, at = [], 0
+    """Joins what was sent in chunks; None where it was not, as in archives whose crawler has joined them already.
+
+    Raises EOFError where the last chunks are missing.
+    """
+    parts: list[bytes] = []
+    at = 0
     while found := CHUNK.match(body, at):
         size = int(found[1], 16)
         if not size:
             return b"".join(parts)
-        parts.append(body[found.end() : found.end() + size])
         at = found.end() + size
-        if at > len(body) or (at < len(body) and body[at : at + 1] not in (b"\r", b"\n")):
+        if body[at : at + 1] not in (b"\r", b"\n"):
             break
-    return b"".join(parts) if len(parts) > 1 else None  # the last chunks are missing, as when a crawler stops
+        parts.append(body[found.end() : at])
+    if parts:
+        raise EOFError
+    return None
 
 
 def unpack(body: bytes, encoding: str, limit: int) -> bytes | None:

@@ -198,8 +198,11 @@ class WarcFile:
                 return Bad("HTTP status is not 200", f"HTTP status {response.status}", fatal=False)
             http, body = response.headers, response.body
             bodies = [body]
-            if "chunked" in http.get("transfer-encoding", "").lower() and (joined := join_chunks(body)) is not None:
-                body = joined
+            if "chunked" in http.get("transfer-encoding", "").lower():
+                try:
+                    body = join_chunks(body) or body
+                except EOFError:
+                    return Bad("page cut short", "the last of its chunks are missing", fatal=False)
                 bodies.append(body)
         media = http.media_type() or ("text/html" if re.match(rb"\s*<(!doctype|html)", body, re.IGNORECASE) else "")
         if media not in HTML and media != "text/plain":
