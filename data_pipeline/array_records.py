@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,9 @@ class ArrayRecordFile:
     nothing = "no records in it"
 
     def __init__(self, path: str, config: SourceConfig, max_bytes: int):
-        from array_record.python import array_record_module
-
+        module: Any = importlib.import_module("array_record.python.array_record_module")
         self.path, self.config, self.max_bytes, self.form = path, config, max_bytes, ""
-        self.reader: Any = array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+        self.reader: Any = module.ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
         if not self.reader.ok():
             raise UserError(f"{path}: is not an ArrayRecord file, or damaged or cut short")
         self.rows = self.reader.num_records()

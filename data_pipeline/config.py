@@ -35,11 +35,15 @@ class SourceConfig:
     split: str = ""  # "" | train | validation | test: puts the whole source into one split
     document: str = "file"  # text: one document is a "file", a "paragraph" (blank lines between) or a "line"
     records: str = "source"  # package: "source" (files) or "docstrings" (function -> docstring as prompt, completion)
-    form: str = "auto"  # rows with named fields: text | prompt | messages | sharegpt | alpaca; auto tells by their fields
+    form: str = (
+        "auto"  # rows with named fields: text | prompt | messages | sharegpt | alpaca; auto tells by their fields
+    )
     text_field: str = "text"  # rows with named fields (jsonl, csv, parquet, arrow, tfrecord, arrayrecord, tfds): the one that holds the text
     prompt_field: str = "prompt"  # rows with named fields: used when a row has this field and completion_field
     completion_field: str = "completion"
-    group_field: str = ""  # rows with the same value of this field always share a split; of a web archive "url" or "host"
+    group_field: str = (
+        ""  # rows with the same value of this field always share a split; of a web archive "url" or "host"
+    )
     tfds_split: str = "train"  # tfds: which of its splits to read
     tfds_dir: str = ""  # tfds: its data_dir; "" is the library's default
     hf_split: str = "train"  # hf: which of its splits to read

@@ -45,7 +45,10 @@ def find_files(config: SourceConfig, key: str, log: Log) -> list[tuple[str, str]
     if path.is_file():
         paths = [str(path)]
     else:
-        paths = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        found = sorted(glob.glob(str(path), recursive=True))
+        paths = [p for p in found if Path(p).is_file()]
+        for what in filter(None, (_special(Path(p)) for p in found if glob.has_magic(str(path)))):
+            log(f"warning: {key}: {what}, and is left out")
         if not paths and glob.has_magic(str(path)):
             raise UserError(f"{key}: {config.path!r} matches no files")
         if not paths:

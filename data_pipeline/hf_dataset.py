@@ -40,10 +40,12 @@ def find_split(config: SourceConfig, key: str) -> list[str]:
     if state.get("_split") not in (None, config.hf_split):
         raise UserError(f"{key}: {folder} holds the split {state['_split']!r}, not {config.hf_split!r} (set hf_split)")
     if state.get("_indices_data_files") or state.get("_indices_files"):
-        raise UserError(f"{key}: {folder} was saved with a selection of its rows beside them; save flatten_indices() of it")
+        raise UserError(
+            f"{key}: {folder} was saved with a selection of its rows beside them; save flatten_indices() of it"
+        )
     listed = state.get("_data_files")
-    names = [file.get("filename") if isinstance(file, dict) else None for file in listed or []]
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    names = [str(file.get("filename", "")) if isinstance(file, dict) else "" for file in listed or []]
+    if not names or not all(name and Path(name).name == name for name in names):
         raise UserError(f"{key}: {folder / 'state.json'} names no data files")
     for name in names:
         if not (folder / name).is_file():
@@ -77,7 +79,9 @@ def _saved_split(folder: Path, config: SourceConfig, key: str) -> Path:
         return folder
     splits = _read_json(folder / SAVED[0], key).get("splits") or []
     if config.hf_split not in splits:
-        raise UserError(f"{key}: {folder} has no split {config.hf_split!r}; it has {', '.join(map(str, splits))} (set hf_split)")
+        raise UserError(
+            f"{key}: {folder} has no split {config.hf_split!r}; it has {', '.join(map(str, splits))} (set hf_split)"
+        )
     if not (folder / config.hf_split / "state.json").is_file():
         raise UserError(f"{key}: {folder} lacks {config.hf_split}/state.json, which its dataset_dict.json names")
     return folder / config.hf_split
@@ -124,10 +128,14 @@ def _by_patterns(entry: dict[str, Any], every: list[Path], folder: Path, key: st
     parts = said if isinstance(said, list) else [said]
     files: dict[str, list[Path]] = {}
     for part in parts:
-        split, patterns = (str(part.get("split", "train")), part.get("path")) if isinstance(part, dict) else ("train", part)
+        split, patterns = (
+            (str(part.get("split", "train")), part.get("path")) if isinstance(part, dict) else ("train", part)
+        )
         for pattern in patterns if isinstance(patterns, list) else [patterns]:
             if not isinstance(pattern, str) or not pattern or ".." in Path(pattern).parts or pattern.startswith("/"):
-                raise UserError(f"{key}: {folder}/README.md: data_files is {pattern!r}, expected a name or pattern inside the folder")
+                raise UserError(
+                    f"{key}: {folder}/README.md: data_files is {pattern!r}, expected a name or pattern inside the folder"
+                )
             found = set(folder.glob(str(Path(str(entry.get("data_dir", ""))) / pattern)))
             here = [path for path in every if path in found]
             if not here:

@@ -22,13 +22,25 @@ CPU_SECONDS = 60  # for one page: 16 MB of ordinary paragraphs take 20
 MEMORY = 2**31  # bytes, of the process that reads pages
 SIZE = struct.Struct("<Q")
 # Scripts and comments are passed over whole; \Z: without an end they go on to the end of the page.
-TAGS = re.compile(r"<(?:!--.*?(?:-->|\Z)|(?:script|style)\b.*?(?:</(?:script|style)|\Z)|(/?[a-z][^\s/>]*))", re.I | re.S)
+TAGS = re.compile(
+    r"<(?:!--.*?(?:-->|\Z)|(?:script|style)\b.*?(?:</(?:script|style)|\Z)|(/?[a-z][^\s/>]*))", re.I | re.S
+)
 # Elements without an end tag, or whose end tag pages leave out.
 NO_END = {
     "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr", "p", "li", "dt",
     "dd", "tr", "td", "th", "thead", "tbody", "tfoot", "option", "optgroup", "rp", "rt", "colgroup",
 }  # fmt: skip
-BINARY = (b"%PDF", b"PK\x03\x04", b"\x1f\x8b", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
+BINARY = (
+    b"%PDF",
+    b"PK\x03\x04",
+    b"\x1f\x8b",
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"GIF8",
+    b"\x28\xb5\x2f\xfd",
+    b"BZh",
+    b"\xfd7zXZ",
+)
 
 
 def import_resiliparse(module: str) -> Any:
@@ -113,18 +125,21 @@ class PageReader:
 
     def _start(self) -> subprocess.Popen[bytes]:
         import_resiliparse("extract")  # says what to install
-        code = f"import sys; sys.path[:] = {sys.path!r}; from data_pipeline.page_process import run; run(*{self.limits!r})"
-        with tempfile.TemporaryFile() as said:
-            try:
-                pipe = subprocess.PIPE
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from data_pipeline.page_process import run; run(*{self.limits!r})"
+        )
+        pipe = subprocess.PIPE
+        try:
+            with tempfile.TemporaryFile() as said:
                 process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=said)
                 if cast(IO[bytes], process.stdout).read(SIZE.size) == SIZE.pack(0):  # it is there
                     return process
                 process.communicate()
                 said.seek(0)
-                words = (said.read().decode(errors="replace").strip() or f"exit code {process.returncode}").splitlines()[-1]
-            except OSError as error:
-                words = error.strerror or str(error)
+                lines = said.read().decode(errors="replace").strip().splitlines()
+                words = lines[-1] if lines else f"exit code {process.returncode}"
+        except OSError as error:
+            words = error.strerror or str(error)
         raise UserError(f"the process that reads web pages does not start: {words}")
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from data_pipeline.lines import BOM, WHOLE, Line, Span, read_lines
 from data_pipeline.records import Bad, Record
 from data_pipeline.schema import UserError
 
+MAX_NUL = 0.01  # share of a text's characters
 MAX_FILE_DOCUMENT = 2**28  # bytes: a file that is one document is held in memory whole, as text and as ids
 
 
@@ -63,6 +64,8 @@ def parse_row(raw: bytes, kind: str, config: SourceConfig, head: CsvHead = NO_HE
         ahead = f"{line} lines further on: " if line else ""
         return Bad("not UTF-8", f"{ahead}not UTF-8 at byte {byte}")
     if kind != "jsonl":
+        if "\0" in text and text.count("\0") > MAX_NUL * len(text):
+            return Bad("not text", "not text: NUL bytes; a binary file, or UTF-16 without its mark?")
         return Record(text) if text.strip() else Bad("empty text", "the document is blank")
     try:
         row = json.loads(text)

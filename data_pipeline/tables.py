@@ -171,7 +171,9 @@ def _checked(batch: Any) -> Any:
 
 def _present(row: dict[str, Any]) -> dict[str, Any]:
     """A missing value of a column that only some rows use is as if the field were not there."""
-    return {name: _plain(value) if isinstance(value, bytes) else value for name, value in row.items() if value is not None}
+    return {
+        name: _plain(value) if isinstance(value, bytes) else value for name, value in row.items() if value is not None
+    }
 
 
 def _plain(value: Any) -> Any:

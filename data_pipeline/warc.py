@@ -217,7 +217,9 @@ class WarcFile:
             found = _plain(unpacked, self.max_bytes, http.charset())
         else:
             found = self.pages.read(unpacked, self.max_bytes, http.charset())
-        return replace(found, fatal=False) if isinstance(found, Bad) else found  # strangers made it, and nobody can mend it
+        return (
+            replace(found, fatal=False) if isinstance(found, Bad) else found
+        )  # strangers made it, and nobody can mend it
 
 
 def _next_line(stream: Any) -> tuple[tuple[int, int], bytes]:
@@ -237,7 +239,10 @@ def _fits(digest: str, contents: list[bytes]) -> bool:
         return True
     for content in contents:
         made = hashlib.new(name, content, usedforsecurity=False)
-        if value.strip().lower().rstrip("=") in (base64.b32encode(made.digest()).decode().lower().rstrip("="), made.hexdigest()):
+        if value.strip().lower().rstrip("=") in (
+            base64.b32encode(made.digest()).decode().lower().rstrip("="),
+            made.hexdigest(),
+        ):
             return True
     return False
 

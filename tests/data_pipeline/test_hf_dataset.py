@@ -43,7 +43,13 @@ def save(folder, texts, files=2, split=None):
             writer.write_table(table, max_chunksize=7)
     state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "a", "_split": split}
     (folder / "state.json").write_text(json.dumps(state))
-    info = {"citation": "@misc{x}", "license": "mit", "homepage": "https://example.org", "description": "", "features": {}}
+    info = {
+        "citation": "@misc{x}",
+        "license": "mit",
+        "homepage": "https://example.org",
+        "description": "",
+        "features": {},
+    }
     (folder / "dataset_info.json").write_text(json.dumps(info))
 
 
@@ -81,7 +87,11 @@ def test_a_snapshot_of_the_hub(config, tmp_path):
     texts = [f"text {i}" for i in range(30)]
     (tmp_path / "data").mkdir()
     (tmp_path / "zh").mkdir()
-    for name, part in {"train-00000-of-00002": texts[:10], "train-00001-of-00002": texts[10:20], "test-00000-of-00001": texts[20:]}.items():
+    for name, part in {
+        "train-00000-of-00002": texts[:10],
+        "train-00001-of-00002": texts[10:20],
+        "test-00000-of-00001": texts[20:],
+    }.items():
         pyarrow.parquet.write_table(pyarrow.table({"text": part}), tmp_path / f"data/{name}.parquet")
     (tmp_path / "zh/a.jsonl").write_text('{"text": "中文"}\n', "utf-8")
     (tmp_path / "set.py").write_text("raise SystemExit('run')")

@@ -80,7 +80,9 @@ def texts_of(count):
 
 
 def read(config, path, **changes):
-    (source,) = open_sources(config("", sources={"s": SourceConfig(path=str(path), **changes)}, max_line_bytes=5000), print)
+    (source,) = open_sources(
+        config("", sources={"s": SourceConfig(path=str(path), **changes)}, max_line_bytes=5000), print
+    )
     found = list(source.read())
     for place, where, record in [*found[::-7], *found]:
         if isinstance(record, Record):
@@ -88,6 +90,16 @@ def read(config, path, **changes):
     for goal in (1, 2000):
         assert [row for part in source.parts(goal) for row in source.read(part)] == found
     return found
+
+
+def refusal(config, path):
+    """What is said of the first bad row, or of the whole file; "" where all is well."""
+    try:
+        return next(
+            (f"{row.where}: {row.record.message}" for row in read(config, path) if isinstance(row.record, Bad)), ""
+        )
+    except UserError as error:
+        return str(error)
 
 
 WRITERS = {
@@ -116,9 +128,7 @@ def test_records_come_in_order_and_are_found_again(config, tmp_path, name):
             read(config, path)
     for content in (b"", b"no such file at all " * 20):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=name):
-            found = read(config, path)
-            raise UserError(found[0].record.message + found[0].where)
+        assert name in refusal(config, path)
 
 
 def test_a_folder_of_all_kinds_is_prepared_the_same_by_any_number_of_processes(config, tmp_path, monkeypatch, quiet):
@@ -136,13 +146,17 @@ def test_a_folder_of_all_kinds_is_prepared_the_same_by_any_number_of_processes(c
     assert one.content_sha256() == three.content_sha256()
     assert one.manifest["documents_in"] == 300 * len(WRITERS) + 50
     assert one.manifest["dropped"] == {}
-    few = prepare_to(tmp_path / "few", config("", sources={"s": SourceConfig(path=str(folder), max_documents=450)}), 1, quiet)
+    few = prepare_to(
+        tmp_path / "few", config("", sources={"s": SourceConfig(path=str(folder), max_documents=450)}), 1, quiet
+    )
     assert few.manifest["documents_in"] == 450
 
 
 def test_pairs_conversations_and_groups(config, tmp_path):
     path = tmp_path / "a.tfrecord"
-    path.write_bytes(tfrecord([example(prompt="问", completion="答", by=["x"], image=b"\xff\xfe"), example(prompt="a", by="y")]))
+    path.write_bytes(
+        tfrecord([example(prompt="问", completion="答", by=["x"], image=b"\xff\xfe"), example(prompt="a", by="y")])
+    )
     good, bad = (row.record for row in read(config, path, group_field="by"))
     assert good == Record("问", "答", "x")
     assert bad.reason == "missing field"
@@ -152,7 +166,14 @@ def test_pairs_conversations_and_groups(config, tmp_path):
 
 
 def test_a_bad_record_is_one_bad_row(config, tmp_path):
-    rows = [example(text="a good row"), example(text=b"\xff"), example(text="x" * 6000), example(text=3), b"\x0a\xff", example(text="b")]
+    rows = [
+        example(text="a good row"),
+        example(text=b"\xff"),
+        example(text="x" * 6000),
+        example(text=3),
+        b"\x0a\xff",
+        example(text="b"),
+    ]
     reasons = ["", "not UTF-8", "line too long", "wrong type", "not an Example", ""]
     path = tmp_path / "a.tfrecord"
     path.write_bytes(tfrecord(rows))
@@ -161,11 +182,18 @@ def test_a_bad_record_is_one_bad_row(config, tmp_path):
     assert [getattr(row.record, "reason", "") for row in read(config, tmp_path / "a.array_record")] == reasons
     deep = json.dumps({"text": "a"}).encode(), b'{"text": ' + b"[" * 4000
     write_array_record(tmp_path / "b.array_record", deep)
-    assert [getattr(row.record, "reason", "") for row in read(config, tmp_path / "b.array_record")] == ["", "not valid JSON"]
+    assert [getattr(row.record, "reason", "") for row in read(config, tmp_path / "b.array_record")] == [
+        "",
+        "not valid JSON",
+    ]
     write_arrow(tmp_path / "a.arrow", ["a good row", "QQQ not UTF-8", "c"])
     content = (tmp_path / "a.arrow").read_bytes()
     (tmp_path / "a.arrow").write_bytes(content.replace(b"QQQ", b"\xff\xfe\xfd"))
-    assert [getattr(row.record, "reason", "") for row in read(config, tmp_path / "a.arrow")] == ["", "lone surrogate", ""]
+    assert [getattr(row.record, "reason", "") for row in read(config, tmp_path / "a.arrow")] == [
+        "",
+        "lone surrogate",
+        "",
+    ]
 
 
 def test_every_flipped_byte_of_a_tfrecord_is_noticed(config, tmp_path):
@@ -175,11 +203,7 @@ def test_every_flipped_byte_of_a_tfrecord_is_noticed(config, tmp_path):
         damaged = bytearray(whole)
         damaged[at] ^= 1 << at % 8
         path.write_bytes(bytes(damaged))
-        try:
-            found = read(config, path)
-        except UserError:
-            continue
-        assert [row.record.reason for row in found if isinstance(row.record, Bad)] == ["wrong checksum"]
+        assert "damaged" in refusal(config, path)
 
 
 def test_a_huge_length_takes_no_memory(config, tmp_path):
@@ -203,11 +227,7 @@ def test_arrow_batches_that_lie_about_their_sizes_are_refused(config, tmp_path):
         for _ in range(4):
             damaged[rng.randrange(400, len(whole))] ^= 255
         path.write_bytes(bytes(damaged))
-        try:
-            noticed += any(isinstance(row.record, Bad) for row in read(config, path))
-        except UserError as error:
-            assert "a.arrow" in str(error)
-            noticed += 1
+        noticed += bool(refusal(config, path))
     assert noticed > 30
 
 

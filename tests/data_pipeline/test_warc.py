@@ -72,7 +72,12 @@ def chunked(body):
 
 def test_what_servers_pack_is_unpacked_and_what_crawlers_unpacked_stays(config, tmp_path):
     body = page(WORDS).encode()
-    packed = {"gzip": gzip.compress(body), "br": brotli.compress(body), "deflate": zlib.compress(body), "zstd": zstandard.compress(body)}
+    packed = {
+        "gzip": gzip.compress(body),
+        "br": brotli.compress(body),
+        "deflate": zlib.compress(body),
+        "zstd": zstandard.compress(body),
+    }
     raw = zlib.compressobj(wbits=-15)
     contents = [response(content, headers=[f"Content-Encoding: {name}"]) for name, content in packed.items()]
     contents += [response(body, headers=[f"Content-Encoding: {name}"]) for name in packed]
@@ -166,11 +171,12 @@ def test_an_archive_that_is_cut_short_is_noticed(config, tmp_path, packing):
     if packing == ".gz":
         with pytest.raises(UserError, match="damaged"):
             rows_of(config, path)
-    for content in (b"", b"hello world\n" * 100, b"\x1f\x8b\x08" + bytes(50)):
+    path.write_bytes(b"")
+    assert [record.reason for _, record in rows_of(config, path)] == ["empty file"]
+    for content in (b"hello world\n" * 100, b"\x1f\x8b\x08" + bytes(50)):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"a\.warc"):
-            rows = rows_of(config, path)
-            raise UserError(f"{path}: {rows[0][1].message}")
+            rows_of(config, path)
 
 
 def test_frames_packed_with_a_dictionary(config, tmp_path):
@@ -199,7 +205,9 @@ def test_pages_of_one_host_are_a_group(config, tmp_path):
 @pytest.mark.slow
 def test_archives_are_streamed(opened, tmp_path):
     (tmp_path / "a.warc.gz").write_bytes(PACKINGS[".gz"](texts(range(30))))
-    batches = opened(tmp_path / "a.warc.gz", streaming=True, split=SplitConfig(validation=0, test=0)).train_batches(0, (0, 8))
+    batches = opened(tmp_path / "a.warc.gz", streaming=True, split=SplitConfig(validation=0, test=0)).train_batches(
+        0, (0, 8)
+    )
     for _ in range(40):  # some epochs
         assert (next(batches)["weights"] > 0).any()
     batches.close()
