@@ -29,17 +29,18 @@ class LineFile:
         return [(span, (span.stop if span.stop >= 0 else size) - span.start) for span in spans]
 
     def read(self, span: Span = WHOLE) -> Iterator[Row]:
-        for row in find_rows(self.path, self.kind, self.config, self.max_line_bytes, span):
-            content = row.content
-            yield Row(row.line, content if isinstance(content, Bad) else self._parse(content), row.offset, row.length)
+        kind, config = self.kind, self.config
+        for line, offset, length, content in find_rows(self.path, kind, config, self.max_line_bytes, span):
+            record = content if isinstance(content, Bad) else parse_row(content, kind, config, self._head())
+            yield Row(line, record, offset, length)
 
     def load(self, place: Place) -> Record | Bad:
-        return self._parse(self.reader.read(self.path, place.offset, place.length))
+        return parse_row(self.reader.read(self.path, place.offset, place.length), self.kind, self.config, self._head())
 
     def close(self) -> None:
         self.reader.close()
 
-    def _parse(self, raw: bytes) -> Record | Bad:
+    def _head(self) -> CsvHead:
         if self.head is None:
             self.head = read_header(self.path, self.max_line_bytes)
-        return parse_row(raw, self.kind, self.config, self.head)
+        return self.head
