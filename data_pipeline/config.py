@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from datetime import date
 
 SPLITS = ("train", "validation", "test")
-SOURCE_KINDS = ("auto", "text", "markdown", "jsonl", "csv", "parquet", "package", "tfds")
+SOURCE_KINDS = (
+    "auto", "text", "markdown", "html", "jsonl", "csv", "parquet", "arrow", "warc", "tfrecord", "arrayrecord", "hf", "package", "tfds",
+)  # fmt: skip
 CLEAN_RULES = (
     "line_ends", "repair_encoding", "nfc", "control", "trailing_space", "blank_lines", "width", "html_entities", "boilerplate",
     "simplified", "secrets", "mojibake", "quality",
@@ -25,7 +27,7 @@ FORMS = ("auto", "text", "prompt", "messages", "sharegpt", "alpaca")
 class SourceConfig:
     """One place that text comes from."""
 
-    kind: str = "auto"  # auto | text | markdown | jsonl | csv | parquet | package | tfds; auto goes by the file names
+    kind: str = "auto"  # auto goes by the file names; the others: docs/data.md
     path: str = (
         ""  # a file, a folder or a glob; for package: a module name or "stdlib"; for tfds: NAME[/CONFIG][:VERSION]
     )
@@ -33,16 +35,22 @@ class SourceConfig:
     split: str = ""  # "" | train | validation | test: puts the whole source into one split
     document: str = "file"  # text: one document is a "file", a "paragraph" (blank lines between) or a "line"
     records: str = "source"  # package: "source" (files) or "docstrings" (function -> docstring as prompt, completion)
-    form: str = "auto"  # jsonl, csv, parquet, tfds rows: text | prompt | messages | sharegpt | alpaca; auto tells by their fields
-    text_field: str = "text"  # jsonl, csv, parquet, tfds: the field that holds the text
-    prompt_field: str = "prompt"  # jsonl, csv, parquet: used when a row has this field and completion_field
+    form: str = (
+        "auto"  # rows with named fields: text | prompt | messages | sharegpt | alpaca; auto tells by their fields
+    )
+    text_field: str = "text"  # rows with named fields (jsonl, csv, parquet, arrow, tfrecord, arrayrecord, tfds): the one that holds the text
+    prompt_field: str = "prompt"  # rows with named fields: used when a row has this field and completion_field
     completion_field: str = "completion"
-    group_field: str = ""  # jsonl, csv, parquet, tfds: rows with the same value always share a split
-    label_field: str = ""  # jsonl, csv, parquet, tfds: the class of a row, for split.stratify and for sampling by class
+    group_field: str = (
+        ""  # rows with the same value of this field always share a split; of a web archive "url" or "host"
+    )
+    label_field: str = ""  # the class of a row, for split.stratify and for sampling by class
     tfds_split: str = "train"  # tfds: which of its splits to read
     tfds_dir: str = ""  # tfds: its data_dir; "" is the library's default
+    hf_split: str = "train"  # hf: which of its splits to read
+    hf_config: str = ""  # hf: which of its configurations; "" is the default or only one
     license: str = ""  # of the text, and how it asks to be cited: kept in the manifest and in what is exported;
-    citation: str = ""  # tfds: "" is what the data set says
+    citation: str = ""  # "" is what the data set itself says
     max_documents: int = 0  # stop after this many documents; 0 reads all
 
 
@@ -187,7 +195,7 @@ class DataConfig:
     )
     on_bad: str = "error"  # a bad row: "error" stops, "skip" counts and reports
     max_bad_fraction: float = 0.01  # skip: more bad rows than this stop all the same
-    max_line_bytes: int = 16_777_216  # longest line of a text, JSONL or CSV file
+    max_line_bytes: int = 16_777_216  # longest line of a text, JSONL or CSV file, web page, or record
     allow_leak: bool = False  # go on although one text is in two splits (pinned splits can do that)
 
 

@@ -74,6 +74,9 @@ class PackageSource:
             raise UserError(f"{self.root / self.files[place.file]}: changed since it was indexed; run again")
         return records[place.item][1]
 
+    def credits(self) -> dict[str, str]:
+        return {}
+
     def _records(self, number: int) -> list[tuple[int, Record]]:
         if self.cached[0] != number:
             self.cached = (number, list(self._parse(self.files[number])))

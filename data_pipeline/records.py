@@ -125,6 +125,7 @@ class Source(Protocol):
     def parts(self, goal: int) -> list[Part]: ...  # of about `goal` bytes; a function of the source and `goal` alone
     def read(self, part: Part | None = None) -> Iterator[Found]: ...  # every record in a fixed order
     def load(self, place: Place) -> Record: ...  # one record that `read` found, again
+    def credits(self) -> dict[str, str]: ...  # what it says of its license, citation, homepage
 
 
 def is_encodable(text: str) -> bool:

@@ -55,6 +55,12 @@ LIBRARIES = {
     "jinja2": ("data_pipeline",),
     "cryptography": ("data_pipeline",),
     "apache_beam": ("data_pipeline",),
+    "resiliparse": ("data_pipeline.page",),
+    "brotli": ("data_pipeline.http_message",),
+    "google_crc32c": ("data_pipeline.tfrecord",),
+    "pyarrow": ("data_pipeline",),
+    "array_record": ("data_pipeline",),
+    "yaml": ("data_pipeline.hf_dataset",),
     "ml_collections": ("data_pipeline.schema", "configs"),
     "absl": (),
     "uvicorn": (),
@@ -63,7 +69,8 @@ LIBRARIES = {
 }
 INSIDE_FUNCTIONS = {
     "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "gguf", "jinja2", "matplotlib",
-    "tensorboardX", "cryptography", "apache_beam",
+    "tensorboardX", "cryptography", "apache_beam", "resiliparse", "brotli", "google_crc32c", "pyarrow", "array_record",
+    "yaml",
 }  # fmt: skip
 NO_JAX = {module for module, layer in LAYERS.items() if layer == 0}
 DRAWERS = {

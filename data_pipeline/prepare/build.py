@@ -61,9 +61,13 @@ Spread = Callable[
 ]  # gives, for a folder that all who work see, what does the work in place of processes here
 # Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
 # whose content stays the same are not affected, since their fingerprint is of the content.
-CODE = ("built_in_templates", "chat", "chat_template", "clean", "conversation", "forms", "hf_folder", "hf_tokenizer", "lines",
-        "marks", "mix", "package_source", "parquet", "parse", "records", "scan", "sealed", "sentencepiece_tokenizer", "sources", "split", "store", "tasks", "tfds_source",
-        "tokenizer", "train_tokenizer")  # fmt: skip
+CODE = (
+    "array_records", "built_in_templates", "chat", "chat_template", "clean", "conversation", "example", "find_files",
+    "forms", "hf_dataset", "hf_folder", "hf_tokenizer", "html_file", "http_message", "line_file", "lines", "marks", "mix",
+    "package_source", "packed", "page", "page_encoding", "page_process", "parse", "records", "row_file", "scan", "sealed",
+    "sentencepiece_tokenizer", "sources", "split", "store", "tables", "tasks", "tfds_source", "tfrecord", "tokenizer",
+    "train_tokenizer", "warc",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

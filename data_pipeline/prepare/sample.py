@@ -13,13 +13,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from data_pipeline.find_files import PACKED
 from data_pipeline.lines import Span, open_bytes
 from data_pipeline.mix import make_key
 from data_pipeline.package_source import PackageSource
-from data_pipeline.parquet import ParquetFile
 from data_pipeline.parse import is_by_line
 from data_pipeline.records import Bad, Found, Part, Place, Record, Source, add_file
-from data_pipeline.sources import PACKED, FileSource
+from data_pipeline.sources import FileSource
+from data_pipeline.tables import TableFile
 from data_pipeline.tfds_source import TfdsSource
 
 STRETCH = 2**12  # bytes; with longer ones a corpus of unlike files is met less evenly
@@ -64,6 +65,9 @@ class SampledSource:
 
     def identity(self) -> list[object]:
         return []
+
+    def credits(self) -> dict[str, str]:
+        return self.source.credits()
 
     def total_bytes(self) -> int:
         return int(sum(self.sizes))
@@ -129,8 +133,7 @@ class SampledSource:
         if not isinstance(source, FileSource):
             return None
         file = source.files[number]
-        if file.kind == "parquet":
-            opened = ParquetFile(file.path, source.config)
+        if isinstance(opened := source.open(file), TableFile):
             row = low * opened.rows // max(file.size, 1)
             ends = list(itertools.accumulate(opened.groups))
             group = min(bisect.bisect_right(ends, row), len(ends) - 1)
@@ -158,7 +161,9 @@ def part_sizes(source: Source, goal: int) -> list[int]:
         return [part.size for part in source.parts(goal)]
     parts: list[Part] = []
     for number, file in enumerate(source.files):
-        cut = file.kind == "parquet" or (is_by_line(file.kind, source.config) and not file.path.endswith(PACKED))
+        cut = file.kind in ("parquet", "arrow", "arrayrecord") or (
+            is_by_line(file.kind, source.config) and not file.path.endswith(PACKED)
+        )
         if cut and file.size > goal:
             parts += [Part(number, number + 1, min(goal, file.size - at)) for at in range(0, file.size, goal)]
             parts[-1] = parts[-1]._replace(span=Span(1))  # nothing joins it
