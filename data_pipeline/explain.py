@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline.batch import Data, open_data
 from data_pipeline.config import SPLITS
-from data_pipeline.prepare.read import split_where
+from data_pipeline.documents import split_where
 from data_pipeline.scan import document_key
 from data_pipeline.schema import ConfigError, UserError, run_main, split_flags
 from data_pipeline.store import Prepared, open_prepared

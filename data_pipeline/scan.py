@@ -15,6 +15,7 @@ from data_pipeline.chat_template import TemplateError
 from data_pipeline.clean import clean_many
 from data_pipeline.config import DataConfig
 from data_pipeline.records import Bad, Record
+from data_pipeline.rules.measures import Measures
 from data_pipeline.split import cut_by_position
 from data_pipeline.tokenizer import Tokenizer
 
@@ -34,6 +35,8 @@ class Outcome(NamedTuple):
     record: Record | Bad | str  # ready to be tokenised; what is wrong with it; the reason to drop it
     rules: tuple[str, ...]  # that changed it
     shortened: int = 0  # answers that the chat template leaves out a part of
+    cleaned: Record | None = None  # as the edit rules left it, also where it is dropped
+    measures: Measures | None = None  # what the rule `quality` counted, where that was asked for
 
 
 class Cleaner:
@@ -47,12 +50,13 @@ class Cleaner:
         """Returns the record ready to be tokenised, what is wrong with it, or the reason to drop it."""
         return self.clean_many([record])[0].record
 
-    def clean_many(self, records: Sequence[Record]) -> list[Outcome]:
+    def clean_many(self, records: Sequence[Record], keep_measures: bool = False) -> list[Outcome]:
         """`clean` for many at once, which is faster, and with what the rules did."""
-        return [
-            Outcome(found.reason, found.rules) if found.reason else self._render(found.record, found.rules)
-            for found in clean_many(records, self.config.clean)
-        ]
+        outcomes = []
+        for found in clean_many(records, self.config.clean, keep_measures):
+            made = Outcome(found.reason, found.rules) if found.reason else self._render(found.record, found.rules)
+            outcomes.append(made._replace(cleaned=found.record, measures=found.measures))
+        return outcomes
 
     def _render(self, record: Record, rules: tuple[str, ...]) -> Outcome:
         if record.chat is None:

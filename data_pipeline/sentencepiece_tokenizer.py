@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.schema import UserError
 from data_pipeline.tokenizer import MODEL_FILE, OURS, SpecialIds, Tokenizer, ends_in_chars
 
@@ -48,6 +50,12 @@ class SentencePieceTokenizer(Tokenizer):
         self.by_line = by_line and special == OURS and not self.adds_space
         texts = {f"{name}_token": names[i] for name, i in asdict(special).items() if i >= 0}
         super().__init__(pieces, special, model, texts, {names[i]: i for i in hidden if i >= 0})
+
+    def fallback(self) -> np.ndarray:
+        """Returns bool [vocab]: ids that stand for a byte, as those of characters without a piece do."""
+        found = np.zeros(self.vocab_size, bool)
+        found[list(self.byte_ids.values())] = True
+        return found
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]

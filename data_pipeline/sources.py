@@ -70,6 +70,9 @@ class FileSource:
     def total_bytes(self) -> int:
         return sum(file.size for file in self.files)
 
+    def credits(self) -> dict[str, str]:
+        return {}
+
     def parts(self, goal: int) -> list[Part]:
         if self.config.max_documents:  # which counts from the first file on
             return [Part(0, len(self.files), self.total_bytes())]

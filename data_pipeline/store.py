@@ -7,7 +7,8 @@
 00.train.keys.npy        64 bits that name the document
 00.train.origins.npy     which of the files in 00.train.files.json it is from, and its line there; no part of what batches are read from
 00.train.places.npy      streaming, in place of the others: where each document lies in its source
-tokenizer/  ledger.jsonl  report.json  report.md
+tokenizer/  ledger.jsonl  documents.parquet  report.json  report.md
+report.html              report.json to look at, with the licences of the sources: made anew when these change, and not signed
 manifest.json            what made it, counts, size and sha256 of every other file, and its own sha256; written last
 """
 
@@ -32,8 +33,9 @@ import numpy as np
 from data_pipeline.lines import hash_file
 from data_pipeline.schema import UserError
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.whole_file import written_aside
 
-MANIFEST = "manifest.json"
+MANIFEST, VIEW = "manifest.json", "report.html"
 NPY_HEAD = 128  # bytes of the header that numpy writes for any one-dimensional array
 BLOCK = 2**20  # bytes that are written at once
 STALE_SECONDS = 86_400.0  # a temporary folder in which nothing was written for so long is a leftover of a killed run
@@ -209,7 +211,8 @@ def explain_write(key: str, error: OSError) -> UserError:
 
 def commit(temporary: Path, folder: Path, manifest: dict[str, Any]) -> Prepared:
     """Signs what lies in `temporary`, makes it durable and renames it to `folder`, or uses what another process put there."""
-    names = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+    found = (str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+    names = sorted(name for name in found if name != VIEW)
     manifest["files"] = {
         name: {"bytes": (temporary / name).stat().st_size, "sha256": hash_file(temporary / name)} for name in names
     }
@@ -234,6 +237,15 @@ def commit(temporary: Path, folder: Path, manifest: dict[str, Any]) -> Prepared:
     if isinstance(ours, str):
         raise UserError(f"{folder}: {ours} just after it was written; is the disk failing?")
     return ours
+
+
+def resign(prepared: Prepared, changes: dict[str, Any]) -> None:
+    """Replaces the manifest by one with `changes` to keys that say nothing of the other files."""
+    manifest = {key: value for key, value in prepared.manifest.items() if key != "sha256"} | changes
+    signed = {**manifest, "sha256": _digest(manifest)}
+    with written_aside(prepared.folder / MANIFEST) as file:
+        file.write(json.dumps(signed, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+    prepared.manifest = manifest
 
 
 def set_aside(folder: Path) -> None:

@@ -57,6 +57,9 @@ class TfdsSource:
     def total_bytes(self) -> int:
         return sum(Path(path).stat().st_size for path in self.split.filepaths)
 
+    def credits(self) -> dict[str, str]:
+        return {}
+
     def parts(self, goal: int) -> list[Part]:
         return [Part(0, 1, self.total_bytes())]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,10 +38,11 @@ def read_texts(context: Context, number: int, task: tuple[int, Part]) -> Iterato
 
 
 def compare_near(
-    context: Context, tasks: list[tuple[int, Part]], fates: Fates, leaks: Leaks, dealer: Dealer, workers: int, log: Log
-) -> Fates:
+    context: Context, tasks: list[tuple[int, Part]], fates: Fates, leaks: Leaks, dealer: Dealer, copies: list[array],
+    workers: int, log: Log,
+) -> Fates:  # fmt: skip
     """Returns new fates, in which near-duplicates are dropped and the others share a split with those that are alike; adds
-    the leaks that pinned sources make."""
+    what each repeats to `copies`, and the leaks that pinned sources make."""
     config: DataConfig = context.held["config"]
     (context.folder / NEAR).mkdir(exist_ok=True)
     for number, fate in enumerate(fates):
@@ -61,14 +63,14 @@ def compare_near(
         repeats.append((left[how != KEPT], of[how != KEPT]))
         members.append((left, names.of_shard(found.shards, number)))
     out = dealer.deal(fates, members)
-    _drop(out, repeats, members)
+    _drop(out, repeats, members, copies)
     if any(source.config.split for source in context.held["sources"]):
         _find_leaks(tasks, out, members, leaks)
     return out
 
 
-def _drop(fates: Fates, repeats: list[Any], members: list[Any]) -> None:
-    """Drops what repeats a document of its own split."""
+def _drop(fates: Fates, repeats: list[Any], members: list[Any], copies: list[array]) -> None:
+    """Drops what repeats a document of its own split, and notes which."""
     begins = np.cumsum([0, *(len(left) for left, _ in members)])  # documents are numbered among those that are left
     before = [fate.copy() for fate in fates]
     for number, (gone, of) in enumerate(repeats):
@@ -77,6 +79,7 @@ def _drop(fates: Fates, repeats: list[Any], members: list[Any]) -> None:
             there = members[part][0][other - begins[part]]
             if before[part][there] == before[number][i]:
                 fates[number][i] = 0
+                copies[number].extend((i, part, int(there)))
 
 
 def _find_leaks(tasks: list[tuple[int, Part]], fates: Fates, members: list[Any], leaks: Leaks) -> None:
