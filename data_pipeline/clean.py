@@ -122,7 +122,8 @@ def clean_many(records: Sequence[Record], config: CleanConfig, keep_measures: bo
             results[row] = results[row]._replace(reason=reason)
     if keep_measures:
         for row, values in zip(rows, zip(*(column.tolist() for column in measures))):
-            results[row] = results[row]._replace(measures=Measures(*values))
+            record, reason, touched, _ = results[row]
+            results[row] = Cleaned(record, reason, touched, Measures._make(values))
     return results
 
 

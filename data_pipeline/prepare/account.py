@@ -10,10 +10,12 @@ from data_pipeline.dedup.decontaminate import Match
 from data_pipeline.documents import EMPTY, MEASURED, RULES, WHOLE, RowWriter, split_where
 from data_pipeline.prepare.samples import Showcase
 from data_pipeline.records import Bad, Record
-from data_pipeline.rules.language import language, script
+from data_pipeline.rules.language import language, script, script_of
+from data_pipeline.rules.measures import Measures
 from data_pipeline.scan import Outcome
 
 CONTAMINATED = "contaminated"
+SCRIPT_SHOWS = 200  # characters of a text that was not measured
 BIT = {rule: 1 << bit for bit, rule in enumerate(RULES)}
 
 
@@ -29,7 +31,7 @@ class Account:
 
     def __init__(self, file: IO[bytes], config: DataConfig, source: str):
         self.writer, self.source = RowWriter(file), source
-        self.language = language if config.clean.tells_languages() else script
+        self.by_model = config.clean.tells_languages()
         self.showcase = Showcase(config.clean)
 
     def note(
@@ -48,12 +50,20 @@ class Account:
             self.showcase.add_edit(outcome.rules, where, key or b"", record, cleaned)
         parts = cleaned.parts()
         text = parts[0] if len(parts) == 1 else "\n".join(parts)
-        chars = sum(map(len, parts))
-        size = chars if text.isascii() else sum(len(part.encode()) for part in parts)
-        flags = MEASURED * bool(measures) | WHOLE * cleaned.is_whole() | EMPTY * is_emptied(cleaned, record)
-        rules = sum(BIT[rule] for rule in outcome.rules)
-        row = (self.source, file, line or 0, key, chars, size, self.language(text), flags, splits, reason, rules)
+        joints = len(parts) - 1
+        chars = len(text) - joints
+        size = chars if text.isascii() else len(text.encode()) - joints
+        flags = MEASURED if measures else WHOLE if joints or cleaned.is_whole() else 0
+        if is_emptied(cleaned, record):
+            flags |= EMPTY
+        rules = sum(BIT[rule] for rule in outcome.rules) if outcome.rules else 0
+        row = (self.source, file, line or 0, key, chars, size, self._language(text, measures), flags, splits, reason, rules)
         self.writer.add(row, measures)
+
+    def _language(self, text: str, counts: Measures | None) -> str:
+        if self.by_model:
+            return language(text)
+        return script(text[:SCRIPT_SHOWS]) if counts is None else script_of(text, counts)
 
     def close(self) -> None:
         self.writer.close()

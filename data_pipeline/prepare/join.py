@@ -55,16 +55,19 @@ def show_clusters(context: Context, tasks: list[Any], found: Clusters) -> list[d
     config: DataConfig = context.held["config"]
     begins = np.cumsum([0, *(len(read_fate(context, number)) for number in range(len(tasks)))])
 
-    def read(document: int) -> tuple[str, str]:
-        number = int(np.searchsorted(begins, document, side="right")) - 1
-        wanted = np.zeros(begins[number + 1] - begins[number], np.uint8)
-        wanted[document - begins[number]] = 1
-        ((i, record),) = kept_records(context, number, tasks[number], wanted)
-        return read_where(context, number)[i], "\n".join(record.parts())
-
+    chosen = list(found.examples())
+    texts: dict[int, tuple[str, str]] = {}
+    wanted = np.unique([document for root, other, _ in chosen for document in (root, other)]).astype(np.int64)
+    parts = np.searchsorted(begins, wanted, side="right") - 1
+    for number in np.unique(parts).tolist():
+        marks = np.zeros(begins[number + 1] - begins[number], np.uint8)
+        marks[wanted[parts == number] - begins[number]] = 1
+        where = read_where(context, number)
+        for i, record in kept_records(context, number, tasks[number], marks):
+            texts[i + int(begins[number])] = where[i], "\n".join(record.parts())
     shown = []
-    for root, other, size in found.examples():
-        (where, text), (there, like) = read(root), read(other)
+    for root, other, size in chosen:
+        (where, text), (there, like) = texts[root], texts[other]
         example = {"size": size, "where": where, "text": hide(text[:NEAR_BY], config.clean)[:SHOWN], "other": there}
         shown.append(example | (show_change(text, like, config.clean) if text != like else {}))
     return shown

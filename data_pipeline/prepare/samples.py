@@ -8,7 +8,7 @@ what stands in its place.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -26,6 +26,7 @@ KEPT = 3  # of each reason and rule
 SHOWN = 160  # characters of a text
 AROUND = 40  # characters beside a change
 NEAR_BY = 4000  # characters beside it that are looked at
+HELD = 20_000  # characters of a document that is held until it is known whether it will be shown
 BY_CHARACTER = tuple(rule for rule in EDITS if rule not in (*PAGE_ONLY, "simplified", "secrets"))
 Sample = dict[str, Any]
 Samples = dict[str, dict[str, dict[str, Sample]]]  # "drops" or "edits" -> reason or rule -> key -> what is shown
@@ -35,7 +36,8 @@ class Showcase:
     """Collects the samples of one part."""
 
     def __init__(self, config: CleanConfig):
-        self.config, self.samples = config, Samples(drops={}, edits={})
+        self.config = config
+        self.held: dict[str, dict[str, dict[str, Sample | Callable[[], Sample]]]] = {"drops": {}, "edits": {}}
         self.limits = read_bounds(config.bounds)[0]
 
     def add_drop(
@@ -55,21 +57,32 @@ class Showcase:
                 sample |= {"text": hide(match.text, self.config)[:SHOWN], "match": match.where}
             return sample
 
-        self._offer("drops", reason, key or hashlib.blake2b(where.encode("utf-8", "replace"), digest_size=16).digest(), show)
+        size = 0 if isinstance(what, Bad) or what is None else sum(map(len, what.parts()))
+        self._offer("drops", reason, size, key or hashlib.blake2b(where.encode("utf-8", "replace"), digest_size=16).digest(), show)
 
     def add_edit(self, rules: tuple[str, ...], where: str, key: bytes, record: Record, cleaned: Record) -> None:
+        size = sum(map(len, record.parts()))
         private = [rule for rule in rules if rule == "secrets" or rule.startswith("pii_")]
         for rule in rules:
             if rule in private or not private:  # of a text that held any, the other rules have better examples
-                self._offer("edits", rule, key, lambda rule=rule: {"where": where, **self._change(rule, record, cleaned)})
+                self._offer("edits", rule, size, key, lambda rule=rule: {"where": where, **self._change(rule, record, cleaned)})
 
-    def _offer(self, kind: str, name: str, key: bytes, show: Any) -> None:
-        held, rank = self.samples[kind].setdefault(name, {}), key.hex()
+    def _offer(self, kind: str, name: str, size: int, key: bytes, show: Callable[[], Sample]) -> None:
+        held, rank = self.held[kind].setdefault(name, {}), key.hex()
         if rank in held or (len(held) == KEPT and rank > max(held)):
             return
-        held[rank] = show()
+        held[rank] = show if size <= HELD else show()
         if len(held) > KEPT:
             del held[max(held)]
+
+    def samples(self) -> Samples:
+        return {
+            kind: {
+                name: {rank: one if isinstance(one, dict) else one() for rank, one in held.items()}
+                for name, held in names.items()
+            }
+            for kind, names in self.held.items()
+        }
 
     def _bound(self, reason: str, measures: Measures) -> list[Any] | None:
         """[value, limit, kind of text] of a bound that is broken."""

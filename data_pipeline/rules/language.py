@@ -13,13 +13,13 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from data_pipeline.rules.measures import Measures
 from data_pipeline.schema import UserError
 
 LOOKED_AT = 1000  # characters
 HAN, KANA = re.compile("[\u3400-\u9fff\uf900-\ufaff]+"), re.compile("[\u3041-\u30fa\u31f0-\u31ff\uff66-\uff9d]+")
 HANGUL, LETTERS = re.compile("[\uac00-\ud7a3]+"), re.compile(r"[^\W\d_]+")
 UNKNOWN = "und"  # a text without letters
-TOLD_BY_SCRIPT = ("zh", "ja", "ko")
 SCRIPTS = {
     name: re.compile(f"[{letters}]+")
     for name, letters in (
@@ -57,6 +57,23 @@ def script(text: str) -> str:
     counts = {name: sum(map(len, letters.findall(text))) for name, letters in SCRIPTS.items()}
     most = max(counts, key=lambda name: counts[name])
     return most if 2 * counts[most] > sum(map(len, LETTERS.findall(text))) else "Latn"
+
+
+def script_of(text: str, counts: Measures) -> str:
+    """The same from what was counted in all of the text.
+
+    >>> from data_pipeline.rules.measures import measure
+    >>> [script_of(text, measure(text)) for text in ("今天天气很好", "今日はいい天気です", "Quel beau jour", "Добрый день", "1 + 1")]
+    ['zh', 'ja', 'Latn', 'Cyrl', 'und']
+    """
+    wide, other = counts.han + counts.kana + counts.hangul, counts.latin + counts.letters
+    if wide and 5 * wide > other:
+        if counts.hangul > counts.han + counts.kana:
+            return "ko"
+        return "ja" if 10 * counts.kana > counts.han + counts.kana else "zh"
+    if counts.letters > counts.latin:
+        return script(text)
+    return "Latn" if other else UNKNOWN
 
 
 def _by_script(text: str) -> str:
