@@ -63,7 +63,20 @@ class Accounts:
         self.rows = {length: np.zeros(2, np.int64) for length in ROW_LENGTHS}  # documents that are longer, rows
         self.encoded = 0
         repeats: list[tuple[np.ndarray, ...]] = []
-        names = ("language", "flags", "reason", "rules", "splits", "chars", "bytes", "number", "repeats", "tokens", "fallback", "unknown")
+        names = (
+            "language",
+            "flags",
+            "reason",
+            "rules",
+            "splits",
+            "chars",
+            "bytes",
+            "number",
+            "repeats",
+            "tokens",
+            "fallback",
+            "unknown",
+        )
         for columns in documents.read(*names, *COUNTED):
             counts = Measures(*(columns[name] for name in COUNTED))
             self._add(columns, counts)

@@ -43,7 +43,9 @@ class SourceConfig:
     tfds_dir: str = ""  # tfds: its data_dir; "" is the library's default
     max_documents: int = 0  # stop after this many documents; 0 reads all
     license: str = ""  # what the manifest, the report and explain say of the source: its licence, as "CC-BY-4.0",
-    citation: str = ""  # how it wants to be cited, and where it comes from; "": what the source itself says, if anything.
+    citation: str = (
+        ""  # how it wants to be cited, and where it comes from; "": what the source itself says, if anything.
+    )
     url: str = ""  # They are no part of what prepared data are known by
 
 
@@ -73,9 +75,7 @@ class CleanConfig:
         0.0  # drop documents so alike (Jaccard similarity, 0.8 is usual), and keep those of 0.7 in one split; 0: off
     )
     exact_dedup: bool = True  # drop documents that repeat an earlier one (compared by letters, digits and Han only)
-    count_languages: bool = (
-        False  # the report tells languages of one script apart, and what_if can keep others; takes a model and 6 % longer
-    )
+    count_languages: bool = False  # the report tells languages of one script apart, and what_if can keep others; takes a model and 6 % longer
 
     def tells_languages(self) -> bool:
         """Says whether the language of every document is found by the model, and not by its script alone."""

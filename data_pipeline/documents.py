@@ -31,7 +31,11 @@ from data_pipeline.rules.quality import BOUNDS
 from data_pipeline.schema import UserError
 
 DOCUMENTS = "documents.parquet"
-MEASURED, WHOLE, EMPTY = 1, 2, 4  # counted by `quality`; a pair or conversation, which it leaves alone; nothing is left of it
+MEASURED, WHOLE, EMPTY = (
+    1,
+    2,
+    4,
+)  # counted by `quality`; a pair or conversation, which it leaves alone; nothing is left of it
 RULES = (*EDITS, *(f"pii_{kind}" for kind in PII_KINDS))
 STEPS = ("row", "rule", "length", "words", "language", "quality", "evaluation", "duplicate", "near-duplicate")
 STEP_OF = {
@@ -67,7 +71,13 @@ def split_where(where: str) -> tuple[str, int | None]:
 def _schema(names: Iterable[str]) -> Any:
     import pyarrow as pa
 
-    types = {"string": pa.string(), "key": pa.binary(16), "int64": pa.int64(), "uint8": pa.uint8(), "uint32": pa.uint32()}
+    types = {
+        "string": pa.string(),
+        "key": pa.binary(16),
+        "int64": pa.int64(),
+        "uint8": pa.uint8(),
+        "uint32": pa.uint32(),
+    }
     return pa.schema([(name, types[READ.get(name, "int64")]) for name in names])
 
 
@@ -131,7 +141,10 @@ def documents_writer(path: Path) -> Iterator[Any]:
 
         def add(batch: Any, changed: dict[str, Any]) -> None:
             columns = {name: batch.column(name) for name in (*READ, *COUNTED)} | changed
-            arrays = [pa.array(columns[f.name], f.type) if isinstance(columns[f.name], np.ndarray) else columns[f.name] for f in schema]
+            arrays = [
+                pa.array(columns[f.name], f.type) if isinstance(columns[f.name], np.ndarray) else columns[f.name]
+                for f in schema
+            ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
         yield add
@@ -148,7 +161,9 @@ class Documents:
         try:
             self.file = pq.ParquetFile(path, read_dictionary=list(NAMES))
         except FileNotFoundError:
-            raise UserError(f"{folder}: no {DOCUMENTS}; it was prepared by an older version, prepare it again") from None
+            raise UserError(
+                f"{folder}: no {DOCUMENTS}; it was prepared by an older version, prepare it again"
+            ) from None
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"{path}: cannot be read: {error}") from None
         self.rows: int = self.file.metadata.num_rows

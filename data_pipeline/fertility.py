@@ -48,7 +48,9 @@ def read_texts(paths: Sequence[str], max_chars: int) -> Iterator[str]:
                 break
 
 
-def count(texts: list[str], tokenizers: dict[str, Tokenizer], sums: dict[str, dict[str, Counter[str]]], by_model: bool) -> None:
+def count(
+    texts: list[str], tokenizers: dict[str, Tokenizer], sums: dict[str, dict[str, Counter[str]]], by_model: bool
+) -> None:
     """Adds what `texts` cost to sums[language][tokenizer]."""
     counts = measure_many(texts)
     is_code = kinds_of(counts) == KINDS.index("code")
@@ -99,17 +101,21 @@ def main(argv: list[str]) -> None:
         print(USAGE.strip())
         return
     for word in argv:
-        name, has_value, value = word.partition("=")
+        name, _, value = word.partition("=")
         if name == "--tokenizer" and value:
             paths.append(value)
         elif name == "--max_chars" and value.isdecimal() and value.isascii():
             limit = value
         elif word.startswith("--"):
-            raise ConfigError(f"unknown argument {word!r}; flags are --tokenizer=PATH and --max_chars=NUMBER; see --help")
+            raise ConfigError(
+                f"unknown argument {word!r}; flags are --tokenizer=PATH and --max_chars=NUMBER; see --help"
+            )
         else:
             files.append(word)
     if not paths or not files:
-        raise ConfigError("name a tokenizer and a file, as in --tokenizer=runs/pretrain/tokenizer notes.txt; see --help")
+        raise ConfigError(
+            "name a tokenizer and a file, as in --tokenizer=runs/pretrain/tokenizer notes.txt; see --help"
+        )
     tokenizers = {_label(path, paths): STAND_IN if path == "bytes" else load_tokenizer(path) for path in paths}
     sums = compare(read_texts(files, int(limit)), tokenizers)
     if not sums:
@@ -121,7 +127,10 @@ def _label(path: str, paths: list[str]) -> str:
     """The shortest end of a path that tells it from the others."""
     parts = Path(path).parts
     ends = (str(Path(*parts[-n:])) for n in range(1, len(parts) + 1))
-    return next((end for end in ends if sum(Path(p).parts[-len(Path(end).parts) :] == Path(end).parts for p in paths) == 1), path)
+    return next(
+        (end for end in ends if sum(Path(p).parts[-len(Path(end).parts) :] == Path(end).parts for p in paths) == 1),
+        path,
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from data_pipeline.documents import STEPS, step_of
 from data_pipeline.report_style import POLICY, STYLE
 from data_pipeline.report_words import MEANINGS, WORDS
 
-UNSEEN = re.compile("[\\x00-\\x09\\x0b-\\x1f\\x7f-\\xa0\xad\u115f\u200b-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ud800-\udfff]")
+UNSEEN = re.compile(
+    "[\\x00-\\x09\\x0b-\\x1f\\x7f-\\xa0\xad\u115f\u200b-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ud800-\udfff]"
+)
 LONGEST = 240  # characters of anything from the corpus
 MOST = 60  # rows of a table
 Report = dict[str, Any]
@@ -54,7 +56,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[i
     right = set(right)
 
     def line(cells: Sequence[str], tag: str) -> str:
-        inner = (f'<{tag}{" class=r" if n in right else ""}>{cell}</{tag}>' for n, cell in enumerate(cells))
+        inner = (f"<{tag}{' class=r' if n in right else ''}>{cell}</{tag}>" for n, cell in enumerate(cells))
         return f"<tr>{''.join(inner)}</tr>"
 
     body = "".join(line(row, "td") for row in rows)
@@ -124,7 +126,9 @@ def _sources(report: Report, credits: dict[str, dict[str, str]]) -> Iterator[str
 
 
 def _key(names: Sequence[str]) -> str:
-    return '<p class="soft key">' + "".join(f'<i class="k{n}"></i>{words(name)}' for n, name in enumerate(names)) + "</p>"
+    return (
+        '<p class="soft key">' + "".join(f'<i class="k{n}"></i>{words(name)}' for n, name in enumerate(names)) + "</p>"
+    )
 
 
 def _lengths(report: Report) -> Iterator[str]:
@@ -197,7 +201,9 @@ def _shown(text: str) -> str:
 
 def _edits(report: Report) -> Iterator[str]:
     yield _section("edits")
-    yield from _counted(report, "edits", "rule_name", report["edited"], lambda one: safe_file(one["where"]) + _change(one))
+    yield from _counted(
+        report, "edits", "rule_name", report["edited"], lambda one: safe_file(one["where"]) + _change(one)
+    )
 
 
 def _clusters(report: Report) -> Iterator[str]:
@@ -206,7 +212,9 @@ def _clusters(report: Report) -> Iterator[str]:
     if not sizes:
         return
     groups = [(2, 2), (3, 3), (4, 4), *((2**n + 1, 2 ** (n + 1)) for n in range(2, 40))]
-    counts = [(f"{a}–{b}" if b > a else str(a), sum(n for size, n in sizes.items() if a <= size <= b)) for a, b in groups]
+    counts = [
+        (f"{a}–{b}" if b > a else str(a), sum(n for size, n in sizes.items() if a <= size <= b)) for a, b in groups
+    ]
     yield svg.columns([one for one in counts if one[1]], WORDS["duplicates"][0])
     for one in report["clusters"]:
         yield f'<p>{one["size"]:,} {words("of_size")} {safe_file(one["where"])}</p><span class="text">{safe(one["text"])}</span>'
@@ -263,10 +271,16 @@ def _made_of(report: Report) -> Iterator[str]:
     made = report["tokenizer"]
     yield f"<p>{words('tokenizer')}: {safe(made['kind'])}, {made['ids']:,} ids, <code>{made['sha256'][:16]}</code></p>"
     files = [(name, file) for name, found in report["inputs"].items() for file in found if isinstance(file, dict)]
-    rows = [[safe(name), safe_file(file["file"]), f"{file['bytes']:,}", f"<code>{file['sha256'][:16]}</code>"] for name, file in files[:MOST]]
+    rows = [
+        [safe(name), safe_file(file["file"]), f"{file['bytes']:,}", f"<code>{file['sha256'][:16]}</code>"]
+        for name, file in files[:MOST]
+    ]
     if rows:
         yield table([words("source"), words("file"), words("bytes"), "sha256"], rows, (2,))
     if len(files) > MOST:
         yield f'<p class="soft">{len(files) - MOST:,} {words("more_files")}</p>'
-    rules = table([words("file"), "sha256"], [[safe_file(name), f"<code>{sha[:16]}</code>"] for name, sha in report["rules"].items()])
+    rules = table(
+        [words("file"), "sha256"],
+        [[safe_file(name), f"<code>{sha[:16]}</code>"] for name, sha in report["rules"].items()],
+    )
     yield f"<details><summary>{words('rule_code')}</summary><div>{rules}</div></details>"

@@ -111,7 +111,7 @@ class DocumentReader:
         sources = [self.sources[self.source[i]] for i in index.tolist()]
         loaded = [source.load(Place(*self.places[i].tolist())) for i, source in zip(index.tolist(), sources)]
         records = []
-        for source, (cleaned, _, _) in zip(sources, self.cleaner.clean_many(loaded)):
+        for source, (cleaned, *_) in zip(sources, self.cleaner.clean_many(loaded)):
             if not isinstance(cleaned, Record):
                 raise UserError(f"source {source.name}: a document changed since it was indexed ({cleaned}); run again")
             records.append(part_for(cleaned, "train", source.config.split, self.config))

@@ -43,7 +43,9 @@ def flow(total: int, start: str, dropped: Sequence[Branch], ends: Sequence[Branc
     for branch in ends:
         thick = branch.count * scale
         parts.append(_band(x, y, RIGHT, at, thick, "end"))
-        parts.append(_text(RIGHT + 8, at + max(thick / 2, 6) + 4, f"{branch.label} <tspan class='n'>{branch.count:,}</tspan>"))
+        parts.append(
+            _text(RIGHT + 8, at + max(thick / 2, 6) + 4, f"{branch.label} <tspan class='n'>{branch.count:,}</tspan>")
+        )
         y, at = y + thick, at + thick + min(room, 24)
     return _svg(max(LOW + 46, at + 10), title, parts)
 
@@ -65,7 +67,9 @@ def histogram(series: Sequence[tuple[str, Sequence[int]]], title: str, height: i
             y -= tall
             if count:
                 name = f"{_size(n)}–{_size(n + 1)}: {count:,}"
-                parts.append(f'<rect class="s{number}" x="{x + 1:.1f}" y="{y:.1f}" width="{wide - 2:.1f}" height="{tall:.1f}"><title>{name}</title></rect>')
+                parts.append(
+                    f'<rect class="s{number}" x="{x + 1:.1f}" y="{y:.1f}" width="{wide - 2:.1f}" height="{tall:.1f}"><title>{name}</title></rect>'
+                )
         parts.append(_text(x, 36 + height, _size(n), "tick"))
     parts.append(_text(0, 28, f"{high:,}", "tick"))
     parts.append(f'<path class="axis" d="M50 {20 + height}H{50 + wide * len(bins):.1f}"/>')
@@ -79,7 +83,9 @@ def columns(counts: Sequence[tuple[str, int]], title: str, height: int = 120) ->
     for place, (name, count) in enumerate(counts):
         tall = max(count / high * height, 1)
         x = 10 + place * wide
-        parts.append(f'<rect class="s0" x="{x + 4:.1f}" y="{20 + height - tall:.1f}" width="{wide - 8:.1f}" height="{tall:.1f}"/>')
+        parts.append(
+            f'<rect class="s0" x="{x + 4:.1f}" y="{20 + height - tall:.1f}" width="{wide - 8:.1f}" height="{tall:.1f}"/>'
+        )
         parts += [_text(x + 4, 14 + height - tall, f"{count:,}", "tick"), _text(x + 4, 36 + height, name, "tick")]
     return _svg(44 + height, title, parts, 20 + wide * len(counts))
 

@@ -5,6 +5,7 @@ python -m data_pipeline.what_if --data=DIR --min_chars=200 --bounds=chinese.min_
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -20,7 +21,7 @@ from data_pipeline.prepare.decide import AT_ONCE
 from data_pipeline.rules.language import UNKNOWN
 from data_pipeline.rules.measures import Measures
 from data_pipeline.rules.quality import judge, read_bounds
-from data_pipeline.schema import ConfigError, UserError, run_main, split_flags
+from data_pipeline.schema import ConfigError, UserError, from_mapping, run_main, split_flags
 from data_pipeline.store import Prepared, open_prepared
 
 USAGE = """
@@ -125,9 +126,13 @@ def _find_duplicates(documents: Documents, prepared: Prepared, new: np.ndarray, 
         for rows in documents.read("key", "splits", "source", "reason"):
             names, which = rows["source"]
             key, here = rows["key"], new[at : at + len(rows["key"])]
-            index = np.flatnonzero((here == 0) & ((key[:, 0] >> np.uint64(56)).astype(np.int64) * ranges // 256 == turn))
+            index = np.flatnonzero(
+                (here == 0) & ((key[:, 0] >> np.uint64(56)).astype(np.int64) * ranges // 256 == turn)
+            )
             is_pinned = np.array([pinned[name] for name in names], bool)[which[index]]
-            chosen.append((key[index], index + at, rows["splits"][index], is_pinned, reasons.numbers_of(rows["reason"])[index]))
+            chosen.append(
+                (key[index], index + at, rows["splits"][index], is_pinned, reasons.numbers_of(rows["reason"])[index])
+            )
             at += len(key)
         key, row, splits, is_pinned, old = (np.concatenate([c[n] for c in chosen]) for n in range(5))
         order = np.lexsort((row, key[:, 1], key[:, 0]))
@@ -173,7 +178,9 @@ def _compare(documents: Documents, new: np.ndarray, reasons: Reasons, answer: An
                 here, name = index[why[index] == number], reasons.names[number]
                 change.reasons[name] += len(here)
                 shown = here[np.argsort(rows["key"][here, 1], kind="stable")][:examples]
-                found = change.examples.get(name, []) + [(int(rows["key"][i, 1]), _describe(rows, i)) for i in shown.tolist()]
+                found = change.examples.get(name, []) + [
+                    (int(rows["key"][i, 1]), _describe(rows, i)) for i in shown.tolist()
+                ]
                 change.examples[name] = sorted(found)[:examples]
 
 
@@ -221,9 +228,8 @@ def _unsure(
 
 def read_changes(prepared: Prepared, flags: dict[str, str]) -> CleanConfig:
     """The rules of a preparation with other bounds; ConfigError for what rows cannot decide."""
-    made = prepared.manifest["made_of"]["clean"]
-    known = {one.name for one in fields(CleanConfig)}
-    clean = CleanConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in made.items() if name in known})
+    report = json.loads((prepared.folder / "report.json").read_text("utf-8"))
+    clean = from_mapping(CleanConfig, report["settings"]["clean"])
     changes: dict[str, Any] = {}
     for name in ("min_chars", "max_chars"):
         if flags[name] != AS_BEFORE:

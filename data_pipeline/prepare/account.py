@@ -57,7 +57,19 @@ class Account:
         if is_emptied(cleaned, record):
             flags |= EMPTY
         rules = sum(BIT[rule] for rule in outcome.rules) if outcome.rules else 0
-        row = (self.source, file, line or 0, key, chars, size, self._language(text, measures), flags, splits, reason, rules)
+        row = (
+            self.source,
+            file,
+            line or 0,
+            key,
+            chars,
+            size,
+            self._language(text, measures),
+            flags,
+            splits,
+            reason,
+            rules,
+        )
         self.writer.add(row, measures)
 
     def _language(self, text: str, counts: Measures | None) -> str:

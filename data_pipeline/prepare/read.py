@@ -91,7 +91,9 @@ def read_part(context: Context, number: int, task: tuple[int, Part]) -> dict[str
         reader.run(task[1], ledger, where, None if config.streaming else docs, context.tick)
         reader.account.close()
     with written_aside(context.path(READ, number, "samples")) as file:
-        file.write(json.dumps(reader.account.showcase.samples(), ensure_ascii=False).encode("utf-8", "backslashreplace"))
+        file.write(
+            json.dumps(reader.account.showcase.samples(), ensure_ascii=False).encode("utf-8", "backslashreplace")
+        )
     with written_aside(context.path(READ, number, "npz")) as file:
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **reader.arrays())

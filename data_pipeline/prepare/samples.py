@@ -58,14 +58,22 @@ class Showcase:
             return sample
 
         size = 0 if isinstance(what, Bad) or what is None else sum(map(len, what.parts()))
-        self._offer("drops", reason, size, key or hashlib.blake2b(where.encode("utf-8", "replace"), digest_size=16).digest(), show)
+        self._offer(
+            "drops",
+            reason,
+            size,
+            key or hashlib.blake2b(where.encode("utf-8", "replace"), digest_size=16).digest(),
+            show,
+        )
 
     def add_edit(self, rules: tuple[str, ...], where: str, key: bytes, record: Record, cleaned: Record) -> None:
         size = sum(map(len, record.parts()))
         private = [rule for rule in rules if rule == "secrets" or rule.startswith("pii_")]
         for rule in rules:
             if rule in private or not private:  # of a text that held any, the other rules have better examples
-                self._offer("edits", rule, size, key, lambda rule=rule: {"where": where, **self._change(rule, record, cleaned)})
+                self._offer(
+                    "edits", rule, size, key, lambda rule=rule: {"where": where, **self._change(rule, record, cleaned)}
+                )
 
     def _offer(self, kind: str, name: str, size: int, key: bytes, show: Callable[[], Sample]) -> None:
         held, rank = self.held[kind].setdefault(name, {}), key.hex()
@@ -96,7 +104,7 @@ class Showcase:
     def _change(self, rule: str, record: Record, cleaned: Record) -> Sample:
         """What the rule did by itself, or where that is nothing, what all of them did."""
         pairs = [(old, new) for old, new in zip(record.parts(), cleaned.parts()) if old != new]
-        for old, new in pairs:
+        for old, _ in pairs:
             if rule in EDITS and rule != "secrets":
                 alone = EDITS[rule](old)
                 if alone != old:
