@@ -106,7 +106,7 @@ class Accounts:
             self.languages.setdefault(name, Counter()).update(dict(zip(SUMS, map(int, sums))))
             found = np.bincount(reason[here], minlength=len(reasons)).tolist()
             self.dropped.setdefault(name, Counter()).update({r: n for r, n in zip(reasons, found) if r and n})
-            rules = columns["rules"][here & kept]
+            rules = columns["rules"][here & (columns["number"] >= 0)]
             bits = {rule: int((rules >> bit & 1).sum()) for bit, rule in enumerate(RULES)}
             self.edited.setdefault(name, Counter()).update({rule: n for rule, n in bits.items() if n})
         for name, which in (("kept", kept), ("dropped", ~kept)):

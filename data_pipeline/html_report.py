@@ -170,7 +170,7 @@ def _counted(report: Report, kind: str, head: str, counts: dict[str, int], show:
         more = f"<details><summary>{words('examples')}</summary><div>{''.join(found)}</div></details>" if found else ""
         bar = f'<div class="bar" style="width:{count / high * 100:.1f}%"></div>'
         rows.append([_meaning(name) + more, f"{count:,}", f"{count / max(report['documents_in'], 1):.2%}{bar}"])
-    yield table([words(head), words("count"), words("share")], rows, (1,))
+    yield table([words(head), words("count"), words("of_documents")], rows, (1,))
 
 
 def _drops(report: Report) -> Iterator[str]:

@@ -24,7 +24,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "by_model": ("Told by a language model of 176 languages (first 1,000 characters).", "由识别 176 种语言的模型判定（前 1000 个字符）。"),
     "by_script": ("Told by script: Latn is any language in Latin letters. Set clean.count_languages=True to tell them apart.",
                   "按文字系统判定：Latn 表示任何使用拉丁字母的语言。设置 clean.count_languages=True 可进一步区分。"),
-    "code": ("code", "代码"), "und": ("no letters", "无文字"), "share": ("share of text read", "占读入文本比例"),
+    "code": ("code", "代码"), "und": ("no letters", "无文字"), "share": ("share of text read", "占读入文本比例"), "of_documents": ("of documents", "占文档比例"),
     "kept_share": ("documents kept", "文档保留率"), "most": ("most frequent reasons", "主要丢弃原因"),
     "drops": ("What was dropped, and why", "丢弃内容与原因"), "edits": ("What was edited", "修改内容"),
     "reason": ("reason", "原因"), "rule_name": ("rule", "规则"), "count": ("count", "数量"), "examples": ("examples", "示例"),

@@ -15,7 +15,7 @@ from data_pipeline.documents import DOCUMENTS, documents_writer, read_rows
 from data_pipeline.prepare.decide import REPEATS, read_fate, read_repeats
 from data_pipeline.prepare.encode import read_tokens
 from data_pipeline.prepare.read import READ, kept_records, read_where
-from data_pipeline.prepare.samples import NEAR_BY, SHOWN, Samples, hide, show_change
+from data_pipeline.prepare.samples import NEAR_BY, Samples, hide, shorten, show_change
 from data_pipeline.prepare.stages import Context
 
 
@@ -68,6 +68,6 @@ def show_clusters(context: Context, tasks: list[Any], found: Clusters) -> list[d
     shown = []
     for root, other, size in chosen:
         (where, text), (there, like) = texts[root], texts[other]
-        example = {"size": size, "where": where, "text": hide(text[:NEAR_BY], config.clean)[:SHOWN], "other": there}
+        example = {"size": size, "where": where, "text": shorten(hide(text[:NEAR_BY], config.clean)), "other": there}
         shown.append(example | (show_change(text, like, config.clean) if text != like else {}))
     return shown

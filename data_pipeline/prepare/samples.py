@@ -48,13 +48,13 @@ class Showcase:
 
         def show() -> Sample:
             text = what.message if isinstance(what, Bad) else first_words(what, self.config)
-            sample: Sample = {"where": where, "text": hide(text, self.config)[:SHOWN]}
+            sample: Sample = {"where": where, "text": shorten(hide(text, self.config))}
             if isinstance(what, Record):
                 sample["chars"] = sum(map(len, what.parts()))
             if measures and (found := self._bound(reason, measures)):
                 sample["bound"] = found
             if match:
-                sample |= {"text": hide(match.text, self.config)[:SHOWN], "match": match.where}
+                sample |= {"text": shorten(hide(match.text, self.config)), "match": match.where}
             return sample
 
         size = 0 if isinstance(what, Bad) or what is None else sum(map(len, what.parts()))
@@ -120,6 +120,10 @@ def first_words(record: Record | None, config: CleanConfig) -> str:
     text = next((part for part in record.parts() if part.strip()), "") if record else ""
     at = max(text.find("\ufffd") - AROUND, 0)
     return hide(text[at : at + NEAR_BY], config)
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
 def hide(text: str, config: CleanConfig) -> str:

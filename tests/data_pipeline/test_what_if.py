@@ -31,7 +31,12 @@ def rows(tmp_path):
     rng.shuffle(lines)
     (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
     pairs = [{"prompt": make_text(rng, 2 * n), "completion": make_text(rng, n % 9 + 1)} for n in range(20)]
-    pairs += [{"prompt": "Which of the two is the longer one, and why?", "completion": "It is the second of them, since it has words."}]
+    pairs += [
+        {
+            "prompt": "Which of the two is the longer one, and why?",
+            "completion": "It is the second of them, since it has words.",
+        }
+    ]
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, pairs)), "utf-8")
     return {"a": SourceConfig(path=str(tmp_path / "a.jsonl")), "b": SourceConfig(path=str(tmp_path / "b.jsonl"))}
 
@@ -40,7 +45,10 @@ def rows(tmp_path):
 def make(config, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "PART_BYTES", 30_000)
     return lambda name, **keys: prepare_to(
-        tmp_path / name, config("", sources=rows, on_bad="skip", clean=CleanConfig(rules=RULES, **keys)), 1, lambda text: None
+        tmp_path / name,
+        config("", sources=rows, on_bad="skip", clean=CleanConfig(rules=RULES, **keys)),
+        1,
+        lambda text: None,
     )
 
 
@@ -90,7 +98,10 @@ def test_what_it_cannot_tell_is_said(make, capsys, rows):
     for argv, message in [
         (["--min_chars=1"], "name a prepared folder"),
         ([folder], "name what to change"),
-        ([folder, "--near_dedup=0.9"], "--near_dedup: needs the text.*--min_chars, --max_chars, --bounds, --keep_languages"),
+        (
+            [folder, "--near_dedup=0.9"],
+            "--near_dedup: needs the text.*--min_chars, --max_chars, --bounds, --keep_languages",
+        ),
         ([folder, "--min_char=9"], "unknown argument '--min_char=9'.*min_chars"),
         ([folder, "--min_chars=0"], "must be a whole number >= 1"),
         ([folder, "--bounds=max_x=1"], "kinds are"),
