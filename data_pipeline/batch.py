@@ -230,6 +230,7 @@ class Data:
         for key in ("path", "sources", "prepared", "split", "tokenizer", "cache_dir", "on_bad", "max_bad_fraction", "max_line_bytes",
                     "allow_leak", "min_completion_kept"):  # fmt: skip
             del config[key]  # they decide what is prepared, and its content is in the hash below
+        del config["clean"]["count_languages"]
         if not self.config.streaming:  # which cleans while it reads, so its text is not in what is prepared
             del config["shuffle_documents"], config["clean"], config["chat"]
         if not is_on(self.config.augment):
