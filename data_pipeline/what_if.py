@@ -34,7 +34,6 @@ with examples by file and line. DIR is a prepared folder. --bounds changes what 
 example: python -m data_pipeline.what_if --data=DIR --min_chars=200 --bounds=chinese.min_units=50,max_digits=none
 """
 AS_BEFORE = "(as before)"  # a flag that is not given
-BEFORE_DUPLICATES = ("row", "rule", "length", "words", "language", "quality", "evaluation")
 SMALL = 2**16  # reasons
 
 
