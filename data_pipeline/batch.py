@@ -19,6 +19,7 @@ from data_pipeline.config import SPLITS, DataConfig, check_data_config
 from data_pipeline.feed import Batch, Calls, TrainBatches
 from data_pipeline.mix import Mixture, epoch_key, make_key, permute
 from data_pipeline.prepare.build import prepare
+from data_pipeline.prepare.repeated import TABLE, open_table
 from data_pipeline.quiet_tf import import_tf
 from data_pipeline.records import Named, Source, credits_of
 from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader, read_rows
@@ -148,11 +149,14 @@ class Data:
     def _stream(self, start_step: int, rows: tuple[int, int], state: bytes | None) -> TrainBatches:
         numbers = self._training_sources()
         groups = [[n] for n in numbers] if any(map(self._weight, numbers)) else [numbers]
+        clean = self.config.clean
+        lines = open_table(self.prepared.folder / TABLE, clean) if clean.repeated_lines else None
         readers = [
             DocumentReader(
                 self.config,
                 [(cast(Source, self.sources[n]), *self.prepared.places(n, "train")) for n in group],
                 self.tokenizer,
+                lines,
             )
             for group in groups
         ]

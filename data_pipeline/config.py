@@ -74,6 +74,10 @@ class CleanConfig:
     near_dedup: float = (
         0.0  # drop documents so alike (Jaccard similarity, 0.8 is usual), and keep those of 0.7 in one split; 0: off
     )
+    repeated_lines: int = (
+        0  # take lines of 20 characters or more that stand in more documents than this out of all but the first; 0: off
+    )
+    repeated_unit: str = "line"  # or "paragraph" (blank lines between)
     exact_dedup: bool = True  # drop documents that repeat an earlier one (compared by letters, digits and Han only)
     count_languages: bool = False  # the report tells languages of one script apart, and what_if can keep others; takes a model and 6 % longer
 
@@ -240,6 +244,10 @@ def check_data_config(data: DataConfig) -> list[str]:
         problems += [f"config.data.clean.bounds: {problem}" for problem in read_bounds(data.clean.bounds)[1]]
     near = data.clean.near_dedup
     must(near == 0 or 0.7 <= near <= 1, f"clean.near_dedup: must be 0 (off) or in [0.7, 1], got {near}")
+    must(
+        data.clean.repeated_lines >= 0, f"clean.repeated_lines: must be >= 0 (0: off), got {data.clean.repeated_lines}"
+    )
+    one_of("clean.repeated_unit", data.clean.repeated_unit, ("line", "paragraph"))
     one_of("clean.pii", data.clean.pii, ("", *PII_WAYS))
     for kind in data.clean.pii_kinds:
         one_of("clean.pii_kinds", kind, PII_KINDS)

@@ -4,7 +4,7 @@ documents.parquet, a row a document in the order of reading:
 
 source, file, line                 where it is from; line 0: the whole file
 key                                16 bytes, equal where letters, digits and Han are; null: the row could not be read
-chars, bytes                       of the cleaned text
+chars, bytes                       of the cleaned text, with lines that `repeated_lines` takes out
 language                           ISO 639 code, or the ISO 15924 code of its script where only that is known
 flags                              MEASURED, WHOLE, EMPTY, FIXED (below)
 splits                             bits of the splits it is in, or would be in were it not dropped
@@ -36,12 +36,12 @@ MEASURED, WHOLE, EMPTY = (
     2,
     4,
 )  # counted by `quality`; a pair or conversation, which it leaves alone; nothing is left of it
-RULES = (*EDITS, *(f"pii_{kind}" for kind in PII_KINDS))
-STEPS = ("row", "rule", "length", "words", "language", "quality", "evaluation", "duplicate", "near-duplicate")
+RULES = (*EDITS, *(f"pii_{kind}" for kind in PII_KINDS), "repeated_lines")
+STEPS = ("row", "rule", "length", "words", "language", "quality", "evaluation", "duplicate", "near-duplicate", "lines")
 STEP_OF = {
     "mojibake": "rule", "too short": "length", "too long": "length", "bad_words": "words", "language": "language",
     **{bound.name: "quality" for bound in BOUNDS}, "contaminated": "evaluation", "duplicate": "duplicate",
-    "duplicate with another label": "duplicate", "near-duplicate": "near-duplicate",
+    "duplicate with another label": "duplicate", "near-duplicate": "near-duplicate", "only repeated lines": "lines",
 }  # fmt: skip
 NAMES = ("source", "file", "language", "reason")  # columns of texts, kept as numbers of a dictionary
 READ = {

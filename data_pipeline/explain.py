@@ -117,7 +117,7 @@ def explain_row(data: Data, step: int, row: int) -> Iterator[str]:
     edits: dict[tuple[str, int | None], list[str]] = {}
     places = {(files[file], line or None) for file, line in (origins[document].tolist() for document, _, _ in held)}
     for entry in read_ledger(prepared, lambda entry: "rules" in entry and (entry["file"], entry["line"]) in places):
-        edits[entry["file"], entry["line"]] = entry["rules"]
+        edits.setdefault((entry["file"], entry["line"]), []).extend(entry["rules"])
     for document, start, tokens in held:
         file, line = origins[document].tolist()
         rules = edits.get((files[file], line or None))

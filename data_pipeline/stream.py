@@ -11,12 +11,14 @@ import json
 import tempfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.config import DataConfig
+from data_pipeline.dedup.lines import RepeatedLines
 from data_pipeline.feed import Batch, Calls, TrainBatches
 from data_pipeline.mix import Mixture, epoch_key
 from data_pipeline.quiet_tf import import_tf
@@ -94,8 +96,15 @@ class StreamedBatches(TrainBatches):
 class DocumentReader:
     """The documents of some sources as one endless sequence: all of them once an epoch, the sources evenly mixed."""
 
-    def __init__(self, config: DataConfig, parts: list[tuple[Source, np.ndarray, np.ndarray]], tokenizer: Tokenizer):
-        self.config, self.cleaner = config, Cleaner(config, tokenizer)
+    def __init__(
+        self,
+        config: DataConfig,
+        parts: list[tuple[Source, np.ndarray, np.ndarray]],
+        tokenizer: Tokenizer,
+        lines: RepeatedLines | None = None,
+    ):
+        """`parts`: of each source where its documents lie, and their keys; `lines`: what is taken out of them."""
+        self.config, self.cleaner, self.lines = config, Cleaner(config, tokenizer), lines
         self.sources = [source for source, _, _ in parts]
         sizes = [len(keys) for _, _, keys in parts]
         self.source = np.repeat(np.arange(len(parts)), sizes)
@@ -111,9 +120,11 @@ class DocumentReader:
         sources = [self.sources[self.source[i]] for i in index.tolist()]
         loaded = [source.load(Place(*self.places[i].tolist())) for i, source in zip(index.tolist(), sources)]
         records = []
-        for source, (cleaned, *_) in zip(sources, self.cleaner.clean_many(loaded)):
+        for source, (cleaned, *_), key in zip(sources, self.cleaner.clean_many(loaded), self.keys[index].tolist()):
             if not isinstance(cleaned, Record):
                 raise UserError(f"source {source.name}: a document changed since it was indexed ({cleaned}); run again")
+            if self.lines and not cleaned.is_whole():
+                cleaned = replace(cleaned, text=self.lines.remove([cleaned.text], [key])[0][0])
             records.append(part_for(cleaned, "train", source.config.split, self.config))
         return records, numbers // len(self.order), self.keys[index]
 
@@ -194,7 +205,7 @@ class Streams:
         config = self.config
         records = [unpack_record(content) for content in packed]
         ids, starts, said = to_ids(records, self.tokenizer, config.add_bos, config.split.by == "hash")
-        flat = np.concatenate([np.array(one, np.int32) for one in ids])
+        flat = np.concatenate(ids)
         learned = np.concatenate([np.array(some or [False] * len(one), np.uint8) for one, some in zip(ids, said)])
         offsets = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
         chunks = cut_chunks(offsets, np.array(starts), config.seq_len, config.add_bos, config.loss_on_prompt, learned)

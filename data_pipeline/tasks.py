@@ -36,8 +36,8 @@ def check_tokenizer(tokenizer: Tokenizer, add_bos: bool, add_eos: bool, mask: bo
 
 def to_ids(
     records: list[Record], tokenizer: Tokenizer, add_bos: bool, add_eos: bool
-) -> tuple[list[list[int]], list[int], list[list[bool] | None]]:
-    """Returns (ids, loss start, learned) of each record.
+) -> tuple[list[np.ndarray], list[int], list[list[bool] | None]]:
+    """Returns (ids as int32, loss start, learned) of each record.
 
     A text is [bos] + text + [eos], a prompt and its completion [bos] + prompt + completion + [eos], a conversation what its
     template wrote. The loss start is the number of ids before the completion, or PLAIN, or CHAT; for the last, `learned`
@@ -52,24 +52,25 @@ def to_ids(
     }
     apart = [part for i, record in enumerate(records) if i not in together for part in record.parts()]
     pieces = iter(tokenizer.encode_batch(apart))
-    head = [tokenizer.special.bos] if add_bos else []
-    all_ids, starts = [], []
+    head, end = [tokenizer.special.bos] if add_bos else [], [tokenizer.special.eos]
+    all_ids: list[np.ndarray] = []
+    starts: list[int] = []
     learned: list[list[bool] | None] = [None] * len(records)
     for number, record in enumerate(records):
         start = PLAIN
         if record.rendered:
             ids, learned[number] = encode_rendered(record.rendered, tokenizer, add_bos)
-            start = CHAT
+            start, parts = CHAT, [ids]
         elif record.completion is None:
-            ids = head + next(pieces) + ([tokenizer.special.eos] if add_eos else [])
+            parts = [head, next(pieces), end if add_eos else []]
         elif number in together:  # encoded apart, the completion would get a space of its own
             ids, ends = tokenizer.align_plain(record.text + record.completion)
             start = len(head) + bisect.bisect_right(ends, len(record.text))
-            ids = [*head, *ids, tokenizer.special.eos]
+            parts = [head, ids, end]
         else:
             prompt, completion = next(pieces), next(pieces)
-            ids, start = [*head, *prompt, *completion, tokenizer.special.eos], len(head) + len(prompt)
-        all_ids.append(ids)
+            parts, start = [head, prompt, completion, end], len(head) + len(prompt)
+        all_ids.append(np.concatenate([np.asarray(part, np.int32) for part in parts]))
         starts.append(start)
     return all_ids, starts, learned
 

@@ -75,8 +75,9 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`; special ids never come out, whatever the text says."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of each text, int32."""
+        return [np.array(self.encode(text), np.int32) for text in texts]
 
     def align(self, text: str, literal: Sequence[Stretch] = ()) -> tuple[list[int], list[int]]:
         """Encodes what a chat template wrote: names of special tokens become their ids, but in the `literal` stretches.

@@ -79,7 +79,7 @@ class Reasons:
 
 
 def what_if(prepared: Prepared, config: CleanConfig, examples: int = 3) -> Answer:
-    """Compares what `config` would do with what was done; memory: two bytes a document, and 500 MB to compare keys."""
+    """Compares what `config` would do with what was done; memory: two bytes a document, 500 MB to compare keys."""
     documents, reasons = Documents(prepared.folder), Reasons()
     new = np.concatenate([np.zeros(0, np.uint16), *_judge_all(documents, prepared, config, reasons)])
     assert len(reasons.names) < SMALL
@@ -146,12 +146,14 @@ def _find_duplicates(documents: Documents, prepared: Prepared, new: np.ndarray, 
 
 
 def _keep_near(documents: Documents, new: np.ndarray, reasons: Reasons) -> None:
-    """What was dropped as a near-duplicate stays so."""
-    near, at = reasons.number("near-duplicate"), 0
+    """What was dropped as a near-duplicate, or for its repeated lines, stays so."""
+    at = 0
     for rows in documents.read("reason"):
         old = reasons.numbers_of(rows["reason"])
+        steps = np.array([step_of(name) for name in reasons.names])[old]
         here = new[at : at + len(old)]
-        here[(old == near) & (here == 0)] = near
+        stays = np.isin(steps, ("near-duplicate", "lines")) & (here == 0)
+        here[stays] = old[stays]
         at += len(old)
 
 
@@ -221,6 +223,8 @@ def _unsure(
         yield f"{early:,} documents that come back were not searched for bad words"
     if config.decontaminate and back:
         yield f"{back:,} documents that come back were not searched for pieces of evaluation sets"
+    if config.repeated_lines and (back or len(lost)):
+        yield "how often a line stands in the corpus may change, and with it which lines are taken out"
     if prepared.manifest["made_of"]["split"]["stratify"] and (back or len(lost)):
         yield "labels keep their shares, so some documents may move to another split"
 
@@ -232,8 +236,9 @@ def read_changes(prepared: Prepared, flags: dict[str, str]) -> CleanConfig:
     changes: dict[str, Any] = {}
     for name in ("min_chars", "max_chars"):
         if flags[name] != AS_BEFORE:
-            if not (flags[name].isdecimal() and flags[name].isascii()) or int(flags[name]) < (name == "min_chars"):
-                raise ConfigError(f"--{name} must be a whole number >= {int(name == 'min_chars')}, got {flags[name]!r}")
+            least = int(name == "min_chars")
+            if not (flags[name].isdecimal() and flags[name].isascii()) or int(flags[name]) < least:
+                raise ConfigError(f"--{name} must be a whole number >= {least}, got {flags[name]!r}")
             changes[name] = int(flags[name])
     if flags["bounds"] != AS_BEFORE:
         changes["bounds"] = (*clean.bounds, *filter(None, flags["bounds"].split(",")))

@@ -32,6 +32,7 @@ from data_pipeline.prepare.encode import ENCODE, encode_part, join_parts, train_
 from data_pipeline.prepare.join import read_samples, show_clusters, write_documents
 from data_pipeline.prepare.manifest import about, totals
 from data_pipeline.prepare.read import PART_BYTES, READ, evaluation_sets, evaluation_source, read_arrays, read_part
+from data_pipeline.prepare.repeated import LINES, TABLE
 from data_pipeline.prepare.samples import merge
 from data_pipeline.prepare.stages import Context, run_stage
 from data_pipeline.records import CREDITS, Named, Part, Source, credit
@@ -212,7 +213,7 @@ def _build(
         log(f"looking for {len(index.items):,} items of evaluation sets{short}")
     tasks, template, tallies = select(context, workers, log)
     _write_ledger(context, len(tasks), folder)
-    for name in (NAMES, DEALT):
+    for name in (NAMES, DEALT, *[TABLE] * config.streaming):
         if (work / name).exists():
             shutil.copyfile(work / name, folder / name)
     tokenizer = tokenizer or _train(context, tasks, log)
@@ -273,9 +274,10 @@ def _train(context: Context, tasks: list[tuple[int, Part]], log: Log) -> Tokeniz
 def _write_ledger(context: Context, parts: int, folder: Path) -> None:
     with open(folder / "ledger.jsonl", "wb") as file:
         for number in range(parts):
-            for stage in (READ, DECIDE):
-                with open(context.path(stage, number, "ledger"), "rb") as part:
-                    shutil.copyfileobj(part, file)
+            for path in (context.path(stage, number, "ledger") for stage in (READ, DECIDE, LINES)):
+                if path.exists():
+                    with open(path, "rb") as part:
+                        shutil.copyfileobj(part, file)
 
 
 def _write_places(context: Context, numbers: list[int], stem: Path) -> None:

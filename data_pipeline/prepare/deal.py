@@ -26,9 +26,9 @@ from data_pipeline.whole_file import written_aside
 NAMES, DEALT = "names.bin", "dealt.bin"
 DEALT_ROW = np.dtype([("name", "S16"), ("part", "S16")])
 Fates = list[np.ndarray]  # of each part, of each document the bits of its splits
-Members = list[
-    tuple[np.ndarray, list[bytes]]
-]  # of each part the documents that are left, and the names they are dealt by
+Members = Callable[
+    [int], tuple[np.ndarray, list[bytes]]
+]  # of a part the documents that are left, and the names they are dealt by
 
 
 def known_file(config: DataConfig, name: str) -> Path | None:
@@ -81,14 +81,15 @@ class Dealer:
         part = self.known.get(name)
         return SPLITS.index(split_of_part(part, split) if part else split_of_cluster(name, split))
 
-    def members(self, fates: Fates) -> Members:
+    def by_itself(self, fates: Fates) -> Members:
         """Every document by itself, or by its group."""
-        found: Members = []
-        for number, fate in enumerate(fates):
-            left = np.flatnonzero(fate)
+
+        def members(number: int) -> tuple[np.ndarray, list[bytes]]:
+            left = np.flatnonzero(fates[number])
             keys, groups = read_arrays(self.context, number)["key"], read_groups(self.context, number)
-            found.append((left, [node_of(keys[i].tobytes(), groups[i]) for i in left.tolist()]))
-        return found
+            return left, [node_of(keys[i].tobytes(), groups[i]) for i in left.tolist()]
+
+        return members
 
     def deal(self, fates: Fates, members: Members) -> Fates:
         """Returns new fates; pinned sources, and texts cut by position, keep theirs."""
@@ -99,9 +100,10 @@ class Dealer:
         else:
             split_of = lambda name: split_of_cluster(name, split)  # noqa: E731
         out = []
-        for number, (fate, (left, names)) in enumerate(zip(fates, members)):
+        for number, fate in enumerate(fates):
             new = fate.copy()
             if self._is_dealt(number):
+                left, names = members(number)
                 for i, name in zip(left.tolist(), names):
                     if not fate[i] & CUT:
                         new[i] = 1 << SPLITS.index(split_of(name))
@@ -115,10 +117,10 @@ class Dealer:
         """Deals the names by label, and notes where each went."""
 
         def rows():
-            for number, (left, names) in enumerate(members):
-                if self._is_dealt(number):
-                    labels = read_labels(self.context, number)
-                    yield from ((name, labels[i]) for i, name in zip(left.tolist(), names))
+            for number in filter(self._is_dealt, range(len(fates))):
+                left, names = members(number)
+                labels = read_labels(self.context, number)
+                yield from ((name, labels[i]) for i, name in zip(left.tolist(), names))
 
         labels, mixed = label_clusters(rows())
         if mixed:

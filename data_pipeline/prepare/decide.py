@@ -19,13 +19,20 @@ from data_pipeline.prepare.deal import Dealer
 from data_pipeline.prepare.leaks import Leaks, name_splits
 from data_pipeline.prepare.near import compare_near
 from data_pipeline.prepare.read import ledger_line, read_arrays, read_where
+from data_pipeline.prepare.repeated import ONLY_REPEATED, take_out
+from data_pipeline.prepare.repeated import RULE as REPEATED
 from data_pipeline.prepare.stages import Context, Log
 from data_pipeline.records import Part, Source
 from data_pipeline.schema import UserError
 from data_pipeline.whole_file import written_aside
 
 DECIDE = "decide"
-REPEATS = ("duplicate", "duplicate with another label", "near-duplicate")
+REPEATS = (
+    "duplicate",
+    "duplicate with another label",
+    "near-duplicate",
+    ONLY_REPEATED,
+)  # the last repeats no document, part -1
 AT_ONCE = 2**23  # documents whose keys are compared at once: about 500 MB
 
 
@@ -59,7 +66,8 @@ def decide(
     if config.clean.near_dedup:
         fates = compare_near(context, tasks, exact, leaks, dealer, repeats, workers, log)
     elif config.split.stratify:
-        fates = dealer.deal(exact, dealer.members(exact))
+        fates = dealer.deal(exact, dealer.by_itself(exact))
+    out = take_out(context, tasks, fates, workers, log) if config.clean.repeated_lines else []
     tallies = [Tally() for _ in sources]
     for number, ((source, _), answer, fate) in enumerate(zip(tasks, answers, fates)):
         tally = tallies[source]
@@ -67,14 +75,22 @@ def decide(
         tally.dropped.update(answer["dropped"])
         tally.changed.update(answer["changed"])
         gone = np.flatnonzero(fate == 0)
-        tally.kept.update({split: n for i, split in enumerate(SPLITS) if (n := int((fate >> i & 1).sum()))})
-        with written_aside(context.path(DECIDE, number, "fate")) as file:
-            file.write(fate.tobytes())
         same = np.array(repeats[number], np.int64).reshape(-1, 3)
         same = same[np.argsort(same[:, 0])]  # as `gone`
         why = [2 if exact[number][i] else int(i in relabelled[number]) for i in gone.tolist()]
+        rows = np.column_stack([same, np.array(why, np.int64)])
+        if out:
+            emptied = np.array(out[number]["emptied"], np.int64)
+            rows = np.concatenate([rows, np.column_stack([emptied, emptied * 0 - 1, emptied, emptied * 0 + 3])])
+            fate = fate.copy()
+            fate[out[number]["emptied"]] = 0  # they have their lines in a ledger of their own
+            tally.dropped.update({ONLY_REPEATED: n} if (n := len(out[number]["emptied"])) else {})
+            tally.changed.update({REPEATED: n} if (n := out[number]["changed"]) else {})
+        tally.kept.update({split: n for i, split in enumerate(SPLITS) if (n := int((fate >> i & 1).sum()))})
+        with written_aside(context.path(DECIDE, number, "fate")) as file:
+            file.write(fate.tobytes())
         with written_aside(context.path(DECIDE, number, "repeats")) as file:
-            file.write(np.column_stack([same, np.array(why, np.int64)]).tobytes())
+            file.write(rows.tobytes())
         with written_aside(context.path(DECIDE, number, "ledger")) as file:
             where, keys = (read_where(context, number), read_arrays(context, number)["key"]) if len(gone) else ([], [])
             for i, reason in zip(gone.tolist(), (REPEATS[number] for number in why)):

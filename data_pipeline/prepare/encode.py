@@ -26,6 +26,7 @@ from data_pipeline.prepare.read import (
     read_where,
     tokenizer_of,
 )
+from data_pipeline.prepare.repeated import read_changed
 from data_pipeline.prepare.stages import Context
 from data_pipeline.records import Part, Place, Record, Source
 from data_pipeline.scan import document_key, part_for
@@ -59,7 +60,9 @@ def read_documents(
     source: Source = context.held["sources"][task[0]]
     arrays, fate = read_arrays(context, number), read_fate(context, number)
     wanted = fate & sum(1 << SPLITS.index(split) for split in splits)
+    changed = read_changed(context, number)
     for i, record in kept_records(context, number, task, wanted):
+        record = changed.get(i, record)
         place, key = Place(*arrays["place"][i].tolist()), arrays["key"][i].tobytes()
         for n, split in enumerate(SPLITS):
             if wanted[i] & 1 << n:
@@ -129,10 +132,10 @@ class _PartOfShard:
         self.keys: list[int] = []
         self.numbers: list[int] = []
 
-    def add(self, document: Document, ids: list[int], start: int, learned: list[bool] | None) -> None:
+    def add(self, document: Document, ids: np.ndarray, start: int, learned: list[bool] | None) -> None:
         self.bytes += sum(len(part.encode()) for part in document.record.parts())
-        self.ids.append(np.array(ids, np.int64))
-        self.learned.append(np.array(learned if learned is not None else [False] * len(ids), np.uint8))
+        self.ids.append(ids)
+        self.learned.append(np.zeros(len(ids), np.uint8) if learned is None else np.array(learned, np.uint8))
         self.any_learned |= learned is not None
         self.loss_start.append(start)
         self.keys.append(document.key)

@@ -12,9 +12,12 @@ import numpy as np
 from data_pipeline.accounts import Clusters
 from data_pipeline.config import DataConfig
 from data_pipeline.documents import DOCUMENTS, documents_writer, read_rows
+from data_pipeline.prepare.account import BIT
 from data_pipeline.prepare.decide import REPEATS, read_fate, read_repeats
 from data_pipeline.prepare.encode import read_tokens
 from data_pipeline.prepare.read import READ, kept_records, read_where
+from data_pipeline.prepare.repeated import RULE as REPEATED
+from data_pipeline.prepare.repeated import read_changed
 from data_pipeline.prepare.samples import NEAR_BY, Samples, hide, shorten, show_change
 from data_pipeline.prepare.stages import Context
 
@@ -26,7 +29,9 @@ def write_documents(context: Context, parts: int, folder: Path) -> None:
         for number in range(parts):
             fate, tokens, why = read_fate(context, number), read_tokens(context, number), read_repeats(context, number)
             repeats = np.full(len(fate), -1)
-            repeats[why[:, 0]] = begins[why[:, 1]] + why[:, 2]
+            repeats[why[:, 0]] = np.where(why[:, 1] < 0, -1, begins[why[:, 1]] + why[:, 2])
+            shorter = np.zeros(len(fate), np.uint32)
+            shorter[list(read_changed(context, number))] = BIT[REPEATED]
             reasons = np.full(len(fate), len(REPEATS))
             reasons[why[:, 0]] = why[:, 3]
             done = 0
@@ -42,7 +47,9 @@ def write_documents(context: Context, parts: int, folder: Path) -> None:
                 reason = reason.copy()
                 reason[kept] = np.array([*REPEATS, ""], object)[reasons[here]]
                 added = dict(zip(("number", "repeats", "tokens", "fallback", "unknown"), numbers))
-                add(batch, {**added, "splits": splits, "reason": reason})
+                rules = batch.column("rules").to_numpy().copy()
+                rules[kept] |= shorter[here]
+                add(batch, {**added, "splits": splits, "reason": reason, "rules": rules})
 
 
 def read_samples(context: Context, parts: int) -> Iterator[Samples]:

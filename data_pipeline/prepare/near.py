@@ -18,8 +18,8 @@ import numpy as np
 from data_pipeline.config import DataConfig
 from data_pipeline.dedup.clusters import KEPT, read_fates
 from data_pipeline.dedup.names import Names
-from data_pipeline.dedup.stages import DedupRule, deduplicate, one_by_one
-from data_pipeline.prepare.deal import NAMES, Dealer, Fates, known_file
+from data_pipeline.dedup.stages import DedupRule, Found, deduplicate, one_by_one
+from data_pipeline.prepare.deal import NAMES, Dealer, Fates, Members, known_file
 from data_pipeline.prepare.leaks import Leaks
 from data_pipeline.prepare.read import kept_records, read_arrays, read_groups
 from data_pipeline.prepare.stages import Context, Log, processes
@@ -56,36 +56,35 @@ def compare_near(
         found = deduplicate(texts, context.folder / NEAR, rule, each, known=known, rank=dealer.rank)
     shutil.copyfile(found.names, context.folder / NAMES)
     names = Names(found.names)
-    repeats, members = [], []
-    for number, fate in enumerate(fates):
-        left = np.flatnonzero(fate)
-        how, of = read_fates(found.shards, number, found.exact, found.near)
-        repeats.append((left[how != KEPT], of[how != KEPT]))
-        members.append((left, names.of_shard(found.shards, number)))
+
+    def members(number: int) -> tuple[np.ndarray, list[bytes]]:
+        return np.flatnonzero(fates[number]), names.of_shard(found.shards, number)
+
     out = dealer.deal(fates, members)
-    _drop(out, repeats, members, copies)
+    _drop(out, fates, found, copies)
     if any(source.config.split for source in context.held["sources"]):
         _find_leaks(tasks, out, members, leaks)
     return out
 
 
-def _drop(fates: Fates, repeats: list[Any], members: list[Any], copies: list[array]) -> None:
-    """Drops what repeats a document of its own split, and notes which."""
-    begins = np.cumsum([0, *(len(left) for left, _ in members)])  # documents are numbered among those that are left
-    before = [fate.copy() for fate in fates]
-    for number, (gone, of) in enumerate(repeats):
-        for i, other in zip(gone.tolist(), of.tolist()):
-            part = int(np.searchsorted(begins, other, side="right")) - 1
-            there = members[part][0][other - begins[part]]
-            if before[part][there] == before[number][i]:
-                fates[number][i] = 0
-                copies[number].extend((i, part, int(there)))
+def _drop(fates: Fates, earlier: Fates, found: Found, copies: list[array]) -> None:
+    """Drops what repeats a document of its own split, and notes which; documents are numbered among those left `earlier`."""
+    places = np.concatenate([np.flatnonzero(old).astype(np.uint32) for old in earlier])  # in their parts
+    splits = np.concatenate([fate[old > 0] for fate, old in zip(fates, earlier)])
+    for number, (fate, old) in enumerate(zip(fates, earlier)):
+        how, of = read_fates(found.shards, number, found.exact, found.near)
+        gone = (how != KEPT) & (splits[of] == splits[slice(*found.shards.span(number))])
+        here = np.flatnonzero(old)[gone]
+        fate[here] = 0
+        part = np.searchsorted(found.shards.bases, of[gone], side="right") - 1
+        copies[number].extend(np.stack([here, part, places[of[gone]]], axis=1).astype(np.int64).ravel().tolist())
 
 
-def _find_leaks(tasks: list[tuple[int, Part]], fates: Fates, members: list[Any], leaks: Leaks) -> None:
+def _find_leaks(tasks: list[tuple[int, Part]], fates: Fates, members: Members, leaks: Leaks) -> None:
     """Finds documents that are alike and, by pinned sources, apart."""
     seen: dict[bytes, dict[int, int]] = defaultdict(dict)  # of a cluster each split, and the first part that has it
-    for number, (left, names) in enumerate(members):
+    for number in range(len(fates)):
+        left, names = members(number)
         for i, name in zip(left.tolist(), names):
             here, others = int(fates[number][i]), seen[name]
             if here:

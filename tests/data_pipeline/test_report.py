@@ -5,6 +5,7 @@ import json
 import random
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -110,6 +111,18 @@ def test_the_page_runs_nothing_and_shows_nothing_private(make):
         assert private not in text, private
     for shown in ("<PHONE>", "<EMAIL>", "<SECRET>", "ＡＢＣ１２３"):
         assert shown in text, shown
+
+
+def test_lines_that_are_taken_out_are_counted_by_language_too(config, tmp_path):
+    lines = [f"This is line number {n} of a page, and it stands in many of them, 每一页都有." for n in range(3)]
+    texts = ["\n".join([f"The words of document {i} alone."] * (i > 3) + lines) + "!" * i for i in range(12)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    clean = CleanConfig(repeated_lines=2, exact_dedup=False)
+    manifest = prepare_to(tmp_path / "out", config(tmp_path / "a.jsonl", clean=clean), 1, lambda text: None).manifest
+    assert manifest["edited"]["repeated_lines"] > 3
+    for by in ("dropped", "edited"):
+        added = sum((Counter(counts[by]) for counts in manifest["languages"].values()), Counter())
+        assert added == Counter(manifest[by])
 
 
 @pytest.mark.parametrize("value", [MAIL, PHONE, TOKEN, "138\u200b0013\u200b8000", "１３８００１３８０００"])
