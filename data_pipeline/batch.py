@@ -24,7 +24,7 @@ from data_pipeline.mix import Mixture, epoch_key, make_key, permute
 from data_pipeline.prepare.build import prepare
 from data_pipeline.prepare.repeated import TABLE, open_table
 from data_pipeline.quiet_tf import import_tf
-from data_pipeline.records import Named, Source
+from data_pipeline.records import Named, Source, credits_of
 from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader, read_rows
 from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.store import Prepared
@@ -127,6 +127,11 @@ class Data:
                 row[: len(places)] = shuffled - (ends - sizes)[source[: len(places)]]
             yield read_rows(readers, source, row)
 
+    def credits(self) -> dict[str, dict[str, str]]:
+        """Returns of each source its licence, citation and address, where they are known."""
+        known = self.prepared.manifest.get("credits", {})  # a folder that an older version prepared has none
+        return {source.name: credits_of(source.config, known.get(source.name, {})) for source in self.sources}
+
     def summary(self) -> dict[str, Any]:
         """Returns JSON values: what each source gives to each split, and what was dropped and changed."""
         sources = {}
@@ -138,6 +143,7 @@ class Data:
                         splits[split] |= _describe(reader)
             kept = {key: entry[key] for key in ("read", "kept", "dropped", "changed")}
             sources[entry["name"]] = {**kept, "weight": self._weight(number), "splits": splits}
+            sources[entry["name"]]["credits"] = self.credits()[entry["name"]]
         rows = {split: sum(len(reader) for _, reader in self.readers[split]) for split in SPLITS}
         epochs = self.config.batch_size / rows["train"] if rows["train"] else None
         return {"sources": sources, "rows": rows, "epochs_per_step": epochs, "folder": str(self.prepared.folder)}
@@ -236,6 +242,7 @@ class Data:
         for key in ("path", "sources", "prepared", "split", "tokenizer", "cache_dir", "encrypt_key_env", "on_bad", "max_bad_fraction", "max_line_bytes",
                     "allow_leak", "min_completion_kept"):  # fmt: skip
             del config[key]  # they decide what is prepared, and its content is in the hash below
+        del config["clean"]["count_languages"]
         if not self.config.streaming:  # which cleans while it reads, so its text is not in what is prepared
             del config["shuffle_documents"], config["clean"], config["chat"]
         config["augment"] = augment_identity(self.config.augment)

@@ -139,7 +139,7 @@ class _Writer:
 
     def _describe(self, infos: list[Any], hashes: dict[str, Any]) -> None:
         manifest = self.prepared.manifest
-        entries = manifest["sources"]
+        entries = [{"license": "", "citation": "", **manifest["credits"][e["name"]], **e} for e in manifest["sources"]]
         counts = ", ".join(f"{info.num_examples:,} in {info.name}" for info in infos)
         left_out = f" Left out, since their ids do not give their text: {dict(self.left_out)}." if self.left_out else ""
         chat = " `text` is what the chat template wrote; `learned` marks the ids that an assistant said." if self.form == "chat" else ""  # fmt: skip
@@ -227,7 +227,7 @@ class _Writer:
         again, starts_again, _ = to_ids(records, self.tokenizer, add_bos, add_eos)
         names = ("prompt", "completion") if self.form == "prompt" else ("text",)
         return [
-            {**dict(zip(names, record.parts())), "ids": ids} if one == ids.tolist() and start == start_again else None
+            {**dict(zip(names, record.parts())), "ids": ids} if np.array_equal(one, ids) and start == start_again else None
             for record, ids, one, start, start_again in zip(records, all_ids, again, starts, starts_again)
         ]
 

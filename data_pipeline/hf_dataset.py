@@ -20,7 +20,7 @@ KEYWORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }  # that tell the split by the names of files and folders, where README.md says nothing
-CREDITS = ("license", "citation", "homepage")
+CREDITS = {"license": "license", "citation": "citation", "homepage": "url"}  # its names and ours
 
 
 def is_saved(folder: Path) -> bool:
@@ -54,7 +54,7 @@ def find_split(config: SourceConfig, key: str) -> list[str]:
 
 
 def read_credits(config: SourceConfig, key: str) -> dict[str, str]:
-    """Returns what the folder says of license, citation and homepage; nothing where it is no such folder."""
+    """Returns what the folder says of license, citation and url; nothing where it is no such folder."""
     folder = Path(config.path).expanduser()
     if config.kind != "hf" and not is_saved(folder):
         return {}
@@ -66,7 +66,7 @@ def read_credits(config: SourceConfig, key: str) -> dict[str, str]:
         cited = re.search(r"```(?:bibtex)?\s*\n(@.*?)```", text, re.S | re.I)
         at_home = re.search(r"\*\*Homepage:?\*\*:?\s*(?:\[[^\]]*\]\()?<?(https?://[^\s)>]+)", text)
         said = {"citation": cited[1] if cited else "", "homepage": at_home[1] if at_home else "", **said}
-    found = {name: said.get(name) for name in CREDITS}
+    found = {ours: said.get(name) for name, ours in CREDITS.items()}
     return {
         name: ", ".join(map(str, value)) if isinstance(value, list) else str(value).strip()
         for name, value in found.items()

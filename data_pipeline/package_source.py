@@ -47,6 +47,9 @@ class PackageSource:
     def total_bytes(self) -> int:
         return sum((self.root / path).stat().st_size for path in self.files)
 
+    def credits(self) -> dict[str, str]:
+        return {}
+
     def parts(self, goal: int) -> list[Part]:
         if self.config.max_documents:
             return [Part(0, len(self.files), self.total_bytes())]
@@ -73,9 +76,6 @@ class PackageSource:
         if place.item >= len(records):
             raise UserError(f"{self.root / self.files[place.file]}: changed since it was indexed; run again")
         return records[place.item][1]
-
-    def credits(self) -> dict[str, str]:
-        return {}
 
     def _records(self, number: int) -> list[tuple[int, Record]]:
         if self.cached[0] != number:

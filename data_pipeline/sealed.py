@@ -173,6 +173,15 @@ class _Writer:
         self._file.write(self._cipher.encrypt(_nonce(self._chunks, last), chunk, self._beside))
         self._chunks += 1
 
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def tell(self) -> int:
+        return self._chunks * CHUNK + len(self._waiting)
+
+    def flush(self) -> None: ...  # a chunk is written when the next one begins
+
     def close(self) -> None:
         if not self._file.closed:
             self._put(bytes(self._waiting), True)

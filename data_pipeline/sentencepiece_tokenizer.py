@@ -57,6 +57,12 @@ class SentencePieceTokenizer(Tokenizer):
         texts = {f"{name}_token": names[i] for name, i in asdict(special).items() if i >= 0}
         super().__init__(pieces, special, model, texts, {names[i]: i for i in hidden if i >= 0})
 
+    def fallback(self) -> np.ndarray:
+        """Returns bool [vocab]: ids that stand for a byte, as those of characters without a piece do."""
+        found = np.zeros(self.vocab_size, bool)
+        found[list(self.byte_ids.values())] = True
+        return found
+
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
 

@@ -7,7 +7,8 @@
 00.train.keys.npy        64 bits that name the document
 00.train.origins.npy     which of the files in 00.train.files.json it is from, and its line there; no part of what batches are read from
 00.train.places.npy      streaming, in place of the others: where each document lies in its source
-tokenizer/  ledger.jsonl  report.json  report.md
+tokenizer/  ledger.jsonl  documents.parquet  report.json  report.md
+report.html              report.json to look at, with the licences of the sources: made anew when these change, and not signed
 made_of.json             where files are encrypted: what made them, which the manifest does not show then
 manifest.json            what made it, counts, size and sha256 of every other file, and its own sha256; written last
 """
@@ -37,7 +38,8 @@ from data_pipeline.schema import UserError
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.whole_file import sync
 
-MANIFEST, MADE_OF = "manifest.json", "made_of.json"
+MANIFEST, MADE_OF, VIEW = "manifest.json", "made_of.json", "report.html"
+HIDDEN = ("made_of", "inputs")  # of the manifest, where files are encrypted
 NPY_HEAD = 128  # bytes of the header that numpy writes for any one-dimensional array
 STALE_SECONDS = 86_400.0  # a temporary folder in which nothing was written for so long is a leftover of a killed run
 
@@ -256,21 +258,16 @@ def commit(temporary: Path, folder: Path, manifest: dict[str, Any]) -> Prepared:
     found = sealed.vault_of(temporary)
     if found:
         content = _content({name: sealed.settle(temporary / name) for name in _names(temporary)})
-        write_text(temporary / MADE_OF, [json.dumps({"made_of": manifest.pop("made_of"), "content": content})])
+        hidden = {"content": content, **{key: manifest.pop(key) for key in HIDDEN if key in manifest}}
+        write_text(temporary / MADE_OF, [json.dumps(hidden)])
         sealed.settle(temporary / MADE_OF)
-    names = _names(temporary)
+    names = [name for name in _names(temporary) if name != VIEW]
     manifest["files"] = {
         name: {"bytes": (temporary / name).stat().st_size, "sha256": hash_file(temporary / name)} for name in names
     }
-    if found:
-        vault, key_env = found[0], found[0].variable
-        manifest["encrypted"] = {"cipher": sealed.CIPHER, "key_env": key_env, "key_check": vault.check}
-        manifest["encrypted"]["code"] = _sign(vault, manifest)
-        sealed.seal(temporary, None)  # the manifest itself lies in clear
-    else:
-        key_env = ""
-    signed = {**manifest, "sha256": _digest(manifest)}
-    write_text(temporary / MANIFEST, [json.dumps(signed, indent=1, ensure_ascii=False)])
+    key_env = found[0].variable if found else ""
+    sealed.seal(temporary, None)
+    _write_manifest(temporary, manifest, found[0] if found else None)
     for path in [*(temporary / name for name in names), temporary / "tokenizer", temporary]:
         sync(path)
     for _ in range(3):
@@ -294,6 +291,28 @@ def commit(temporary: Path, folder: Path, manifest: dict[str, Any]) -> Prepared:
 
 def _names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def resign(prepared: Prepared, changes: dict[str, Any]) -> None:
+    """Replaces the manifest by one with `changes` to keys that say nothing of the other files."""
+    found = sealed.vault_of(prepared.folder)
+    prepared.manifest |= changes
+    left_out = ("encrypted", "content", *HIDDEN) if found else ()
+    manifest = {key: value for key, value in prepared.manifest.items() if key not in left_out}
+    _write_manifest(prepared.folder, manifest, found[0] if found else None)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any], vault: sealed.Vault | None) -> None:
+    """Signs and writes manifest.json, which lies in clear, in one go."""
+    if vault:
+        manifest["encrypted"] = {"cipher": sealed.CIPHER, "key_env": vault.variable, "key_check": vault.check}
+        manifest["encrypted"]["code"] = _sign(vault, manifest)
+    signed = {**manifest, "sha256": _digest(manifest)}
+    aside = folder / f"{MANIFEST}.tmp-{os.getpid()}"
+    with open(aside, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(json.dumps(signed, indent=1, ensure_ascii=False) + "\n")
+    sync(aside)
+    os.replace(aside, folder / MANIFEST)
 
 
 def set_aside(folder: Path) -> None:

@@ -123,7 +123,7 @@ class DocumentReader:
         sources = [self.sources[self.source[i]] for i in index.tolist()]
         loaded = [source.load(Place(*self.places[i].tolist())) for i, source in zip(index.tolist(), sources)]
         records = []
-        for source, (cleaned, _, _), key in zip(sources, self.cleaner.clean_many(loaded), self.keys[index].tolist()):
+        for source, (cleaned, *_), key in zip(sources, self.cleaner.clean_many(loaded), self.keys[index].tolist()):
             if not isinstance(cleaned, Record):
                 raise UserError(f"source {source.name}: a document changed since it was indexed ({cleaned}); run again")
             if self.lines and not cleaned.is_whole():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,6 @@ class TfdsSource:
                 f"{key}: {config.path!r} has no split {config.tfds_split!r}; it has {splits} (set tfds_split)"
             )
         self.split = self.builder.info.splits[config.tfds_split]
-        info = self.builder.info
-        license = config.license or info.redistribution_info.license
-        self.config = replace(config, license=license, citation=config.citation or info.citation)
         self.random_access: Any = None
 
     def identity(self) -> list[Any]:
@@ -97,7 +93,7 @@ class TfdsSource:
     def credits(self) -> dict[str, str]:
         info = self.builder.info
         said = {
-            "license": getattr(info.redistribution_info, "license", ""), "citation": info.citation, "homepage": info.homepage,
+            "license": getattr(info.redistribution_info, "license", ""), "citation": info.citation, "url": info.homepage,
         }  # fmt: skip
         return {name: str(value) for name, value in said.items() if value}
 

@@ -130,6 +130,10 @@ class Tokenizer(abc.ABC):
         """
         return np.array([len(piece) for piece in self.pieces], np.int32)
 
+    def fallback(self) -> np.ndarray:
+        """Returns bool [vocab]: ids that stand for a part of a character, as those of rare ones do."""
+        return np.array([not _is_text(piece) for piece in self.pieces])
+
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer to `folder`, which `load_tokenizer` reads; a file is replaced whole or not at all."""
         folder = Path(folder)
@@ -148,6 +152,14 @@ class Tokenizer(abc.ABC):
 
     def _extra(self) -> dict[str, Any]:
         return {}
+
+
+def _is_text(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def ends_in_chars(text: str, ends: Sequence[int] | np.ndarray) -> list[int]:

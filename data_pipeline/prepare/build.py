@@ -13,7 +13,6 @@ import itertools
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,20 +21,25 @@ from typing import Any
 import numpy as np
 
 from data_pipeline import sealed
+from data_pipeline.accounts import Accounts
 from data_pipeline.augment.check import check_augment
 from data_pipeline.augment.mask import is_masking
 from data_pipeline.chat import template_source
 from data_pipeline.config import SPLITS, DataConfig, SourceConfig
 from data_pipeline.dedup.stages import Each
+from data_pipeline.documents import Documents
 from data_pipeline.lines import hash_file
 from data_pipeline.prepare.deal import DEALT, NAMES, known_sha256
 from data_pipeline.prepare.decide import DECIDE, Tally, decide, read_fate
 from data_pipeline.prepare.encode import ENCODE, encode_part, join_parts, train_texts
+from data_pipeline.prepare.join import read_samples, show_clusters, write_documents
+from data_pipeline.prepare.manifest import about, totals
 from data_pipeline.prepare.read import PART_BYTES, READ, evaluation_sets, evaluation_source, read_arrays, read_part
 from data_pipeline.prepare.repeated import LINES, TABLE
+from data_pipeline.prepare.samples import merge
 from data_pipeline.prepare.stages import Context, run_stage
-from data_pipeline.records import Named, Part, Source
-from data_pipeline.report import format_report
+from data_pipeline.records import CREDITS, Named, Part, Source, credit
+from data_pipeline.report import format_report, recredit, write_view
 from data_pipeline.rules.pii_cipher import read_key
 from data_pipeline.scan import document_key
 from data_pipeline.schema import ConfigError, UserError
@@ -62,7 +66,7 @@ Spread = Callable[
 # Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
 # whose content stays the same are not affected, since their fingerprint is of the content.
 CODE = (
-    "array_records", "built_in_templates", "chat", "chat_template", "clean", "conversation", "example", "find_files",
+    "array_records", "built_in_templates", "chat", "chat_template", "clean", "conversation", "documents", "example", "find_files",
     "forms", "hf_dataset", "hf_folder", "hf_tokenizer", "html_file", "http_message", "line_file", "lines", "marks", "mix",
     "package_source", "packed", "page", "page_encoding", "page_process", "parse", "records", "row_file", "scan", "sealed",
     "sentencepiece_tokenizer", "sources", "split", "store", "tables", "tasks", "tfds_source", "tfrecord", "tokenizer",
@@ -116,13 +120,13 @@ def prepare(config: DataConfig, log: Log) -> tuple[Prepared, Sequence[Named]]:
     if folder.exists():
         found = open_prepared(folder, config.encrypt_key_env)
         if isinstance(found, Prepared):
-            return found, sources
+            return recredit(found, credit(sources)), sources
         log(f"prepared data in {folder} is damaged: {found}; making it anew")
         set_aside(folder)
     temporary = make_temporary(cache, key)
     try:
         report = run_stages(config, sources, tokenizer, temporary / "new", temporary / "work", 1, log)
-        return commit(temporary / "new", folder, {"key": key, "made_of": made_of} | report), sources
+        return _commit(temporary / "new", folder, {"key": key, "made_of": made_of} | report, sources), sources
     except OSError as error:
         raise explain_write(f"config.data.cache_dir={str(cache)!r}", error) from None
     finally:
@@ -141,7 +145,7 @@ def prepare_to(out: Path, config: DataConfig, workers: int, log: Log, spread: Sp
         found = open_prepared(out, config.encrypt_key_env)
         if isinstance(found, Prepared) and found.manifest["key"] == key:
             log(f"{out} is prepared already")
-            return found
+            return recredit(found, credit(sources))
         what = found if isinstance(found, str) else "it was made of other sources, rules or settings"
         raise UserError(f"--out={out} holds something else ({what}); name another folder, or delete it")
     work = out.parent / f".{out.name}.{key}"
@@ -154,11 +158,17 @@ def prepare_to(out: Path, config: DataConfig, workers: int, log: Log, spread: Sp
                 raise UserError(f"another process prepares {out} now; wait for it") from None
             shutil.rmtree(work / "new", ignore_errors=True)
             report = run_stages(config, sources, tokenizer, work / "new", work / "work", workers, log, spread)
-            prepared = commit(work / "new", out, {"key": key, "made_of": made_of} | report)
+            prepared = _commit(work / "new", out, {"key": key, "made_of": made_of} | report, sources)
         shutil.rmtree(work, ignore_errors=True)
         return prepared
     except OSError as error:
         raise explain_write(f"--out={out}", error) from None
+
+
+def _commit(new: Path, folder: Path, manifest: dict[str, Any], sources: list[Source]) -> Prepared:
+    manifest["credits"] = credit(sources)
+    write_view(new, manifest["credits"])
+    return commit(new, folder, manifest)
 
 
 def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | None) -> tuple[dict[str, Any], str]:
@@ -168,13 +178,7 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
     described = []
     for source in sources:
         keys = asdict(source.config)
-        for name in (
-            "path",
-            "weight",
-            "tfds_dir",
-            "license",
-            "citation",
-        ):  # the same bytes elsewhere, or in another share, are the same
+        for name in ("path", "weight", "tfds_dir", *CREDITS):  # the same bytes elsewhere, in another share, or of whom
             del keys[name]
         described.append([source.name, keys, source.identity()])
     here = Path(__file__).parents[1]
@@ -244,7 +248,6 @@ def run_stages(
     for number, source in enumerate(sources):
         here = [i for i, (owner, _) in enumerate(tasks) if owner == number]
         entry: dict[str, Any] = {"name": source.name, **tallies[number].to_json(), "splits": {}}
-        entry |= {"license": source.config.license, "citation": source.config.citation}
         for split in SPLITS:
             if any(split in encoded[i] for i in here):
                 counts = join_parts(context, number, split, here, folder, tokenizer.vocab_size)
@@ -252,10 +255,15 @@ def run_stages(
         if config.streaming and tallies[number].kept["train"]:
             _write_places(context, here, folder / f"{number:02d}.train")
         entries.append(entry)
-    result = {"seconds": round(time.monotonic() - began, 2), **_totals(entries, sum(sizes)), "sources": entries}
-    write_text(folder / "report.json", [json.dumps(result, indent=1, ensure_ascii=False)])
-    write_text(folder / "report.md", format_report(entries, tokenizer))
-    return result
+    write_documents(context, len(tasks), folder)
+    accounts = Accounts(Documents(folder))
+    known = {**totals(entries, sum(sizes)), "sources": entries, **about(config, sources, tokenizer, accounts)}
+    shown = {"shapes": accounts.shapes(), "samples": merge(read_samples(context, len(tasks))),
+             "settings": {"clean": asdict(config.clean), "split": asdict(config.split)}, "clusters": show_clusters(context, tasks, accounts.clusters)}  # fmt: skip
+    known["seconds"] = round(time.monotonic() - began, 2)
+    write_text(folder / "report.json", [json.dumps({**known, **shown}, indent=1, ensure_ascii=False)])
+    write_text(folder / "report.md", format_report(entries, tokenizer, known["languages"]))
+    return known
 
 
 def select(context: Context, workers: int, log: Log) -> tuple[list[tuple[int, Part]], str | None, list[Tally]]:
@@ -280,22 +288,6 @@ def _train(context: Context, tasks: list[tuple[int, Part]], log: Log) -> Tokeniz
     limit = total if config.tokenizer.kind == "char" else config.tokenizer.train_chars
     log(f"{TRAINING} {config.tokenizer.kind} tokenizer on {min(total, limit):,} of {total:,} characters")
     return train_tokenizer(config.tokenizer, train_texts(context, tasks, total, limit))
-
-
-def _totals(entries: list[dict[str, Any]], bytes_in: int) -> dict[str, Any]:
-    """What the manifest says of all sources together."""
-    splits: dict[str, Counter[str]] = {}
-    for entry in entries:
-        for split, documents in entry["kept"].items():
-            counts = {**entry["splits"].get(split, {}), "documents": documents}
-            splits.setdefault(split, Counter()).update(counts)
-    dropped, edited = (sum((Counter(entry[key]) for entry in entries), Counter()) for key in ("dropped", "changed"))
-    read = sum(entry["read"] for entry in entries)
-    return {
-        "bytes_in": bytes_in, "documents_in": read, "documents_out": read - dropped.total(),
-        "dropped": dict(sorted(dropped.items())), "edited": dict(sorted(edited.items())),
-        "splits": {split: dict(counts) for split, counts in sorted(splits.items())},
-    }  # fmt: skip
 
 
 def _write_ledger(context: Context, parts: int, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The last stage: how do the kept documents of a part become ids, and the parts one file a source and split?
 
+NUMBER.tokens of each kept document its ids, those that are byte fallback, those that are unknown; -1 where it is not encoded
 NUMBER.SPLIT  ids of the documents, one after the other; of each its size, loss start, key, file and line, label; `learned` where there
 are conversations
 """
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.documents import split_where
 from data_pipeline.mix import hash64
 from data_pipeline.prepare.decide import read_fate
 from data_pipeline.prepare.read import (
@@ -22,7 +24,6 @@ from data_pipeline.prepare.read import (
     read_arrays,
     read_labels,
     read_where,
-    split_where,
     tokenizer_of,
 )
 from data_pipeline.prepare.repeated import read_changed
@@ -30,7 +31,7 @@ from data_pipeline.prepare.stages import Context
 from data_pipeline.records import Part, Place, Record, Source
 from data_pipeline.scan import document_key, part_for
 from data_pipeline.schema import UserError
-from data_pipeline.sealed import open_to_read
+from data_pipeline.sealed import open_to_read, read_bytes
 from data_pipeline.store import ShardWriter, ids_dtype
 from data_pipeline.tasks import to_ids
 from data_pipeline.tokenizer import STAND_IN, Tokenizer
@@ -110,9 +111,14 @@ def encode_part(context: Context, number: int, task: tuple[int, Part]) -> dict[s
     flush()
     where = [split_where(where) for where in read_where(context, number)] if shards else []
     labels = read_labels(context, number) if shards else []
+    fallback = tokenizer.fallback()
+    counts = np.full((len(read_fate(context, number)), 3), -1)
     for split, shard in shards.items():
         with written_aside(context.path(ENCODE, number, split)) as file:
             file.write(shard.pack(tokenizer, where, labels, f"part {number}, {split}"))
+        shard.count(tokenizer, fallback, counts)
+    with written_aside(context.path(ENCODE, number, "tokens")) as file:
+        file.write(counts.tobytes())
     return {split: shard.bytes for split, shard in shards.items()}
 
 
@@ -157,6 +163,14 @@ class _PartOfShard:
         np.savez(content, allow_pickle=False, **arrays)
         return content.getvalue()
 
+    def count(self, tokenizer: Tokenizer, fallback: np.ndarray, counts: np.ndarray) -> None:
+        """Adds to the `counts` [documents of the part, 3] of those in this split."""
+        ids, ends = np.concatenate(self.ids), np.cumsum([len(one) for one in self.ids])
+        counts[self.numbers] = np.maximum(counts[self.numbers], 0)
+        for column, marked in enumerate((None, fallback[ids], ids == tokenizer.special.unk)):
+            before = ends if marked is None else np.concatenate([[0], np.cumsum(marked)])[ends]
+            counts[self.numbers, column] += np.diff(before, prepend=0)
+
     def _origins(self, where: list[tuple[str, int | None]]) -> dict[str, np.ndarray]:
         """Names of files, and of each document which it is from and the line (0: the whole of it)."""
         found = [where[document] for document in self.numbers]
@@ -168,6 +182,10 @@ class _PartOfShard:
         found = [labels[document] for document in self.numbers]
         names = {name: i for i, name in enumerate(dict.fromkeys(found))}
         return {"names": np.array(list(names)), "labels": np.array([names[label] for label in found], np.int32)}
+
+
+def read_tokens(context: Context, number: int) -> np.ndarray:
+    return np.frombuffer(read_bytes(context.path(ENCODE, number, "tokens")), np.int64).reshape(-1, 3)
 
 
 def join_parts(

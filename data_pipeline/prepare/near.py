@@ -6,6 +6,7 @@ It looks at the documents that exact comparison left, with `data_pipeline/dedup/
 from __future__ import annotations
 
 import functools
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,10 +39,11 @@ def read_texts(context: Context, number: int, task: tuple[int, Part]) -> Iterato
 
 
 def compare_near(
-    context: Context, tasks: list[tuple[int, Part]], fates: Fates, leaks: Leaks, dealer: Dealer, workers: int, log: Log
-) -> Fates:
+    context: Context, tasks: list[tuple[int, Part]], fates: Fates, leaks: Leaks, dealer: Dealer, copies: list[array],
+    workers: int, log: Log,
+) -> Fates:  # fmt: skip
     """Returns new fates, in which near-duplicates are dropped and the others share a split with those that are alike; adds
-    the leaks that pinned sources make."""
+    what each repeats to `copies`, and the leaks that pinned sources make."""
     config: DataConfig = context.held["config"]
     (context.folder / NEAR).mkdir(exist_ok=True)
     for number, fate in enumerate(fates):
@@ -60,19 +62,23 @@ def compare_near(
         return np.flatnonzero(fates[number]), names.of_shard(found.shards, number)
 
     out = dealer.deal(fates, members)
-    _drop(out, fates, found)
+    _drop(out, fates, found, copies)
     if any(source.config.split for source in context.held["sources"]):
         _find_leaks(tasks, out, members, leaks)
     return out
 
 
-def _drop(fates: Fates, earlier: Fates, found: Found) -> None:
-    """Drops what repeats a document of its own split; documents are numbered among those that were left `earlier`."""
+def _drop(fates: Fates, earlier: Fates, found: Found, copies: list[array]) -> None:
+    """Drops what repeats a document of its own split, and notes which; documents are numbered among those left `earlier`."""
+    places = np.concatenate([np.flatnonzero(old).astype(np.uint32) for old in earlier])  # in their parts
     splits = np.concatenate([fate[old > 0] for fate, old in zip(fates, earlier)])
     for number, (fate, old) in enumerate(zip(fates, earlier)):
         how, of = read_fates(found.shards, number, found.exact, found.near)
         gone = (how != KEPT) & (splits[of] == splits[slice(*found.shards.span(number))])
-        fate[np.flatnonzero(old)[gone]] = 0
+        here = np.flatnonzero(old)[gone]
+        fate[here] = 0
+        part = np.searchsorted(found.shards.bases, of[gone], side="right") - 1
+        copies[number].extend(np.stack([here, part, places[of[gone]]], axis=1).astype(np.int64).ravel().tolist())
 
 
 def _find_leaks(tasks: list[tuple[int, Part]], fates: Fates, members: Members, leaks: Leaks) -> None:

@@ -88,7 +88,7 @@ def test_our_own_source_reads_back_the_same_documents(prepared, config, corpus, 
     for number, name in enumerate(again.sources):
         form, split = name.split("_")
         assert documents(again, number, split) == documents(data, int(form == "prompt"), split), name
-    entry = next(entry for entry in again.manifest["sources"] if entry["name"] == "text_train")
+    entry = again.manifest["credits"]["text_train"]
     assert entry["license"] == "corpus: CC-BY-4.0\n\npairs: MIT"
     assert "文本" in entry["citation"]
 

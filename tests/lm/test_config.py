@@ -352,6 +352,12 @@ def test_what_cannot_matter_is_not_mentioned(changes):
     assert check_resume(saved(), edit(GOOD, **changes), "runs/a") == []
 
 
+def test_whom_a_source_cites_cannot_matter():
+    before, after = ({"a": SourceConfig(path="a.txt", license=text, url=text)} for text in ("", "CC0"))
+    old = to_json(edit(GOOD, data__path="", data__sources=before))
+    assert check_resume(old, edit(GOOD, data__path="", data__sources=after), "runs/a") == []
+
+
 def test_a_key_that_the_saved_run_did_not_have_is_judged_like_a_change():
     old = saved()
     del old["train"]["keep_last"]
