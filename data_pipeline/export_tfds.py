@@ -227,7 +227,9 @@ class _Writer:
         again, starts_again, _ = to_ids(records, self.tokenizer, add_bos, add_eos)
         names = ("prompt", "completion") if self.form == "prompt" else ("text",)
         return [
-            {**dict(zip(names, record.parts())), "ids": ids} if np.array_equal(one, ids) and start == start_again else None
+            {**dict(zip(names, record.parts())), "ids": ids}
+            if np.array_equal(one, ids) and start == start_again
+            else None
             for record, ids, one, start, start_again in zip(records, all_ids, again, starts, starts_again)
         ]
 

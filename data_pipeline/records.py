@@ -48,13 +48,17 @@ class Record:
 
 
 def pack_record(record: Record) -> bytes:
-    """Writes what `tasks.to_ids` needs of a record."""
+    """Writes what `tasks.to_ids` needs of a record: a text behind a zero byte, all else as JSON."""
     rendered = record.rendered
+    if rendered is None and record.completion is None:
+        return b"\0" + record.text.encode()
     values = [record.text, record.completion, [rendered.learned, rendered.literal] if rendered else None]
     return json.dumps(values, ensure_ascii=False).encode()
 
 
 def unpack_record(content: bytes) -> Record:
+    if content[:1] == b"\0":
+        return Record(content[1:].decode())
     text, completion, stretches = json.loads(content)
     if stretches is None:
         return Record(text, completion)
