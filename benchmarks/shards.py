@@ -71,7 +71,8 @@ def write(layout: str, folder: Path, ids: np.ndarray, offsets: np.ndarray) -> No
             some = sizes[at : at + step]
             part = ids[offsets[at] : offsets[min(at + step, len(sizes))]]
             zeros = np.zeros(len(some), np.int64)
-            writer.add(part, some, zeros - 1, zeros, np.array(0), np.array(["a.jsonl"]), np.stack([zeros, zeros], 1))
+            origins, name = np.stack([zeros, zeros], 1), np.array(["a.jsonl"])
+            writer.add(part, some, zeros - 1, zeros, np.array(0), name, origins, np.array([""]), zeros)
         writer.close()
     elif layout in RECORDS:
         writer = importlib.import_module("array_record.python.array_record_module").ArrayRecordWriter(

@@ -166,10 +166,11 @@ class _PartOfShard:
     def count(self, tokenizer: Tokenizer, fallback: np.ndarray, counts: np.ndarray) -> None:
         """Adds to the `counts` [documents of the part, 3] of those in this split."""
         ids, ends = np.concatenate(self.ids), np.cumsum([len(one) for one in self.ids])
-        counts[self.numbers] = np.maximum(counts[self.numbers], 0)
-        for column, marked in enumerate((None, fallback[ids], ids == tokenizer.special.unk)):
-            before = ends if marked is None else np.concatenate([[0], np.cumsum(marked)])[ends]
-            counts[self.numbers, column] += np.diff(before, prepend=0)
+        found = np.zeros((len(ends), 3), np.int64)
+        found[:, 0] = np.diff(ends, prepend=0)
+        for column, marked in ((1, fallback[ids]), (2, ids == tokenizer.special.unk)):  # few are
+            found[:, column] = np.bincount(np.searchsorted(ends, np.flatnonzero(marked), "right"), minlength=len(ends))
+        counts[self.numbers] = np.maximum(counts[self.numbers], 0) + found
 
     def _origins(self, where: list[tuple[str, int | None]]) -> dict[str, np.ndarray]:
         """Names of files, and of each document which it is from and the line (0: the whole of it)."""
