@@ -33,7 +33,8 @@ from benchmarks.input import memory
 from benchmarks.turns import Table, describe_machine
 from data_pipeline import sealed
 from data_pipeline.schema import UserError, run_main, split_flags
-from data_pipeline.store import ShardWriter, load_array
+from data_pipeline.shard_writer import ShardWriter
+from data_pipeline.store import load_array
 
 VOCAB, BATCH = 2**15, 32
 COLD, WARM_SECONDS = 64, 3.0  # batches, seconds
@@ -65,7 +66,7 @@ def prepare_layout(layout: str, folder: Path) -> None:
 def write(layout: str, folder: Path, ids: np.ndarray, offsets: np.ndarray) -> None:
     sizes = np.diff(offsets)
     if layout.startswith("memory map"):
-        writer = ShardWriter(folder, 0, "train", VOCAB, len(ids), False)
+        writer = ShardWriter(folder, 0, "train", VOCAB, len(sizes), len(ids), False, False)
         step = 4096
         for at in range(0, len(sizes), step):
             some = sizes[at : at + step]

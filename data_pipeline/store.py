@@ -19,7 +19,6 @@ import contextlib
 import errno
 import hashlib
 import hmac
-import io
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -108,64 +107,6 @@ def _content(hashes: dict[str, str]) -> dict[str, str]:
 
 def ids_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-
-
-class ShardWriter:
-    """Appends documents, of `tokens` ids in all, to the files of one source and split; `any_learned`: with conversations."""
-
-    def __init__(self, folder: Path, source: int, split: str, vocab_size: int, tokens: int, any_learned: bool):
-        self.stem, self.dtype = folder / f"{source:02d}.{split}", ids_dtype(vocab_size)
-        self.file = self._open("ids", self.dtype, tokens)
-        self.learned = self._open("learned", np.dtype("u1"), tokens) if any_learned else None
-        self.expected, self.tokens, self.unknown = tokens, 0, 0
-        self.sizes, self.loss_start, self.keys, self.origins = [], [], [], []
-        self.labels: list[np.ndarray] = []
-        self.files: dict[str, int] = {}
-        self.names: dict[str, int] = {}
-
-    def add(
-        self, ids: np.ndarray, sizes: np.ndarray, loss_start: np.ndarray, keys: np.ndarray, unknown: np.ndarray,
-        files: np.ndarray, origins: np.ndarray, names: np.ndarray, labels: np.ndarray, learned: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
-        """Adds documents: their `ids` one after the other, of each its size, loss start, key, file and line, label."""
-        self.file.write(ids.astype(self.dtype).tobytes())  # tofile would hide why a write fails
-        if self.learned is not None:
-            self.learned.write(bytes(len(ids)) if learned is None else learned.astype(np.uint8).tobytes())
-        self.tokens += len(ids)
-        self.unknown += int(unknown)
-        numbers = np.array([self.files.setdefault(name, len(self.files)) for name in files.tolist()], np.int64)
-        origins = np.stack([numbers[origins[:, 0]], origins[:, 1]], axis=1)
-        numbers = np.array([self.names.setdefault(name, len(self.names)) for name in names.tolist()], np.int32)
-        for held, new in (
-            (self.sizes, sizes), (self.loss_start, loss_start), (self.keys, keys), (self.origins, origins),
-            (self.labels, numbers[labels]),
-        ):  # fmt: skip
-            held.append(new)
-
-    def close(self) -> dict[str, int]:
-        """Completes the files; returns the counts for the manifest."""
-        assert self.tokens == self.expected
-        for file in (self.file, self.learned):
-            if file is not None:
-                file.close()
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate(self.sizes))])
-        save_array(f"{self.stem}.offsets.npy", offsets.astype(np.int64))
-        save_array(f"{self.stem}.loss_start.npy", np.concatenate(self.loss_start).astype(np.int32))
-        save_array(f"{self.stem}.keys.npy", np.concatenate(self.keys).astype(np.uint64))
-        save_array(f"{self.stem}.origins.npy", np.concatenate(self.origins).astype(np.int64))
-        write_text(Path(f"{self.stem}.files.json"), [json.dumps(list(self.files), indent=0)])
-        if any(self.names):
-            save_array(f"{self.stem}.labels.npy", np.concatenate(self.labels))
-            write_text(Path(f"{self.stem}.labels.json"), [json.dumps(list(self.names), ensure_ascii=False, indent=0)])
-        return {"documents": len(offsets) - 1, "tokens": self.tokens, "unknown": self.unknown}
-
-    def _open(self, kind: str, dtype: np.dtype, tokens: int) -> IO[bytes]:
-        head = io.BytesIO()
-        np.lib.format.write_array_header_1_0(head, {"descr": dtype.str, "fortran_order": False, "shape": (tokens,)})
-        assert len(head.getvalue()) == NPY_HEAD
-        file = sealed.open_to_write(f"{self.stem}.{kind}.npy")  # closed by close()
-        file.write(head.getvalue())
-        return file
 
 
 def save_array(path: Path | str, array: np.ndarray) -> None:

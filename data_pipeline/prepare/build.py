@@ -69,7 +69,7 @@ CODE = (
     "array_records", "built_in_templates", "chat", "chat_template", "clean", "conversation", "documents", "example", "find_files",
     "forms", "hf_dataset", "hf_folder", "hf_tokenizer", "html_file", "http_message", "line_file", "lines", "marks", "mix",
     "package_source", "packed", "page", "page_encoding", "page_process", "parse", "records", "row_file", "scan", "sealed",
-    "sentencepiece_tokenizer", "sources", "split", "store", "tables", "tasks", "tfds_source", "tfrecord", "tokenizer",
+    "sentencepiece_tokenizer", "shard_writer", "sources", "split", "store", "tables", "tasks", "tfds_source", "tfrecord", "tokenizer",
     "train_tokenizer", "warc",
 )  # fmt: skip
 

@@ -34,7 +34,10 @@ REPEATS = (
     "near-duplicate",
     ONLY_REPEATED,
 )  # the last repeats no document, part -1
-AT_ONCE = 2**23  # documents whose keys are compared at once: about 500 MB
+AT_ONCE, RANGES = (
+    2**18,
+    64,
+)  # documents whose keys are compared at once, of 80 bytes each; but in so many ranges at most
 
 
 @dataclass
@@ -118,7 +121,7 @@ def _compare(
     relabelled: list[set[int]] = [set() for _ in tasks]
     fates = [read_arrays(context, number)["splits"].copy() for number in range(len(tasks))]
     total, leaks = sum(map(len, fates)), Leaks()
-    ranges = max(1, -(-total // AT_ONCE))
+    ranges = min(max(1, -(-total // AT_ONCE)), RANGES)
     pinned = np.array([bool(source.config.split) for source in sources])
     for turn in range(ranges):
         chosen = []
@@ -127,9 +130,12 @@ def _compare(
             keys = arrays["key"]
             index = np.flatnonzero(keys[:, 0].astype(np.int64) * ranges // 256 == turn)
             halves = keys[index].view(">u8").reshape(-1, 2).astype(np.uint64)
-            chosen.append(
-                (halves, np.full(len(index), number), index, np.full(len(index), source), arrays["label"][index])
+            here = (
+                np.full(len(index), number, np.int32),
+                index.astype(np.int32),
+                np.full(len(index), source, np.int32),
             )
+            chosen.append((halves, *here, arrays["label"][index]))
         halves, part, index, source, label = (np.concatenate([c[n] for c in chosen]) for n in range(5))
         order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the earliest document of a key comes first
         halves, part, index, source, label = (array[order] for array in (halves, part, index, source, label))

@@ -32,7 +32,8 @@ from data_pipeline.records import Part, Place, Record, Source
 from data_pipeline.scan import document_key, part_for
 from data_pipeline.schema import UserError
 from data_pipeline.sealed import open_to_read, read_bytes
-from data_pipeline.store import ShardWriter, ids_dtype
+from data_pipeline.shard_writer import ShardWriter
+from data_pipeline.store import ids_dtype
 from data_pipeline.tasks import to_ids
 from data_pipeline.tokenizer import STAND_IN, Tokenizer
 from data_pipeline.whole_file import written_aside
@@ -194,11 +195,12 @@ def join_parts(
 ) -> dict[str, int]:
     """Puts the parts of a source together, in their order; returns counts."""
     paths = [path for number in numbers if (path := context.path(ENCODE, number, split)).exists()]
-    tokens, any_learned = 0, False
+    documents, tokens, learned, labelled = 0, 0, False, False
     for path in paths:
         with open_to_read(path) as file, np.load(file) as arrays:
-            tokens, any_learned = tokens + int(arrays["sizes"].sum()), any_learned or "learned" in arrays
-    writer = ShardWriter(folder, source, split, vocab_size, tokens, any_learned)
+            documents, tokens = documents + len(arrays["sizes"]), tokens + int(arrays["sizes"].sum())
+            learned, labelled = learned or "learned" in arrays, labelled or any(arrays["names"].tolist())
+    writer = ShardWriter(folder, source, split, vocab_size, documents, tokens, learned, labelled)
     for path in paths:
         with open_to_read(path) as file, np.load(file) as arrays:
             writer.add(**arrays)

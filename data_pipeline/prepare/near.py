@@ -28,6 +28,7 @@ from data_pipeline.sealed import read_bytes
 from data_pipeline.whole_file import written_aside
 
 NEAR = "near"
+MEMORY_BYTES = 2**26  # that a process sorts at a time
 
 
 def read_texts(context: Context, number: int, task: tuple[int, Part]) -> Iterator[tuple[bytes, str, str]]:
@@ -54,7 +55,7 @@ def compare_near(
     with _each(context, workers) as each:
         rule = DedupRule(same=config.clean.near_dedup)
         known = known_file(config, NAMES)
-        found = deduplicate(texts, context.folder / NEAR, rule, each, known=known, rank=dealer.rank)
+        found = deduplicate(texts, context.folder / NEAR, rule, each, MEMORY_BYTES, known, dealer.rank)
     sealed.copy(found.names, context.folder / NAMES)
     names = Names(found.names)
 
