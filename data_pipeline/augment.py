@@ -6,7 +6,10 @@ with 2^20 tokens (tests/data_pipeline/test_augment.py): token_dropout=0.1 masks 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from data_pipeline.config import AugmentConfig
 from data_pipeline.quiet_tf import import_tf
@@ -18,6 +21,17 @@ DROPOUT, SPAN = 1, 2  # keep the two draws apart
 
 def is_on(config: AugmentConfig) -> bool:
     return config.token_dropout > 0 or config.span_mask > 0
+
+
+def is_selective(config: AugmentConfig) -> bool:
+    """Says whether some documents are left as they are."""
+    return config.only_repeats or bool(config.labels)
+
+
+def changes(config: AugmentConfig, epochs: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Says of each document, by its epoch and its class, whether it is augmented."""
+    chosen = (epochs > 0) | (not config.only_repeats)
+    return chosen & np.isin(np.array(labels, str), config.labels) if config.labels else chosen
 
 
 def augment_batch(batch: dict[str, Any], config: AugmentConfig, bos_id: int, mask_id: int) -> dict[str, Any]:

@@ -9,28 +9,33 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import numpy as np
 
-from data_pipeline.augment import augment_batch, is_on
-from data_pipeline.config import SPLITS, DataConfig, check_data_config
+from data_pipeline.augment import augment_batch, is_on, is_selective
+from data_pipeline.buffers import Buffers, plan_prefetch
+from data_pipeline.config import SPLITS, AugmentConfig, DataConfig, check_data_config
+from data_pipeline.documents import DocumentReader, Texts
 from data_pipeline.feed import Batch, Calls, TrainBatches
-from data_pipeline.mix import Mixture, epoch_key, make_key, permute
+from data_pipeline.mix import FOREVER, Mixture, epoch_key, make_key, permute
+from data_pipeline.parts import check_labels, leave_unchanged, prepared_parts, streamed_parts
 from data_pipeline.prepare.build import prepare
 from data_pipeline.quiet_tf import import_tf
 from data_pipeline.records import Named, Source
-from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader, read_rows
+from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, UNCHANGED, RowReader, read_rows
 from data_pipeline.schema import ConfigError, UserError
-from data_pipeline.store import Prepared
-from data_pipeline.stream import DocumentReader, StreamedBatches, Streams
-from data_pipeline.tasks import Cut, check_tokenizer, cut_chunks
+from data_pipeline.shares import Part, describe_epochs, format_epochs, make_mixture
+from data_pipeline.store import Prepared, Shard
+from data_pipeline.stream import StreamedBatches, Streams
+from data_pipeline.tasks import Chunks, Cut, check_tokenizer, cut_chunks
 from data_pipeline.tokenizer import Tokenizer
 
 VERSION = 1  # raise it when the same prepared data gives other batches
+ENDED = "every source has been read as often as its max_epochs allows"
 EVAL_ORDER = 0xE7A1  # key of the one shuffled order of evaluation rows, so that the first rows are a fair sample
-PREFETCH = 4  # batches read ahead
+PREFETCH = 4  # batches read ahead, where config.data.buffer_bytes has room for them
 LOCATED = 4096  # rows whose places are computed at once: one batch alone takes as long, nearly all of it calls of numpy
 
 
@@ -43,6 +48,7 @@ class Data:
         special = self.tokenizer.special
         self.pad_id = special.pad if special.pad >= 0 else max(special.eos, 0)
         check_tokenizer(self.tokenizer, config.add_bos, config.split.by == "hash", is_on(config.augment))
+        check_labels(config, prepared)
         self.cuts: list[list[Cut]] = [[] for _ in sources]
         self.readers = {split: self._open(split) for split in SPLITS}
         self._check(log)
@@ -58,30 +64,33 @@ class Data:
         """Yields the batches of steps `start_step`, `start_step + 1`, ...: rows `rows[0]` to `rows[1]` of each."""
         if self.config.streaming:
             return self._stream(start_step, rows, state)
-        n_rows = sum(len(reader) for _, reader in self.readers["train"])
+        n_rows = self._rows("train")
         if n_rows < self.config.batch_size:
             raise UserError(
                 f"the train split has {n_rows} rows of {self.config.seq_len} tokens, fewer than config.data.batch_size="
                 f"{self.config.batch_size}: lower it or config.data.seq_len, or add text"
             )
         tf = import_tf()
-        origins, calls = is_on(self.config.augment), Calls()
+        origins, calls, buffers = is_on(self.config.augment), Calls(), Buffers(self.config.buffer_bytes)
+        ahead, held = plan_prefetch(self.config, rows[1] - rows[0], PREFETCH, origins)
+        buffers.add("batches read ahead", "config.data.batch_size or seq_len", held)
         dtypes = BATCH_DTYPES | (ORIGIN_DTYPES if origins else {})
-        mixture, readers = self._mixture()
+        mixture, readers = self.mixture, [reader for _, reader in self.parts]
 
         local = np.arange(*rows)
-        steps = max(LOCATED // max(len(local), 1), 1)
+        steps, end = max(LOCATED // max(len(local), 1), 1), mixture.end // self.config.batch_size
 
         @lru_cache(maxsize=2)
         def locate(block: int) -> list[np.ndarray]:
-            step = np.arange(block * steps, (block + 1) * steps)
+            step = np.arange(block * steps, min((block + 1) * steps, end))
             places = step[:, None] * self.config.batch_size + local
             return [array.reshape(places.shape) for array in mixture.locate(places.reshape(-1))]
 
         def read(step: np.ndarray) -> list[np.ndarray]:
             block, nth = divmod(int(step), steps)
             source, epoch, row = (array[nth] for array in locate(block))
-            batch = read_rows(readers, source, row, epoch_key(self.config.seed, epoch) if origins else None)
+            buffers.check()
+            batch = read_rows(readers, source, row, self._epoch_keys(epoch) if origins else None)
             return [batch[name] for name in dtypes]
 
         def to_batch(step: Any) -> dict[str, Any]:
@@ -91,23 +100,54 @@ class Data:
             return self._augment(batch) if origins else batch
 
         dataset = tf.data.Dataset.counter(start=start_step).map(to_batch)
-        return TrainBatches(dataset.prefetch(PREFETCH), calls)
+        if mixture.end < FOREVER:
+            dataset = dataset.take(max(end - start_step, 0))
+        return TrainBatches(dataset.prefetch(ahead), calls, f"after {end:,} steps {ENDED}")
 
-    def _mixture(self) -> tuple[Mixture, list[RowReader]]:
-        numbers, readers = zip(*self.readers["train"])
-        sizes, weights = [len(reader) for reader in readers], [self._weight(n) for n in numbers]
-        return Mixture([self.sources[n].name for n in numbers], sizes, weights, self.config.seed), list(readers)
+    @cached_property
+    def parts(self) -> list[tuple[Part, RowReader]]:
+        """What training rows are mixed of, where they are prepared."""
+        return prepared_parts(self.config, self.prepared, self.sources, self.readers["train"], self._pack)
+
+    @cached_property
+    def texts(self) -> list[tuple[Part, Texts, float]]:
+        """What training rows are mixed of, where they are streamed."""
+        return streamed_parts(self.config, self.prepared, self.sources, self.tokenizer)
+
+    @cached_property
+    def mixture(self) -> Mixture:
+        """The order of the training rows; where they are streamed, about that."""
+        return make_mixture(self.config, self._parts())
+
+    def _parts(self) -> list[Part]:
+        return [part for part, *_ in (self.texts if self.config.streaming else self.parts)]
+
+    def _epoch_keys(self, epoch: np.ndarray) -> np.ndarray:
+        keys = epoch_key(self.config.seed, epoch)
+        return np.where(epoch > 0, keys, UNCHANGED) if self.config.augment.only_repeats else keys
+
+    def describe_steps(self, steps: int) -> list[str]:
+        """Says how often each source and class is read in `steps` steps; raises ConfigError where its rows do not suffice."""
+        table = self._epochs(steps)
+        end = self.mixture.end // self.config.batch_size
+        if steps > end and not self.config.streaming:
+            raise ConfigError(
+                f"config.train.steps={steps:,}: after {end:,} steps {ENDED}; train for so many, or raise them"
+            )
+        return list(format_epochs(table, steps, self.config.streaming))
+
+    def _epochs(self, steps: int) -> list[dict[str, Any]]:
+        return describe_epochs(self.mixture, self._parts(), self.config, steps)
 
     def trace(self, step: int, row: int) -> tuple[int, int, list[tuple[int, int, int]]]:
         """Says what row `row` of step `step` holds: (source, epoch, [(document, first token of it, tokens)])."""
-        mixture, readers = self._mixture()
         place = np.array([step * self.config.batch_size + row])
-        source, epoch, number = (int(array[0]) for array in mixture.locate(place))
-        reader = readers[source]
+        source, epoch, number = (int(array[0]) for array in self.mixture.locate(place))
+        part, reader = self.parts[source]
         chunks, order = reader.chunks, reader.rows.order[reader.rows.first[number] : reader.rows.first[number + 1]]
         starts = chunks.start[order] - reader.shard.offsets[chunks.document[order]]
         held = zip(chunks.document[order].tolist(), starts.tolist(), chunks.length[order].tolist())
-        return self.readers["train"][source][0], epoch, list(held)
+        return part.source, epoch, list(held)
 
     def eval_batches(self, split: str, batch_size: int, rows: tuple[int, int]) -> Iterator[Batch]:
         """Yields every row of a split once, in one fixed order; the last batch is filled with rows of weight 0."""
@@ -124,8 +164,8 @@ class Data:
                 row[: len(places)] = shuffled - (ends - sizes)[source[: len(places)]]
             yield read_rows(readers, source, row)
 
-    def summary(self) -> dict[str, Any]:
-        """Returns JSON values: what each source gives to each split, and what was dropped and changed."""
+    def summary(self, steps: int = 0) -> dict[str, Any]:
+        """Returns JSON values: what each source gives to each split, what was dropped and changed, its epochs in `steps`."""
         sources = {}
         for number, entry in enumerate(self.prepared.manifest["sources"]):
             splits = {split: dict(counts) for split, counts in entry["splits"].items()}
@@ -135,44 +175,43 @@ class Data:
                         splits[split] |= _describe(reader)
             kept = {key: entry[key] for key in ("read", "kept", "dropped", "changed")}
             sources[entry["name"]] = {**kept, "weight": self._weight(number), "splits": splits}
-        rows = {split: sum(len(reader) for _, reader in self.readers[split]) for split in SPLITS}
+        rows = {split: self._rows(split) for split in SPLITS}
         epochs = self.config.batch_size / rows["train"] if rows["train"] else None
-        return {"sources": sources, "rows": rows, "epochs_per_step": epochs, "folder": str(self.prepared.folder)}
+        return {"sources": sources, "rows": rows, "epochs_per_step": epochs, "folder": str(self.prepared.folder),
+                **({"epochs": self._epochs(steps)} if steps else {})}  # fmt: skip
+
+    def _rows(self, split: str) -> int:
+        readers = self.parts if split == "train" and not self.config.streaming else self.readers[split]
+        return sum(len(reader) for _, reader in readers)
 
     def _stream(self, start_step: int, rows: tuple[int, int], state: bytes | None) -> TrainBatches:
-        numbers = self._training_sources()
-        groups = [[n] for n in numbers] if any(map(self._weight, numbers)) else [numbers]
-        readers = [
-            DocumentReader(
-                self.config,
-                [(cast(Source, self.sources[n]), *self.prepared.places(n, "train")) for n in group],
-                self.tokenizer,
-            )
-            for group in groups
-        ]
-        mixture = Mixture([self.sources[n].name for n in numbers], [1] * len(numbers), [self._weight(n) for n in numbers],
-                          self.config.seed)  # fmt: skip
-        streams = Streams(self.config, readers, mixture, self.tokenizer, self.pad_id)
-        return StreamedBatches(
-            streams.dataset(rows, self._augment), streams.calls, self.fingerprint, start_step, rows, state
-        )
+        parts, config = self.texts, self.config
+        mixture = make_mixture(config, self._parts(), known=False)
+        groups = [[texts] for _, texts, _ in parts] if mixture.weighted else [[texts for _, texts, _ in parts]]
+        readers = [DocumentReader(config, group, self.tokenizer) for group in groups]
+        ratio = max(ratio for _, _, ratio in parts)
+        streams = Streams(config, readers, mixture, self.tokenizer, self.pad_id, rows, ratio)
+        dataset = streams.dataset(self._augment)
+        return StreamedBatches(streams, dataset, self.fingerprint, start_step, rows, state)
 
     def _augment(self, batch: dict[str, Any]) -> dict[str, Any]:
-        special = self.tokenizer.special
-        return augment_batch(batch, self.config.augment, special.bos, special.mask)
+        special, config = self.tokenizer.special, self.config.augment
+        out = augment_batch(batch, config, special.bos, special.mask)
+        if is_selective(config):  # a key of 0 is that of a document which stays as it is
+            tf = import_tf()
+            out = {name: tf.where(batch["keys"] == 0, batch[name], values) for name, values in out.items()}
+        return out
 
     def _weight(self, number: int) -> float:
         return self.sources[number].config.weight
-
-    def _training_sources(self) -> list[int]:
-        entries = self.prepared.manifest["sources"]
-        return [number for number, entry in enumerate(entries) if entry["kept"].get("train")]
 
     def _open(self, split: str) -> list[tuple[int, RowReader]]:
         config, readers = self.config, []
         for number in range(len(self.sources)):
             if self.prepared.has_shard(number, split):
                 shard = self.prepared.shard(number, split)
+                if split == "train":
+                    shard = leave_unchanged(shard, config, self.prepared.label_names(number, split))
                 chunks = cut_chunks(
                     shard.offsets,
                     shard.loss_start,
@@ -181,12 +220,15 @@ class Data:
                     config.loss_on_prompt,
                     shard.learned,
                 )
-                bos_id = self.tokenizer.special.bos
-                reader = RowReader(shard, chunks, config.seq_len, config.packing, bos_id, self.pad_id)
+                reader = self._pack(shard, chunks)
                 self.cuts[number].append(chunks.cut)
                 if len(reader):
                     readers.append((number, reader))
         return readers
+
+    def _pack(self, shard: Shard, chunks: Chunks) -> RowReader:
+        config, special = self.config, self.tokenizer.special
+        return RowReader(shard, chunks, config.seq_len, config.packing, special.bos, self.pad_id)
 
     def _check(self, log: Callable[[str], None]) -> None:
         """Raises UserError for data that cannot train; says what is allowed but unexpected."""
@@ -205,7 +247,8 @@ class Data:
                     f"source {source.name}: {lost} conversations have no answer within {config.seq_len} tokens and are left out"
                 )
         rows = sum(len(reader) for _, reader in self.readers["train"])
-        if not rows and not (config.streaming and self._training_sources()):
+        streamed = config.streaming and any(entry["kept"].get("train") for entry in self.prepared.manifest["sources"])
+        if not rows and not streamed:
             raise UserError("the train split is empty: lower config.data.split.validation and test, or add documents")
         pinned = {source.config.split for source in self.sources}
         for split, share in (("validation", config.split.validation), ("test", config.split.test)):
@@ -222,13 +265,28 @@ class Data:
     def _fingerprint(self) -> str:
         config = asdict(self.config)
         for key in ("path", "sources", "prepared", "split", "tokenizer", "cache_dir", "on_bad", "max_bad_fraction", "max_line_bytes",
-                    "allow_leak", "min_completion_kept"):  # fmt: skip
+                    "allow_leak", "min_completion_kept", "buffer_bytes"):  # fmt: skip
             del config[key]  # they decide what is prepared, and its content is in the hash below
+        for section, values, keys in (  # keys that came later, which change no batch where they are not used
+            (config, DataConfig(), ("mixture", "temperature", "label_shares")),
+            (config["augment"], AugmentConfig(), ("only_repeats", "labels")),
+        ):
+            for key in keys:
+                if section[key] == getattr(values, key):
+                    del section[key]
         if not self.config.streaming:  # which cleans while it reads, so its text is not in what is prepared
             del config["shuffle_documents"], config["clean"], config["chat"]
         if not is_on(self.config.augment):
             del config["augment"]
-        weights = [[source.name, source.config.weight] for source in self.sources]
+        by_epochs = any(source.config.epochs or source.config.max_epochs for source in self.sources)
+        weights = [
+            [
+                source.name,
+                source.config.weight,
+                *(n for n in (source.config.epochs, source.config.max_epochs) if by_epochs),
+            ]
+            for source in self.sources
+        ]
         identity = [cast(Source, source).identity() for source in self.sources] if self.config.streaming else []
         content = self.prepared.content_sha256()
         what = [VERSION, config, weights, identity, content, self.tokenizer.sha256]

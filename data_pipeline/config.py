@@ -30,6 +30,8 @@ class SourceConfig:
         ""  # a file, a folder or a glob; for package: a module name or "stdlib"; for tfds: NAME[/CONFIG][:VERSION]
     )
     weight: float = 0.0  # share of training rows; 0 in every source: each row once an epoch
+    epochs: float = 0.0  # in place of weights: a source with 2 is read twice as often as one with 1; 0: not used
+    max_epochs: float = 0.0  # it is read at most so often, then its share goes to the others; 0: no limit
     split: str = ""  # "" | train | validation | test: puts the whole source into one split
     document: str = "file"  # text: one document is a "file", a "paragraph" (blank lines between) or a "line"
     records: str = "source"  # package: "source" (files) or "docstrings" (function -> docstring as prompt, completion)
@@ -111,6 +113,8 @@ class AugmentConfig:
     token_dropout: float = 0.0  # share of input tokens replaced by the mask token
     span_mask: float = 0.0  # share of input tokens in spans that are replaced by the mask token
     span_length: int = 3  # tokens in such a span
+    only_repeats: bool = False  # leave a document as it is the first time; change it in its later epochs
+    labels: tuple[str, ...] = ()  # change documents of these classes only (a source's label_field); (): of all
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,15 @@ class DataConfig:
 
     path: str = ""  # one file, folder or glob, of a kind told by its name; when set, it stands in place of `sources`
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # or several, by name
+    mixture: tuple[
+        tuple[int, str], ...
+    ] = ()  # weights from a step on, as ((0, "web=0.8,code=0.2"), (9000, "web=1,code=1"))
+    temperature: float = (
+        0.0  # in place of weights: share of a source ~ rows ** (1 / temperature); 1: by size; 0: not used
+    )
+    label_shares: tuple[
+        str, ...
+    ] = ()  # shares of the classes in a source: ("uniform",), ("sqrt",), ("spam=0.3", "ham=0.7")
     prepared: str = ""  # a folder that `data_pipeline.prepare --out` wrote: read as it is, in place of path and sources
     clean: CleanConfig = CleanConfig()
     split: SplitConfig = SplitConfig()
@@ -136,6 +149,7 @@ class DataConfig:
     seed: int = 0  # order of rows, augmentation
     streaming: bool = False  # read, clean, tokenise and pack on the fly instead of preparing first
     shuffle_documents: int = 2048  # streaming: documents in the shuffle buffer
+    buffer_bytes: int = 2**30  # of host memory for all that is read ahead; more is refused before the run, or stops it
     cache_dir: str = "data_cache"  # prepared data lives here, by the hash of what made it
     on_bad: str = "error"  # a bad row: "error" stops, "skip" counts and reports
     max_bad_fraction: float = 0.01  # skip: more bad rows than this stop all the same
@@ -175,11 +189,10 @@ def check_data_config(data: DataConfig) -> list[str]:
         one_of(f"{key}.form", source.form, FORMS)
         one_of(f"{key}.document", source.document, ("file", "paragraph", "line"))
         one_of(f"{key}.records", source.records, ("source", "docstrings"))
-        must(source.weight >= 0, f"{key}.weight: must be >= 0, got {source.weight}")
         must(source.max_documents >= 0, f"{key}.max_documents: must be >= 0 (0 reads all), got {source.max_documents}")
-    training = [s for s in data.sources.values() if s.split in ("", "train")]
-    weighted = [s for s in training if s.weight > 0]
-    must(len(weighted) in (0, len(training)), "sources: give every training source a weight > 0, or none")
+    from data_pipeline.shares import check_shares
+
+    problems += check_shares(data)
     must(
         not data.streaming or bool(data.tokenizer.path) or data.tokenizer.kind == "bytes",
         "streaming=True needs a tokenizer that exists: set config.data.tokenizer.path (train one with "
@@ -225,6 +238,7 @@ def check_data_config(data: DataConfig) -> list[str]:
     must(0 <= data.max_bad_fraction <= 1, "max_bad_fraction: must be in [0, 1]")
     must(0 <= data.min_completion_kept <= 1, "min_completion_kept: must be in [0, 1]")
     must(data.shuffle_documents >= 1, "shuffle_documents: must be >= 1")
+    must(data.buffer_bytes >= 2**24, f"buffer_bytes: must be >= {2**24:,} (16 MiB), got {data.buffer_bytes:,}")
     must(data.max_line_bytes >= 1024, "max_line_bytes: must be >= 1024")
     must(data.seed >= 0, f"seed: must be >= 0, got {data.seed}")
     must(data.clean.min_chars >= 1, f"clean.min_chars: must be >= 1, got {data.clean.min_chars}")

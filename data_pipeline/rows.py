@@ -21,6 +21,8 @@ BATCH_DTYPES = {
 }
 # What augmentation needs besides; never part of a batch that leaves the pipeline.
 ORIGIN_DTYPES = {"keys": np.uint64, "places": np.int64}
+# Stands in place of the key of a document, or of an epoch, that augmentation leaves as it is; its `keys` are then 0.
+UNCHANGED = np.uint64(2**64 - 1)
 
 
 class RowReader:
@@ -88,7 +90,9 @@ class RowReader:
         batch = dict(zip(BATCH_DTYPES, (tokens, targets, segments, positions, weights)))
         if epoch_keys is not None:
             document = chunks.document[chunk]
-            batch["keys"] = spread(np.where(real, hash64(self.shard.keys[document] ^ epoch_keys[row]), 0), np.uint64)
+            keys, epochs = self.shard.keys[document], epoch_keys[row]
+            changed = real & (keys != UNCHANGED) & (epochs != UNCHANGED)
+            batch["keys"] = spread(np.where(changed, hash64(keys ^ epochs), 0), np.uint64)
             batch["places"] = spread(np.where(real, start - self.shard.offsets[document], 0), np.int64)
             batch["places"] += positions
         return {name: array.reshape(-1, self.seq_len) for name, array in batch.items()}

@@ -134,11 +134,13 @@ def _quantiles(values: np.ndarray) -> str:
     return " / ".join(f"{v:,.0f}" for v in np.quantile(values, QUANTILES))
 
 
-def show(data: Data, split: str, rows: int, colour: bool, ids: bool = False) -> Iterator[str]:
+def show(data: Data, split: str, rows: int, colour: bool, ids: bool = False, steps: int = 0) -> Iterator[str]:
     entries: list[dict[str, Any]] = data.prepared.manifest["sources"]
     yield from format_report(entries, data.tokenizer)
     yield f"Prepared data and ledger.jsonl: {data.prepared.folder}\n"
     yield from format_lengths(data)
+    if steps:
+        yield from data.describe_steps(steps)
     if not data.has_split(split):
         have = ", ".join(s for s in SPLITS if data.has_split(s))
         raise ConfigError(f"--split={split}: no document fell into it; there are {have}")
@@ -159,7 +161,7 @@ def show(data: Data, split: str, rows: int, colour: bool, ids: bool = False) -> 
 
 
 def main(argv: list[str]) -> None:
-    from lm.check import read_config
+    from lm.check import count_steps, read_config
 
     flags, overrides = split_flags(argv, {"config": "", "split": "train", "rows": "2", "ids": "false"}, USAGE)
     problems = [] if flags["config"] else ["name a config file: --config=configs/finetune.py; see --help"]
@@ -171,7 +173,9 @@ def main(argv: list[str]) -> None:
         raise ConfigError(problems)
     config = read_config(flags["config"], overrides)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    for line in show(open_data(config.data), flags["split"], int(flags["rows"]), colour, flags["ids"] == "true"):
+    data = open_data(config.data)
+    steps = count_steps(config, data.summary()["rows"]["train"]).train.steps
+    for line in show(data, flags["split"], int(flags["rows"]), colour, flags["ids"] == "true", steps):
         print(line)
     print(f"\nNext: python launch.py --config={flags['config']}")
 

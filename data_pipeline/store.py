@@ -6,7 +6,8 @@
 00.train.learned.npy     where there are conversations: 1 for each id that an assistant said
 00.train.keys.npy        64 bits that name the document
 00.train.origins.npy     which of the files in 00.train.files.json it is from, and its line there; no part of what batches are read from
-00.train.places.npy      streaming, in place of the others: where each document lies in its source
+00.train.places.npy      streaming, in place of ids: where each document lies in its source
+00.train.sizes.npy       and its bytes of text; no part of what batches are read from
 tokenizer/  ledger.jsonl  report.json  report.md
 manifest.json            what made it, counts, size and sha256 of every other file, and its own sha256; written last
 """
@@ -84,17 +85,19 @@ class Prepared:
         files = json.loads((self.folder / f"{stem}files.json").read_text("utf-8"))
         return files, np.load(self.folder / f"{stem}origins.npy")
 
-    def places(self, source: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (places int64 [documents, 4], keys uint64 [documents]) of a source that is streamed."""
+    def places(self, source: int, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Returns (places int64 [documents, 4], keys uint64, bytes of text int64, labels or None) of a source that is streamed."""
         stem = f"{source:02d}.{split}."
-        return np.load(self.folder / f"{stem}places.npy"), np.load(self.folder / f"{stem}keys.npy")
+        places, keys, sizes = (np.load(self.folder / f"{stem}{name}.npy") for name in ("places", "keys", "sizes"))
+        labels = np.load(self.folder / f"{stem}labels.npy") if self.label_names(source, split) else None
+        return places, keys, sizes, labels
 
     def content_sha256(self) -> dict[str, str]:
         """Returns the hash of every file that batches are read from."""
         read = (
             name
             for name in self.manifest["files"]
-            if name.endswith((".npy", ".labels.json")) and not name.endswith(".origins.npy")
+            if name.endswith((".npy", ".labels.json")) and not name.endswith((".origins.npy", ".sizes.npy"))
         )
         return {name: self.manifest["files"][name]["sha256"] for name in read}
 
@@ -158,10 +161,34 @@ class ShardWriter:
         np.save(f"{self.stem}.keys.npy", np.concatenate(self.keys).astype(np.uint64))
         np.save(f"{self.stem}.origins.npy", np.concatenate(self.origins).astype(np.int64))
         write_text(Path(f"{self.stem}.files.json"), [json.dumps(list(self.files), indent=0)])
-        if any(self.names):
-            np.save(f"{self.stem}.labels.npy", np.concatenate(self.labels))
-            write_text(Path(f"{self.stem}.labels.json"), [json.dumps(list(self.names), ensure_ascii=False, indent=0)])
+        _write_labels(str(self.stem), self.names, np.concatenate(self.labels))
         return {"documents": len(offsets) - 1, "tokens": self.tokens, "unknown": self.unknown}
+
+
+class PlacesWriter:
+    """Keeps where the documents of one source and split lie."""
+
+    def __init__(self, folder: Path, source: int, split: str):
+        self.stem, self.names = f"{folder}/{source:02d}.{split}", dict[str, int]()
+        self.places, self.keys, self.sizes, self.labels = [], [], [], []
+
+    def add(self, places: np.ndarray, keys: list[int], sizes: np.ndarray, labels: Iterable[str]) -> None:
+        self.places.append(places)
+        self.sizes.append(sizes)
+        self.keys += keys
+        self.labels += [self.names.setdefault(label, len(self.names)) for label in labels]
+
+    def close(self) -> None:
+        np.save(f"{self.stem}.places.npy", np.concatenate(self.places))
+        np.save(f"{self.stem}.sizes.npy", np.concatenate(self.sizes))
+        np.save(f"{self.stem}.keys.npy", np.array(self.keys, np.uint64))
+        _write_labels(self.stem, self.names, np.array(self.labels, np.int32))
+
+
+def _write_labels(stem: str, names: dict[str, int], labels: np.ndarray) -> None:
+    if any(names):
+        np.save(f"{stem}.labels.npy", labels)
+        write_text(Path(f"{stem}.labels.json"), [json.dumps(list(names), ensure_ascii=False, indent=0)])
 
 
 def open_prepared(folder: Path) -> Prepared | str:

@@ -273,7 +273,7 @@ def adapters_only(also: str = "") -> Table:
 RESUME_REFUSED = re.compile(
     r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype)|train\.seed|init\..*|lora\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
 )
-RESUME_IGNORED = re.compile(r"data\.(cache_dir|on_bad|max_bad_fraction)|debug\..*")
+RESUME_IGNORED = re.compile(r"data\.(cache_dir|on_bad|max_bad_fraction|buffer_bytes)|debug\..*")
 
 
 def check_resume(saved: Mapping[str, Any], config: Config, where: str) -> list[str]:

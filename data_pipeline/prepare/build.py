@@ -19,15 +19,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_pipeline.augment import is_on
 from data_pipeline.chat import template_source
 from data_pipeline.config import SPLITS, DataConfig, SourceConfig
 from data_pipeline.lines import hash_file
 from data_pipeline.prepare.decide import DECIDE, Tally, decide, read_fate
 from data_pipeline.prepare.encode import ENCODE, encode_part, join_parts, train_texts
-from data_pipeline.prepare.read import PART_BYTES, READ, evaluation_sets, evaluation_source, read_arrays, read_part
+from data_pipeline.prepare.read import (
+    PART_BYTES,
+    READ,
+    evaluation_sets,
+    evaluation_source,
+    read_arrays,
+    read_labels,
+    read_part,
+)
 from data_pipeline.prepare.stages import Context, run_stage
 from data_pipeline.records import Named, Part, Source
 from data_pipeline.report import format_report
@@ -36,6 +42,7 @@ from data_pipeline.scan import document_key
 from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.sources import open_sources
 from data_pipeline.store import (
+    PlacesWriter,
     Prepared,
     commit,
     explain_write,
@@ -154,7 +161,13 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
     described = []
     for source in sources:
         keys = asdict(source.config)
-        for name in ("path", "weight", "tfds_dir"):  # the same bytes elsewhere, or in another share, are the same
+        for name in (
+            "path",
+            "weight",
+            "epochs",
+            "max_epochs",
+            "tfds_dir",
+        ):  # the same bytes elsewhere, or more often, are the same
             del keys[name]
         described.append([source.name, keys, source.identity()])
     here = Path(__file__).parents[1]
@@ -219,7 +232,7 @@ def _build(
                 counts = join_parts(context, number, split, here, folder, tokenizer.vocab_size)
                 entry["splits"][split] = {**counts, "bytes": sum(encoded[i].get(split, 0) for i in here)}
         if config.streaming and tallies[number].kept["train"]:
-            _write_places(context, here, folder / f"{number:02d}.train")
+            _write_places(context, here, folder, number)
         entries.append(entry)
     result = {"seconds": round(time.monotonic() - began, 2), **_totals(entries, sum(sizes)), "sources": entries}
     write_text(folder / "report.json", [json.dumps(result, indent=1, ensure_ascii=False)])
@@ -275,12 +288,12 @@ def _write_ledger(context: Context, parts: int, folder: Path) -> None:
                     shutil.copyfileobj(part, file)
 
 
-def _write_places(context: Context, numbers: list[int], stem: Path) -> None:
-    """Where the training documents of a source lie, for streaming."""
-    places, keys = [], []
+def _write_places(context: Context, numbers: list[int], folder: Path, source: int) -> None:
+    """Where the training documents of a source lie, for streaming, with their sizes and labels."""
+    writer = PlacesWriter(folder, source, "train")
     for number in numbers:
         arrays, training = read_arrays(context, number), read_fate(context, number) & 1 == 1
-        places.append(arrays["place"][training])
-        keys += [document_key(key.tobytes(), "train") for key in arrays["key"][training]]
-    np.save(f"{stem}.places.npy", np.concatenate(places))
-    np.save(f"{stem}.keys.npy", np.array(keys, np.uint64))
+        keys = [document_key(key.tobytes(), "train") for key in arrays["key"][training]]
+        labels = itertools.compress(read_labels(context, number), training.tolist())
+        writer.add(arrays["place"][training], keys, arrays["bytes"][training], labels)
+    writer.close()

@@ -1,7 +1,8 @@
 """The first stage: what is in a part of a source, cleaned, and what became of every record?
 
 NUMBER.docs    the kept documents, packed (not when streaming, which reads them again)
-NUMBER.npz     of each: key (16 bytes), the splits it belongs to, characters that training would see, a hash of its label, its place
+NUMBER.npz     of each: key (16 bytes), the splits it belongs to, characters and UTF-8 bytes that training would see, a hash of its
+               label, its place
 NUMBER.where   [file:line, group, label] of each, one a line
 NUMBER.ledger  a line for each document that was dropped or edited
 """
@@ -105,7 +106,7 @@ class _Reader:
         self.changed: Counter[str] = Counter()
         self.keys: list[bytes] = []
         self.labels: list[int] = []
-        self.numbers: list[tuple[int, ...]] = []  # splits, characters, place
+        self.numbers: list[tuple[int, ...]] = []  # splits, characters, bytes, place
 
     def run(
         self, part: Part, ledger: IO[bytes], where_file: IO[bytes], docs: IO[bytes] | None, tick: Callable[[int], None]
@@ -177,20 +178,21 @@ class _Reader:
         if config.split.by == "position" and not cleaned.is_whole() and not pinned:
             parts = [part_for(cleaned, split, pinned, config).text for split in SPLITS]
             splits = CUT | sum(1 << n for n, text in enumerate(parts) if text)
-            chars = len(parts[0])
+            parts = parts[:1]
         else:
             splits = 1 << SPLITS.index(pinned or split_of(cleaned.group, key, config.split))
-            chars = sum(map(len, cleaned.parts()))
+            parts = cleaned.parts()
+        chars, size = sum(map(len, parts)), sum(len(part.encode()) for part in parts)
         self.keys.append(key)
         self.labels.append(document_key(b"", cleaned.label) if cleaned.label else 0)
-        self.numbers.append((splits, chars, *place))
+        self.numbers.append((splits, chars, size, *place))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        numbers = np.array(self.numbers, np.int64).reshape(-1, 6)
+        numbers = np.array(self.numbers, np.int64).reshape(-1, 7)
         return {
             "key": np.frombuffer(b"".join(self.keys), np.uint8).reshape(-1, 16),
-            "splits": numbers[:, 0].astype(np.uint8), "chars": numbers[:, 1], "place": numbers[:, 2:],
-            "label": np.array(self.labels, np.uint64),
+            "splits": numbers[:, 0].astype(np.uint8), "chars": numbers[:, 1], "bytes": numbers[:, 2],
+            "place": numbers[:, 3:], "label": np.array(self.labels, np.uint64),
         }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from data_pipeline.batch import open_data
 from data_pipeline.config import AugmentConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_pipeline.documents import DocumentReader, Texts
 from data_pipeline.schema import ConfigError, UserError, to_json
-from data_pipeline.stream import DocumentReader
 
 NEXT_BATCHES = """
 import json, sys
@@ -58,9 +58,8 @@ def test_streaming_reads_the_documents_that_preparation_keeps(opened, sources, b
         )
     got = Counter()
     for number, source in enumerate(streamed.sources):
-        reader = DocumentReader(
-            streamed.config, [(source, *streamed.prepared.places(number, "train"))], streamed.tokenizer
-        )
+        places, keys, sizes, _ = streamed.prepared.places(number, "train")
+        reader = DocumentReader(streamed.config, [Texts(source, places, keys, sizes)], streamed.tokenizer)
         records, epochs, _ = reader.read(np.arange(len(reader.order)))
         assert not epochs.any()
         got.update((number, "".join(record.parts())) for record in records)
