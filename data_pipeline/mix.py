@@ -82,6 +82,8 @@ class Mixture:
     rows that each part gives at most; what is left of its share then goes to the others, in proportion. Weights of 0: each
     row of all parts once an epoch.
 
+    Within a block the rows of a part come in any order, or `ordered` by epoch: none is then seen again before all were.
+
     With weights the stream is a list of stretches of blocks. Each block holds each part as often as its share says, in an
     order of its own, so the rows that a part gave before block n of a stretch are `drawn + n * counts`, and nothing need be
     counted. The last block of a phase may be shorter; one in which a part runs out has counts of its own.
@@ -90,9 +92,10 @@ class Mixture:
     def __init__(
         self, names: list[str], rows: list[int], weights: list[float], seed: int,
         later: Sequence[tuple[int, list[float]]] = (), limits: Sequence[int] = (),
+        ordered: bool = False,
     ):  # fmt: skip
         self.names, self.rows, self.seed = names, np.array(rows, np.int64), seed
-        self.weighted = any(weights)
+        self.weighted, self.ordered = any(weights), ordered
         self.ends = np.cumsum(self.rows)
         self.end = FOREVER  # the first place that no row is left for
         self.stretches: list[Stretch] = []
@@ -136,13 +139,29 @@ class Mixture:
         part, counter = np.empty_like(places), np.empty_like(places)
         for one in np.unique(number):
             here, stretch = number == one, self.stretches[one]
-            block, slot = np.divmod(places[here] - stretch.start, stretch.size)
-            slot = permute(slot, stretch.size, make_key(self.seed, 2, stretch.block + block))
+            block, place = np.divmod(places[here] - stretch.start, stretch.size)
+            slot = self._slots_by_epoch(stretch, block, place) if self.ordered else self._slots(stretch, block, place)
             slots = np.cumsum(stretch.counts)
             which = np.searchsorted(slots, slot, side="right")
             part[here] = which
             counter[here] = (stretch.drawn + stretch.counts - slots)[which] + block * stretch.counts[which] + slot
         return part, counter
+
+    def _slots(self, stretch: Stretch, block: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """Returns the slot that stands at a place of a block: slots are numbered part by part."""
+        return permute(place, stretch.size, make_key(self.seed, 2, stretch.block + block))
+
+    def _slots_by_epoch(self, stretch: Stretch, block: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """The same parts at the same places, but the slots of each part in rising order."""
+        out, places = np.empty_like(place), np.arange(stretch.size)
+        slots = np.cumsum(stretch.counts)
+        for number in np.unique(block):
+            here = block == number
+            part = np.searchsorted(slots, self._slots(stretch, np.full_like(places, number), places), side="right")
+            slot = np.empty_like(places)
+            slot[np.argsort(part, kind="stable")] = places
+            out[here] = slot[place[here]]
+        return out
 
     def _lay(self, phases: list[tuple[int, list[float]]], limits: np.ndarray) -> None:
         """Lays the stretches of all phases, to the place where no row is left."""

@@ -110,6 +110,9 @@ def check_shares(data: DataConfig) -> list[str]:
         )
     unused = [name for name in training if phases and not wrong and not any(table.get(name) for _, table in phases)]
     must(not unused, f"mixture: {', '.join(unused)} has no weight in any phase; name it, or take it out of sources")
+    ends = [name for name, source in training.items() if source.max_epochs]
+    must(not (data.streaming and ends and len(phases) > 1), f"sources.{ends[0] if ends else ''}.max_epochs: while streaming, "
+         "when a source ends is not known, nor then which step a row is in; mixture must have one phase, or prepare the data")  # fmt: skip
     shares = data.label_shares
     if shares and shares[0] not in CLASS_POWERS:
         problems += [f"config.data.label_shares: {problem}" for problem in read_table(shares)[1]]
@@ -141,7 +144,9 @@ def make_mixture(config: DataConfig, parts: Sequence[Part], known: bool = True) 
     ]
     rows = [part.rows for part in parts]
     names = [f"config.data.sources.{part}" for part in parts]
-    return Mixture(names, rows, phases[0][1], config.seed, phases[1:], limits if known else ())
+    limited = any(part.config.epochs or part.config.max_epochs for part in parts)
+    ordered = bool(config.mixture or config.temperature or config.label_shares or limited)  # plain weights came first
+    return Mixture(names, rows, phases[0][1], config.seed, phases[1:], limits if known else (), ordered)
 
 
 def _source_weights(config: DataConfig, parts: Sequence[Part]) -> list[tuple[int, dict[int, float]]]:

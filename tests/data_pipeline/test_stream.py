@@ -136,7 +136,5 @@ def test_streaming_needs_a_tokenizer_and_says_when_a_file_has_changed(opened, co
         opened(corpus, streaming=True, tokenizer=TokenizerConfig(vocab_size=300))
     data = opened(corpus, streaming=True)
     corpus.write_bytes(corpus.read_bytes()[:200])
-    batches = data.train_batches(0, (0, 8))
     with pytest.raises(UserError, match=r"changed|shorter"):
-        take(batches, 50)
-    batches.close()
+        take(data.train_batches(0, (0, 8)), 50)
