@@ -29,10 +29,11 @@ HEAD = 64  # and for a document
 # Peaks of memory, measured with documents of 1 MB (tests/data_pipeline/test_buffers.py):
 READING = 6  # for a byte of text that is read and cleaned
 CUTTING = 12  # for a token that is cut to rows
+PACKING = 40  # for a token of a window, besides the rows that come out
 CUT_BUFFER = "documents read and tokenised"
 LEFT = 2**28  # bytes that reading leaves to the machine, or a hundredth of its memory if that is more
 LOOK_SECONDS = 0.5  # between two looks at the memory that is left
-GROUPS = Path("/sys/fs/cgroup")
+GROUPS, GROUP_OF = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def _needs(
     config: DataConfig, streams: Sequence[Stream], plan: Plan, tokens_a_byte: float, rows: int, origins: bool
 ) -> Iterator[Need]:
     token = BATCH_BYTES + ORIGIN_BYTES * origins
-    others = _reading(streams, plan.at_once, tokens_a_byte) + len(streams) * plan.window * config.seq_len * token
-    others += 4 * rows * config.seq_len * token
+    packed = (len(streams) * token + PACKING) * plan.window * config.seq_len
+    others = _reading(streams, plan.at_once, tokens_a_byte) + packed + 4 * rows * config.seq_len * token
     for name, sizes, documents in streams:
         fits = _fitting(sizes, documents, (config.buffer_bytes - others) // len(streams))
         hint = f"{fits:,} would fit" if fits else "not one fits"
@@ -106,7 +107,7 @@ def _needs(
     longest = max(int(sizes.max()) for _, sizes, _ in streams)
     yield Need(CUT_BUFFER, _reading(streams, plan.at_once, tokens_a_byte),
                f"config.data.clean.max_chars (the longest document has {size(longest)})", counted=True)  # fmt: skip
-    yield Need("rows packed together", len(streams) * plan.window * config.seq_len * token,
+    yield Need("rows packed together", packed,
                f"the number of sources or classes ({len(streams)}), or config.data.seq_len")  # fmt: skip
     yield Need("batches read ahead", 4 * rows * config.seq_len * token, "config.data.batch_size or seq_len")
 
@@ -202,7 +203,7 @@ def memory_left() -> tuple[int, int]:
 def _groups() -> Iterator[tuple[int, int]]:
     """Yields (limit, bytes used, but not for files that can be read again) of each control group that this process is in."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = GROUP_OF.read_text().splitlines()
     except OSError:
         return
     for line in lines:

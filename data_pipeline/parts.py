@@ -19,7 +19,7 @@ from data_pipeline.store import Prepared, Shard
 from data_pipeline.tasks import Chunks, to_ids
 from data_pipeline.tokenizer import Tokenizer
 
-SAMPLE = 16  # documents of a source that say how many tokens a byte of its text gives
+SAMPLE, SAMPLE_BYTES = 16, 2**18  # documents of a source that say how many tokens a byte of its text gives, at most
 
 
 def prepared_parts(
@@ -98,6 +98,7 @@ def check_labels(config: DataConfig, prepared: Prepared) -> None:
 def _tokens_a_byte(config: DataConfig, texts: Texts, tokenizer: Tokenizer) -> float:
     """From the first documents that are not long."""
     first = np.flatnonzero(texts.sizes <= np.median(texts.sizes))[:SAMPLE]
+    first = first[: max(int(np.searchsorted(np.cumsum(texts.sizes[first]), SAMPLE_BYTES)), 1)]
     some = replace(texts, places=texts.places[first], keys=texts.keys[first], sizes=texts.sizes[first],
                    labels=None if texts.labels is None else texts.labels[first])  # fmt: skip
     records, _, _ = DocumentReader(config, [some], tokenizer).read(np.arange(len(first)))
