@@ -36,6 +36,7 @@ VERSION = 1  # raise it when the same prepared data gives other batches
 ENDED = "every source has been read as often as its max_epochs allows"
 EVAL_ORDER = 0xE7A1  # key of the one shuffled order of evaluation rows, so that the first rows are a fair sample
 PREFETCH = 4  # batches read ahead, where config.data.buffer_bytes has room for them
+WELL_FILLED = 0.8  # share of a row: less is said where classes do not share rows
 LOCATED = 4096  # rows whose places are computed at once: one batch alone takes as long, nearly all of it calls of numpy
 
 
@@ -134,7 +135,16 @@ class Data:
             raise ConfigError(
                 f"config.train.steps={steps:,}: after {end:,} steps {ENDED}; train for so many, or raise them"
             )
-        return list(format_epochs(table, steps, self.config.streaming))
+        lines = list(format_epochs(table, steps, self.config.streaming))
+        if self.config.label_shares and not self.config.streaming:
+            drawn = [entry["rows_drawn"] for entry in table]
+            fill = float(np.average([reader.fill() for _, reader in self.parts], weights=drawn)) if any(drawn) else 1.0
+            if fill < WELL_FILLED:
+                lines.append(
+                    f"  warning: rows of one class are {fill:.0%} full; a shorter config.data.seq_len (now "
+                    f"{self.config.seq_len}) wastes less"
+                )
+        return lines
 
     def _epochs(self, steps: int) -> list[dict[str, Any]]:
         return describe_epochs(self.mixture, self._parts(), self.config, steps)

@@ -29,8 +29,10 @@ HEAD = 64  # and for a document
 # Peaks of memory, measured with documents of 1 MB (tests/data_pipeline/test_buffers.py):
 READING = 6  # for a byte of text that is read and cleaned
 CUTTING = 12  # for a token that is cut to rows
+CHUNK_BYTES = 5  # of a place in a chunk, filled or not
 PACKING = 40  # for a token of a window, besides the rows that come out
 CUT_BUFFER = "documents read and tokenised"
+OVER = 1.25  # of the budget: what the buffers may hold before reading stops, since documents are shuffled by chance
 LEFT = 2**28  # bytes that reading leaves to the machine, or a hundredth of its memory if that is more
 LOOK_SECONDS = 0.5  # between two looks at the memory that is left
 GROUPS, GROUP_OF = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -98,14 +100,18 @@ def _needs(
 ) -> Iterator[Need]:
     token = BATCH_BYTES + ORIGIN_BYTES * origins
     packed = (len(streams) * token + PACKING) * plan.window * config.seq_len
-    others = _reading(streams, plan.at_once, tokens_a_byte) + packed + 4 * rows * config.seq_len * token
+    waiting = (
+        len(streams) * (plan.window + plan.at_once) * (config.seq_len + 1) * CHUNK_BYTES
+    )  # for a window to be full
+    cut = _reading(streams, plan.at_once, tokens_a_byte) + waiting
+    others = cut + packed + 4 * rows * config.seq_len * token
     for name, sizes, documents in streams:
         fits = _fitting(sizes, documents, (config.buffer_bytes - others) // len(streams))
         hint = f"{fits:,} would fit" if fits else "not one fits"
         yield Need(shuffle_buffer(name), _shuffled(sizes, documents),
                    f"config.data.shuffle_documents={config.shuffle_documents} ({hint})", counted=True)  # fmt: skip
     longest = max(int(sizes.max()) for _, sizes, _ in streams)
-    yield Need(CUT_BUFFER, _reading(streams, plan.at_once, tokens_a_byte),
+    yield Need(CUT_BUFFER, cut,
                f"config.data.clean.max_chars (the longest document has {size(longest)})", counted=True)  # fmt: skip
     yield Need("rows packed together", packed,
                f"the number of sources or classes ({len(streams)}), or config.data.seq_len")  # fmt: skip
@@ -171,7 +177,7 @@ class Buffers:
     def check(self) -> None:
         """Raises UserError where the buffers hold more than they may, or leave the machine too little."""
         total = sum(self.held.values())
-        if total > self.budget:
+        if total > OVER * self.budget:
             self._stop(f"what is read ahead holds {size(total)}, more than config.data.buffer_bytes={self.budget:,}")
         now = time.monotonic()
         if now - self.looked >= LOOK_SECONDS:

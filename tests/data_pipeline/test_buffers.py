@@ -120,9 +120,9 @@ def test_memory_that_others_hold_stops_nothing(opened, corpus, monkeypatch):
 def test_a_buffer_that_outgrows_the_budget_is_named():
     watched = Buffers(1000)
     watched.add("documents to shuffle of web", "config.data.shuffle_documents=7")
-    watched.change("documents to shuffle of web", 999)
+    watched.change("documents to shuffle of web", 1200)
     with pytest.raises(
-        UserError, match=r"shuffle of web, 1\.5 KB. Lower config.data.shuffle_documents=7, or give the run more"
+        UserError, match=r"shuffle of web, 1\.7 KB. Lower config.data.shuffle_documents=7, or give the run more"
     ):
         watched.change("documents to shuffle of web", 500)
 
