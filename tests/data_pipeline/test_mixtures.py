@@ -140,7 +140,10 @@ MIXTURES = {  # name: (changes, of the mail source, of the web source, rows of e
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+FAST = ("phases", "limit", "uniform classes")
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MIXTURES])
 def test_streaming_reads_what_preparation_does_and_both_the_shares_asked_for(opened, sources, name):
     changes, mail, web, expected = MIXTURES[name]
     both = [opened(sources=sources(mail, web), **WHOLE, **changes, streaming=streaming) for streaming in (False, True)]
@@ -255,7 +258,8 @@ def test_epochs_of_each_part_are_shown_and_many_are_warned_of(opened, sources):
     lines = data.describe_steps(125)
     assert lines[0] == "epochs in 125 steps:"
     assert "  mail, class rare: 41.67 epochs of 6 rows (6 documents), 25.0% of what is read" in lines
-    assert "3 of 4 are read more than 4 times" in lines[-1]
+    assert "3 of 4 are read more than 4 times" in lines[-2]
+    assert "rows of one class are 41% full; a shorter config.data.seq_len (now 32) wastes less" in lines[-1]
     even = opened(sources=sources(), **WHOLE)
     assert [entry["epochs"] for entry in even.summary(20)["epochs"]] == [pytest.approx(160 / 166, abs=0.001)] * 2
     streamed = opened(sources=sources(), **WHOLE, streaming=True)
