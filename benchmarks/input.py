@@ -1,4 +1,4 @@
-"""How fast are batches read on one core, does memory grow, and what does grain do with the same shards?
+"""How fast are batches read on one core, also where they lie encrypted, does memory grow, and what does grain do with the same shards?
 
 Every figure comes from a child process that is pinned to one core (`os.sched_setaffinity`), so preparation, TensorFlow and
 all of grain's threads share it. Children alternate (A B A B ...), so that a noisy machine disturbs them alike; tokens/s is
@@ -47,7 +47,8 @@ CASES = {  # name: (corpora, changes of the configuration)
     "mixture of three": (tuple(MEAN_BYTES), {}),
     "packed, both augmentations": (("pages",), {"augment": AugmentConfig(token_dropout=0.1, span_mask=0.15)}),
 }
-GRAIN_CASES = ("plain", "packed")
+GRAIN_CASES = ENCRYPTED_CASES = ("plain", "packed")
+ENCRYPTED, KEY = "ours, encrypted", "LM_INPUT_KEY"
 WARM = 20  # batches before the clock starts
 
 
@@ -63,13 +64,13 @@ def write_corpus(path: Path, mean_bytes: int, total: int) -> None:
             file.write(json.dumps({"text": text}) + "\n")
 
 
-def make_config(folder: Path, case: str) -> DataConfig:
+def make_config(folder: Path, case: str, reader: str = "ours") -> DataConfig:
     corpora, changes = CASES[case]
     weight = 1.0 if len(corpora) > 1 else 0.0
     sources = {name: SourceConfig(path=str(folder / f"{name}.jsonl"), weight=weight) for name in corpora}
     base = DataConfig(sources=sources, split=SplitConfig(validation=0.0, test=0.0), seq_len=SEQ_LEN, batch_size=ROWS,
                       tokenizer=TokenizerConfig(kind="bytes"), max_line_bytes=2**30,
-                      cache_dir=str(folder / "cache"))  # fmt: skip
+                      cache_dir=str(folder / "cache"), encrypt_key_env=KEY if reader == ENCRYPTED else "")  # fmt: skip
     return replace(base, **changes)
 
 
@@ -131,8 +132,8 @@ def memory() -> dict[str, float]:
 def run_child(folder: Path, case: str, reader: str, batches: int) -> None:
     """Reads `batches` batches on one core and prints what it took as a JSON line."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    data = open_data(make_config(folder, case), log=lambda text: None)
-    stream: Any = data.train_batches(0, (0, ROWS)) if reader == "ours" else grain_batches(data, case)
+    data = open_data(make_config(folder, case, reader), log=lambda text: None)
+    stream: Any = grain_batches(data, case) if reader == "grain" else data.train_batches(0, (0, ROWS))
     filled = sum(int((next(stream)["segments"] > 0).sum()) for _ in range(WARM)) / WARM
     marks = [memory()]
     began, cpu_began = time.perf_counter(), time.process_time()
@@ -184,21 +185,22 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "TensorFlow is not installed, and reading with it is what is measured: pip install tensorflow-cpu"
         )
+    os.environ.setdefault(KEY, "of no use but to measure: 0123456789abcdef")
     has_grain = importlib.util.find_spec("grain") is not None
     if not has_grain:
         print("grain is not installed, so there is no row for it: pip install grain, in an environment of its own\n")
     runs = [
         (case, name)
         for case in CASES
-        for name in ("ours", "grain")
-        if name == "ours" or (has_grain and case in GRAIN_CASES)
+        for name, cases in (("ours", CASES), (ENCRYPTED, ENCRYPTED_CASES), ("grain", GRAIN_CASES if has_grain else ()))
+        if case in cases
     ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for corpus, mean_bytes in MEAN_BYTES.items():
             write_corpus(folder / f"{corpus}.jsonl", mean_bytes, tokens)
-        for case in CASES:
-            open_data(make_config(folder, case), log=lambda text: None)
+        for case, reader in runs:
+            open_data(make_config(folder, case, reader), log=lambda text: None)
         results = {run: [] for run in runs}
         for _ in range(rounds):
             for run in runs:

@@ -5,26 +5,30 @@ Rows are an index in memory over the prepared ids (chunks, packing, mixture); on
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cached_property, lru_cache
-from typing import Any, cast
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
-from data_pipeline.augment import augment_batch, is_on, is_selective
-from data_pipeline.buffers import Buffers, plan_prefetch
-from data_pipeline.config import SPLITS, AugmentConfig, DataConfig, check_data_config
-from data_pipeline.documents import DocumentReader, Texts
-from data_pipeline.feed import Batch, Calls, TrainBatches
-from data_pipeline.mix import FOREVER, Mixture, epoch_key, make_key, permute
+from data_pipeline.augment.check import check_augment
+from data_pipeline.augment.mask import augment_batch, is_masking
+from data_pipeline.augment.reader import RewrittenRows
+from data_pipeline.augment.rewrite import Rewriter, rewrites
+from data_pipeline.check import check_data_config
+from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.dedup.lines import RepeatedLines
+from data_pipeline.document_reader import DocumentReader, Texts
+from data_pipeline.feed import Batch, TrainBatches
+from data_pipeline.fingerprint import hash_data
+from data_pipeline.mix import Mixture, epoch_key, make_key, permute
 from data_pipeline.parts import check_labels, leave_unchanged, prepared_parts, streamed_parts
 from data_pipeline.prepare.build import prepare
-from data_pipeline.quiet_tf import import_tf
-from data_pipeline.records import Named, Source
-from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, UNCHANGED, RowReader, read_rows
+from data_pipeline.prepare.repeated import TABLE, open_table
+from data_pipeline.prepared_batches import ENDED, prepared_batches
+from data_pipeline.records import Named, credits_of
+from data_pipeline.rows import UNCHANGED, RowReader, read_rows
 from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.shares import Part, describe_epochs, format_epochs, make_mixture
 from data_pipeline.store import Prepared, Shard
@@ -32,12 +36,8 @@ from data_pipeline.stream import StreamedBatches, Streams
 from data_pipeline.tasks import Chunks, Cut, check_tokenizer, cut_chunks
 from data_pipeline.tokenizer import Tokenizer
 
-VERSION = 1  # raise it when the same prepared data gives other batches
-ENDED = "every source has been read as often as its max_epochs allows"
 EVAL_ORDER = 0xE7A1  # key of the one shuffled order of evaluation rows, so that the first rows are a fair sample
-PREFETCH = 4  # batches read ahead, where config.data.buffer_bytes has room for them
 WELL_FILLED = 0.8  # share of a row: less is said where classes do not share rows
-LOCATED = 4096  # rows whose places are computed at once: one batch alone takes as long, nearly all of it calls of numpy
 
 
 class Data:
@@ -48,12 +48,14 @@ class Data:
         self.tokenizer: Tokenizer = prepared.tokenizer
         special = self.tokenizer.special
         self.pad_id = special.pad if special.pad >= 0 else max(special.eos, 0)
-        check_tokenizer(self.tokenizer, config.add_bos, config.split.by == "hash", is_on(config.augment))
+        check_tokenizer(self.tokenizer, config.add_bos, config.split.by == "hash", is_masking(config.augment))
+        check_augment(config.augment, self.tokenizer)
         check_labels(config, prepared)
+        self.rewriter = Rewriter(config.augment, self.tokenizer, config.seq_len) if rewrites(config.augment) else None
         self.cuts: list[list[Cut]] = [[] for _ in sources]
         self.readers = {split: self._open(split) for split in SPLITS}
         self._check(log)
-        self.fingerprint = self._fingerprint()
+        self.fingerprint = hash_data(config, prepared, sources)
 
     def has_split(self, split: str) -> bool:
         """Says whether a split has any row."""
@@ -71,49 +73,25 @@ class Data:
                 f"the train split has {n_rows} rows of {self.config.seq_len} tokens, fewer than config.data.batch_size="
                 f"{self.config.batch_size}: lower it or config.data.seq_len, or add text"
             )
-        tf = import_tf()
-        origins, calls, buffers = is_on(self.config.augment), Calls(), Buffers(self.config.buffer_bytes)
-        ahead, held = plan_prefetch(self.config, rows[1] - rows[0], PREFETCH, origins)
-        buffers.add("batches read ahead", "config.data.batch_size or seq_len", held)
-        dtypes = BATCH_DTYPES | (ORIGIN_DTYPES if origins else {})
-        mixture, readers = self.mixture, [reader for _, reader in self.parts]
-
-        local = np.arange(*rows)
-        steps, end = max(LOCATED // max(len(local), 1), 1), mixture.end // self.config.batch_size
-
-        @lru_cache(maxsize=2)
-        def locate(block: int) -> list[np.ndarray]:
-            step = np.arange(block * steps, min((block + 1) * steps, end))
-            places = step[:, None] * self.config.batch_size + local
-            return [array.reshape(places.shape) for array in mixture.locate(places.reshape(-1))]
-
-        def read(step: np.ndarray) -> list[np.ndarray]:
-            block, nth = divmod(int(step), steps)
-            source, epoch, row = (array[nth] for array in locate(block))
-            buffers.check()
-            batch = read_rows(readers, source, row, self._epoch_keys(epoch) if origins else None)
-            return [batch[name] for name in dtypes]
-
-        def to_batch(step: Any) -> dict[str, Any]:
-            shape: list[int | None] = [rows[1] - rows[0], self.config.seq_len]
-            arrays = calls.tensors(read, (step,), list(dtypes.values()), [shape] * len(dtypes))
-            batch = dict(zip(dtypes, arrays))
-            return self._augment(batch) if origins else batch
-
-        dataset = tf.data.Dataset.counter(start=start_step).map(to_batch)
-        if mixture.end < FOREVER:
-            dataset = dataset.take(max(end - start_step, 0))
-        return TrainBatches(dataset.prefetch(ahead), calls, f"after {end:,} steps {ENDED}")
+        readers = [reader for _, reader in self.parts]
+        return prepared_batches(self.config, self.mixture, readers, self.epoch_keys, self._augment, start_step, rows)
 
     @cached_property
     def parts(self) -> list[tuple[Part, RowReader]]:
         """What training rows are mixed of, where they are prepared."""
-        return prepared_parts(self.config, self.prepared, self.sources, self.readers["train"], self._pack)
+        pack = partial(self._pack, rewriter=self.rewriter)
+        return prepared_parts(self.config, self.prepared, self.sources, self.readers["train"], pack)
 
     @cached_property
     def texts(self) -> list[tuple[Part, Texts, float]]:
         """What training rows are mixed of, where they are streamed."""
-        return streamed_parts(self.config, self.prepared, self.sources, self.tokenizer)
+        return streamed_parts(self.config, self.prepared, self.sources, self.rewriter, self.lines)
+
+    @cached_property
+    def lines(self) -> RepeatedLines | None:
+        """What is taken out of plain texts while they are streamed."""
+        clean = self.config.clean
+        return open_table(self.prepared.folder / TABLE, clean) if clean.repeated_lines else None
 
     @cached_property
     def mixture(self) -> Mixture:
@@ -123,7 +101,8 @@ class Data:
     def _parts(self) -> list[Part]:
         return [part for part, *_ in (self.texts if self.config.streaming else self.parts)]
 
-    def _epoch_keys(self, epoch: np.ndarray) -> np.ndarray:
+    def epoch_keys(self, epoch: np.ndarray) -> np.ndarray:
+        """Returns what augmentation of the rows of these epochs is keyed by."""
         keys = epoch_key(self.config.seed, epoch)
         return np.where(epoch > 0, keys, UNCHANGED) if self.config.augment.only_repeats else keys
 
@@ -154,10 +133,7 @@ class Data:
         place = np.array([step * self.config.batch_size + row])
         source, epoch, number = (int(array[0]) for array in self.mixture.locate(place))
         part, reader = self.parts[source]
-        chunks, order = reader.chunks, reader.rows.order[reader.rows.first[number] : reader.rows.first[number + 1]]
-        starts = chunks.start[order] - reader.shard.offsets[chunks.document[order]]
-        held = zip(chunks.document[order].tolist(), starts.tolist(), chunks.length[order].tolist())
-        return part.source, epoch, list(held)
+        return part.source, epoch, reader.held(number, self.epoch_keys(np.array([epoch])))
 
     def eval_batches(self, split: str, batch_size: int, rows: tuple[int, int]) -> Iterator[Batch]:
         """Yields every row of a split once, in one fixed order; the last batch is filled with rows of weight 0."""
@@ -174,6 +150,11 @@ class Data:
                 row[: len(places)] = shuffled - (ends - sizes)[source[: len(places)]]
             yield read_rows(readers, source, row)
 
+    def credits(self) -> dict[str, dict[str, str]]:
+        """Returns of each source its licence, citation and address, where they are known."""
+        known = self.prepared.manifest.get("credits", {})  # a folder that an older version prepared has none
+        return {source.name: credits_of(source.config, known.get(source.name, {})) for source in self.sources}
+
     def summary(self, steps: int = 0) -> dict[str, Any]:
         """Returns JSON values: what each source gives to each split, what was dropped and changed, its epochs in `steps`."""
         sources = {}
@@ -184,7 +165,8 @@ class Data:
                     if n == number:
                         splits[split] |= _describe(reader)
             kept = {key: entry[key] for key in ("read", "kept", "dropped", "changed")}
-            sources[entry["name"]] = {**kept, "weight": self._weight(number), "splits": splits}
+            more = {"weight": self._weight(number), "splits": splits, "credits": self.credits()[entry["name"]]}
+            sources[entry["name"]] = kept | more
         rows = {split: self._rows(split) for split in SPLITS}
         epochs = self.config.batch_size / rows["train"] if rows["train"] else None
         return {"sources": sources, "rows": rows, "epochs_per_step": epochs, "folder": str(self.prepared.folder),
@@ -198,19 +180,15 @@ class Data:
         parts, config = self.texts, self.config
         mixture = make_mixture(config, self._parts(), known=False)
         groups = [[texts] for _, texts, _ in parts] if mixture.weighted else [[texts for _, texts, _ in parts]]
-        readers = [DocumentReader(config, group, self.tokenizer) for group in groups]
+        readers = [DocumentReader(config, group, self.tokenizer, self.lines) for group in groups]
         ratio = max(ratio for _, _, ratio in parts)
-        streams = Streams(config, readers, mixture, self.tokenizer, self.pad_id, rows, ratio)
+        streams = Streams(config, readers, mixture, self.tokenizer, self.pad_id, self.rewriter, rows, ratio)
         dataset = streams.dataset(self._augment)
         return StreamedBatches(streams, dataset, self.fingerprint, start_step, rows, state)
 
     def _augment(self, batch: dict[str, Any]) -> dict[str, Any]:
-        special, config = self.tokenizer.special, self.config.augment
-        out = augment_batch(batch, config, special.bos, special.mask)
-        if is_selective(config):  # a key of 0 is that of a document which stays as it is
-            tf = import_tf()
-            out = {name: tf.where(batch["keys"] == 0, batch[name], values) for name, values in out.items()}
-        return out
+        special = self.tokenizer.special
+        return augment_batch(batch, self.config.augment, special.bos, special.mask)
 
     def _weight(self, number: int) -> float:
         return self.sources[number].config.weight
@@ -220,6 +198,7 @@ class Data:
         for number in range(len(self.sources)):
             if self.prepared.has_shard(number, split):
                 shard = self.prepared.shard(number, split)
+                rewriter = self.rewriter if split == "train" else None
                 if split == "train":
                     shard = leave_unchanged(shard, config, self.prepared.label_names(number, split))
                 chunks = cut_chunks(
@@ -229,16 +208,19 @@ class Data:
                     config.add_bos,
                     config.loss_on_prompt,
                     shard.learned,
+                    rewriter.limit() if rewriter else None,
                 )
-                reader = self._pack(shard, chunks)
+                reader = self._pack(shard, chunks, rewriter)
                 self.cuts[number].append(chunks.cut)
                 if len(reader):
                     readers.append((number, reader))
         return readers
 
-    def _pack(self, shard: Shard, chunks: Chunks) -> RowReader:
-        config, special = self.config, self.tokenizer.special
-        return RowReader(shard, chunks, config.seq_len, config.packing, special.bos, self.pad_id)
+    def _pack(self, shard: Shard, chunks: Chunks, rewriter: Rewriter | None) -> RowReader:
+        config, bos_id = self.config, self.tokenizer.special.bos
+        if rewriter:
+            return RewrittenRows(shard, chunks, config.packing, bos_id, self.pad_id, rewriter)
+        return RowReader(shard, chunks, config.seq_len, config.packing, bos_id, self.pad_id)
 
     def _check(self, log: Callable[[str], None]) -> None:
         """Raises UserError for data that cannot train; says what is allowed but unexpected."""
@@ -272,36 +254,6 @@ class Data:
                 "is none (in conversations their template decides)"
             )
 
-    def _fingerprint(self) -> str:
-        config = asdict(self.config)
-        for key in ("path", "sources", "prepared", "split", "tokenizer", "cache_dir", "on_bad", "max_bad_fraction", "max_line_bytes",
-                    "allow_leak", "min_completion_kept", "buffer_bytes"):  # fmt: skip
-            del config[key]  # they decide what is prepared, and its content is in the hash below
-        for section, values, keys in (  # keys that came later, which change no batch where they are not used
-            (config, DataConfig(), ("mixture", "temperature", "label_shares")),
-            (config["augment"], AugmentConfig(), ("only_repeats", "labels")),
-        ):
-            for key in keys:
-                if section[key] == getattr(values, key):
-                    del section[key]
-        if not self.config.streaming:  # which cleans while it reads, so its text is not in what is prepared
-            del config["shuffle_documents"], config["clean"], config["chat"]
-        if not is_on(self.config.augment):
-            del config["augment"]
-        by_epochs = any(source.config.epochs or source.config.max_epochs for source in self.sources)
-        weights = [
-            [
-                source.name,
-                source.config.weight,
-                *(n for n in (source.config.epochs, source.config.max_epochs) if by_epochs),
-            ]
-            for source in self.sources
-        ]
-        identity = [cast(Source, source).identity() for source in self.sources] if self.config.streaming else []
-        content = self.prepared.content_sha256()
-        what = [VERSION, config, weights, identity, content, self.tokenizer.sha256]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
 
 def _describe(reader: RowReader) -> dict[str, Any]:
     out: dict[str, Any] = {"rows": len(reader), "fill": round(reader.fill(), 4)}
@@ -313,5 +265,6 @@ def open_data(config: DataConfig, *, log: Callable[[str], None] = print) -> Data
     problems = check_data_config(config)
     if problems:
         raise ConfigError(problems)
+    check_augment(config.augment, None)
     prepared, sources = prepare(config, log)
     return Data(config, prepared, sources, log)

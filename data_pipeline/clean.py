@@ -44,6 +44,7 @@ Edit = Callable[[str], str]
 Drop = Callable[[str], str]
 SPACE_RULES = ("trailing_space", "blank_lines")
 PAGE_ONLY = ("boilerplate",)  # rules about whole pages: questions and answers are none
+BY_NUMBERS = ("too short", "too long", "language")  # drops that what is counted can decide again, without the text
 
 EDITS: dict[str, Edit] = {
     rule.__name__: rule
@@ -106,18 +107,23 @@ def _drops(rules: tuple[str, ...]) -> tuple[Drop, ...]:
 
 
 def clean_many(records: Sequence[Record], config: CleanConfig, keep_measures: bool = False) -> list[Cleaned]:
-    """Cleans records; `quality` measures many at once, which is ten times as fast as one by one."""
+    """Cleans records; `quality` measures many at once, which is ten times as fast as one by one.
+
+    With `keep_measures` it also measures those that are dropped by their length or language, of which other bounds may keep some.
+    """
     results = [_clean(record, config) for record in records]
     if "quality" not in config.rules:
         return results
-    rows = [row for row, result in enumerate(results) if not (result.reason or result.record.is_whole())]
+    measured = ("", *BY_NUMBERS) if keep_measures else ("",)
+    rows = [row for row, result in enumerate(results) if result.reason in measured and not result.record.is_whole()]
     measures = measure_many([results[row].record.text for row in rows])
     for row, reason in zip(rows, judge(measures, _limits(config.bounds))):
-        if reason:
+        if reason and not results[row].reason:
             results[row] = results[row]._replace(reason=reason)
     if keep_measures:
         for row, values in zip(rows, zip(*(column.tolist() for column in measures))):
-            results[row] = results[row]._replace(measures=Measures(*values))
+            record, reason, touched, _ = results[row]
+            results[row] = Cleaned(record, reason, touched, Measures._make(values))
     return results
 
 
@@ -141,12 +147,8 @@ def _clean(record: Record, config: CleanConfig) -> Cleaned:
     rules = tuple(rule for rule in config.rules if rule not in PAGE_ONLY)
     if record.chat is not None:
         messages = tuple(_clean_message(message, rules, config, touched) for message in record.chat.messages)
-        emptied = any(
-            not new.get("content", "x").strip() and old["content"].strip()
-            for new, old in zip(messages, record.chat.messages)
-        )
         cleaned = replace(record, chat=replace(record.chat, messages=messages))
-        reason = "too short" if emptied else _why_drop(cleaned, config)
+        reason = "too short" if is_emptied(cleaned, record) else _why_drop(cleaned, config)
         return Cleaned(cleaned, reason, _in_order(touched, rules), None)
     # White space where prompt and completion meet is part of the format ("Answer: "), so it stays.
     body = record.text.rstrip()
@@ -174,6 +176,14 @@ def _why_drop(record: Record, config: CleanConfig) -> str:
     if config.bad_words and (reason := bad_words(text, config.bad_words)):
         return reason
     return not_kept(text, config.keep_languages) if config.keep_languages else ""
+
+
+def is_emptied(cleaned: Record, record: Record) -> bool:
+    """Says whether nothing is left to learn: of a text, a completion, or a message that said something."""
+    if cleaned.chat is None or record.chat is None:
+        return not cleaned.parts()[-1].strip()
+    pairs = zip(cleaned.chat.messages, record.chat.messages)
+    return any(not new.get("content", "x").strip() and old["content"].strip() for new, old in pairs)
 
 
 def _clean_message(

@@ -1,12 +1,13 @@
-"""Which keys does the data pipeline have, what do they mean, and which combinations are impossible?"""
+"""Which keys does the data pipeline have, and what do they mean?"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import date
 
 SPLITS = ("train", "validation", "test")
-SOURCE_KINDS = ("auto", "text", "markdown", "jsonl", "csv", "parquet", "package", "tfds")
+SOURCE_KINDS = (
+    "auto", "text", "markdown", "html", "jsonl", "csv", "parquet", "arrow", "warc", "tfrecord", "arrayrecord", "hf", "package", "tfds",
+)  # fmt: skip
 CLEAN_RULES = (
     "line_ends", "repair_encoding", "nfc", "control", "trailing_space", "blank_lines", "width", "html_entities", "boilerplate",
     "simplified", "secrets", "mojibake", "quality",
@@ -25,7 +26,7 @@ FORMS = ("auto", "text", "prompt", "messages", "sharegpt", "alpaca")
 class SourceConfig:
     """One place that text comes from."""
 
-    kind: str = "auto"  # auto | text | markdown | jsonl | csv | parquet | package | tfds; auto goes by the file names
+    kind: str = "auto"  # auto goes by the file names; the others: docs/data.md
     path: str = (
         ""  # a file, a folder or a glob; for package: a module name or "stdlib"; for tfds: NAME[/CONFIG][:VERSION]
     )
@@ -35,15 +36,26 @@ class SourceConfig:
     split: str = ""  # "" | train | validation | test: puts the whole source into one split
     document: str = "file"  # text: one document is a "file", a "paragraph" (blank lines between) or a "line"
     records: str = "source"  # package: "source" (files) or "docstrings" (function -> docstring as prompt, completion)
-    form: str = "auto"  # jsonl, csv, parquet, tfds rows: text | prompt | messages | sharegpt | alpaca; auto tells by their fields
-    text_field: str = "text"  # jsonl, csv, parquet, tfds: the field that holds the text
-    prompt_field: str = "prompt"  # jsonl, csv, parquet: used when a row has this field and completion_field
+    form: str = (
+        "auto"  # rows with named fields: text | prompt | messages | sharegpt | alpaca; auto tells by their fields
+    )
+    text_field: str = "text"  # rows with named fields (jsonl, csv, parquet, arrow, tfrecord, arrayrecord, tfds): the one that holds the text
+    prompt_field: str = "prompt"  # rows with named fields: used when a row has this field and completion_field
     completion_field: str = "completion"
-    group_field: str = ""  # jsonl, csv, parquet, tfds: rows with the same value always share a split
-    label_field: str = ""  # jsonl, csv, parquet, tfds: the class of a row, for split.stratify and for sampling by class
+    group_field: str = (
+        ""  # rows with the same value of this field always share a split; of a web archive "url" or "host"
+    )
+    label_field: str = ""  # the class of a row, for split.stratify and for sampling by class
     tfds_split: str = "train"  # tfds: which of its splits to read
     tfds_dir: str = ""  # tfds: its data_dir; "" is the library's default
+    hf_split: str = "train"  # hf: which of its splits to read
+    hf_config: str = ""  # hf: which of its configurations; "" is the default or only one
     max_documents: int = 0  # stop after this many documents; 0 reads all
+    license: str = ""  # what the manifest, the report and explain say of the source: its licence, as "CC-BY-4.0",
+    citation: str = (
+        ""  # how it wants to be cited, and where it comes from; "": what the source itself says, if anything.
+    )
+    url: str = ""  # They are no part of what prepared data are known by
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,16 @@ class CleanConfig:
     near_dedup: float = (
         0.0  # drop documents so alike (Jaccard similarity, 0.8 is usual), and keep those of 0.7 in one split; 0: off
     )
+    repeated_lines: int = (
+        0  # take lines of 20 characters or more that stand in more documents than this out of all but the first; 0: off
+    )
+    repeated_unit: str = "line"  # or "paragraph" (blank lines between)
     exact_dedup: bool = True  # drop documents that repeat an earlier one (compared by letters, digits and Han only)
+    count_languages: bool = False  # the report tells languages of one script apart, and what_if can keep others; takes a model and 6 % longer
+
+    def tells_languages(self) -> bool:
+        """Says whether the language of every document is found by the model, and not by its script alone."""
+        return self.count_languages or bool(self.keep_languages)
 
 
 @dataclass(frozen=True)
@@ -83,6 +104,14 @@ class SplitConfig:
     )
     validation: float = 0.05  # share of documents (hash) or of characters (position)
     test: float = 0.05
+    folds: int = (
+        0  # K: what is not test is dealt to K folds, of which `fold` is the validation split; 0: by `validation`
+    )
+    fold: int = 0  # which one, from 0
+    stratify: bool = False  # every label (label_field) has its share in every split, to within one document
+    known: str = (
+        ""  # an earlier prepared folder: what it held keeps its split, and new documents make up what is missing
+    )
     salt: str = ""  # another salt deals another split
 
 
@@ -96,6 +125,7 @@ class TokenizerConfig:
     model_type: str = "bpe"  # bpe | unigram
     character_coverage: float = 0.9995  # characters beyond it go through bytes; nothing is ever lost
     train_chars: int = 20_000_000  # sentencepiece: characters of the train split that training looks at
+    extra_tokens: tuple[str, ...] = ()  # sentencepiece: special tokens to train in besides ours, as "<|fim_prefix|>"
 
 
 @dataclass(frozen=True)
@@ -108,11 +138,42 @@ class ChatConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Changes to the inputs of the train split, never to targets; a pure function of (seed, epoch, document, place)."""
+    """Changes to the rows of the train split, anew each epoch; a pure function of (seed, epoch, document, place).
 
+    Shares are between 0, which is off, and 1. docs/augmentation.md says of each kind what is learned and what it costs.
+    """
+
+    # hide inputs; targets stay
     token_dropout: float = 0.0  # share of input tokens replaced by the mask token
     span_mask: float = 0.0  # share of input tokens in spans that are replaced by the mask token
     span_length: int = 3  # tokens in such a span
+    # reorder plain texts
+    span_corruption: float = 0.0  # share of chunks that become: write what was taken out (T5, UL2)
+    denoisers: tuple[float, ...] = (
+        1.0,
+        0.0,
+        0.0,
+    )  # how these are shared out to UL2's kinds: regular, sequential, extreme
+    noise_density: float = 0.15  # regular: share of tokens taken out
+    noise_length: float = 3.0  # regular: mean tokens of a span
+    fill_in_middle: float = 0.0  # share of chunks that become: beginning, end, then the middle
+    suffix_first: float = 0.5  # share of these with the end before the beginning (SPM)
+    window_shift: bool = False  # chunks of a long text begin elsewhere in each epoch
+    # change the words of plain texts and prompts, never answers
+    text_share: float = 1.0  # share of chunks that the kinds below act on
+    line_paraphrase: float = 0.0  # share of lines replaced, of those that `paraphrases` has
+    sentence_shuffle: float = 0.0  # share of lines (paragraphs) whose sentences change places
+    word_synonym: float = 0.0  # share of words replaced, of those that `synonyms` has others for
+    word_swap: float = 0.0  # share of words that trade places with a neighbour
+    word_deletion: float = 0.0  # share of words left out
+    word_case: float = 0.0  # share of words in another case
+    char_typo: float = 0.0  # share of letters and Chinese characters mistyped
+    char_width: float = 0.0  # share of characters in the other width (full or half)
+    synonyms: tuple[str, ...] = ()  # files of WORD<TAB>OTHER<TAB>OTHER...
+    homophones: str = ""  # such a file of Chinese characters, from which typos are taken
+    paraphrases: str = ""  # such a file of lines, as from back-translation
+    room: float = 0.05  # share of tokens that changed text may grow by; what goes beyond is cut off
+    # which documents, of all kinds
     only_repeats: bool = False  # leave a document as it is the first time; change it in its later epochs
     labels: tuple[str, ...] = ()  # change documents of these classes only (a source's label_field); (): of all
 
@@ -151,100 +212,10 @@ class DataConfig:
     shuffle_documents: int = 2048  # streaming: documents in the shuffle buffer
     buffer_bytes: int = 2**30  # of host memory for all that is read ahead; more is refused before the run, or stops it
     cache_dir: str = "data_cache"  # prepared data lives here, by the hash of what made it
+    encrypt_key_env: str = (
+        ""  # environment variable with a secret of 32 characters or more: prepared data is encrypted; docs/privacy.md
+    )
     on_bad: str = "error"  # a bad row: "error" stops, "skip" counts and reports
     max_bad_fraction: float = 0.01  # skip: more bad rows than this stop all the same
-    max_line_bytes: int = 16_777_216  # longest line of a text, JSONL or CSV file
+    max_line_bytes: int = 16_777_216  # longest line of a text, JSONL or CSV file, web page, or record
     allow_leak: bool = False  # go on although one text is in two splits (pinned splits can do that)
-
-
-def _is_date(text: str) -> bool:
-    try:
-        return len(text) == 10 and bool(date.fromisoformat(text))
-    except ValueError:
-        return False
-
-
-def check_data_config(data: DataConfig) -> list[str]:
-    """Returns one line for each impossible value or combination; reads no file."""
-    problems = []
-
-    def must(ok: bool, message: str) -> None:
-        if not ok:
-            problems.append(f"config.data.{message}")
-
-    def one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
-        must(value in valid, f"{key}: must be one of {', '.join(repr(v) for v in valid)}, got {value!r}")
-
-    must(
-        bool(data.path or data.sources or data.prepared),
-        "path: name a file, folder or glob, as in --config.data.path=FILE (or fill sources)",
-    )
-    must(not (data.prepared and data.path), "prepared: stands in place of path; set one of them")
-    must(not (data.prepared and data.streaming), "prepared: is not streamed; set streaming=False")
-    for name, source in data.sources.items():
-        key = f"sources.{name}"
-        must(bool(source.path), f"{key}.path: must name a file, folder, glob, package or TFDS data set")
-        one_of(f"{key}.kind", source.kind, SOURCE_KINDS)
-        one_of(f"{key}.split", source.split, ("", *SPLITS))
-        one_of(f"{key}.form", source.form, FORMS)
-        one_of(f"{key}.document", source.document, ("file", "paragraph", "line"))
-        one_of(f"{key}.records", source.records, ("source", "docstrings"))
-        must(source.max_documents >= 0, f"{key}.max_documents: must be >= 0 (0 reads all), got {source.max_documents}")
-    from data_pipeline.shares import check_shares
-
-    problems += check_shares(data)
-    must(
-        not data.streaming or bool(data.tokenizer.path) or data.tokenizer.kind == "bytes",
-        "streaming=True needs a tokenizer that exists: set config.data.tokenizer.path (train one with "
-        "`python -m data_pipeline.prepare` on part of the text), or tokenizer.kind='bytes'",
-    )
-    one_of("tokenizer.kind", data.tokenizer.kind, TOKENIZER_KINDS)
-    one_of("tokenizer.model_type", data.tokenizer.model_type, ("bpe", "unigram"))
-    must(
-        data.tokenizer.kind != "auto" or bool(data.tokenizer.path),
-        "tokenizer.kind='auto' needs config.data.tokenizer.path",
-    )
-    must(
-        data.tokenizer.kind != "hf" or bool(data.tokenizer.path),
-        "tokenizer.kind='hf' needs config.data.tokenizer.path, a Hugging Face folder or a tokenizer.json",
-    )
-    must(_is_date(data.chat.date), f"chat.date: must be a day as 2026-01-31, got {data.chat.date!r}")
-    must(data.tokenizer.vocab_size >= 300, f"tokenizer.vocab_size: must be >= 300, got {data.tokenizer.vocab_size}")
-    must(0 < data.tokenizer.character_coverage <= 1, "tokenizer.character_coverage: must be in (0, 1]")
-    must(data.tokenizer.train_chars > 0, "tokenizer.train_chars: must be > 0")
-    for rule in data.clean.rules:
-        one_of("clean.rules", rule, CLEAN_RULES)
-    must(len(set(data.clean.rules)) == len(data.clean.rules), "clean.rules: names a rule twice")
-    if data.clean.bounds:
-        from data_pipeline.rules.quality import read_bounds
-
-        problems += [f"config.data.clean.bounds: {problem}" for problem in read_bounds(data.clean.bounds)[1]]
-    near = data.clean.near_dedup
-    must(near == 0 or 0.7 <= near <= 1, f"clean.near_dedup: must be 0 (off) or in [0.7, 1], got {near}")
-    one_of("clean.pii", data.clean.pii, ("", *PII_WAYS))
-    for kind in data.clean.pii_kinds:
-        one_of("clean.pii_kinds", kind, PII_KINDS)
-    one_of("split.by", data.split.by, ("hash", "position"))
-    for key in ("validation", "test"):
-        must(0 <= getattr(data.split, key) < 1, f"split.{key}: must be in [0, 1), got {getattr(data.split, key)}")
-    must(data.split.validation + data.split.test < 1, "split: validation + test leave nothing to train on")
-    for key in ("token_dropout", "span_mask"):
-        must(0 <= getattr(data.augment, key) < 1, f"augment.{key}: must be in [0, 1), got {getattr(data.augment, key)}")
-    must(data.augment.span_length >= 1, f"augment.span_length: must be >= 1, got {data.augment.span_length}")
-    must(data.seq_len >= 2, f"seq_len: must be >= 2, got {data.seq_len}")
-    must(data.batch_size >= 1, f"batch_size: must be >= 1, got {data.batch_size}")
-    one_of("packing", data.packing, ("best_fit", "none"))
-    one_of("on_bad", data.on_bad, ("error", "skip"))
-    must(0 <= data.max_bad_fraction <= 1, "max_bad_fraction: must be in [0, 1]")
-    must(0 <= data.min_completion_kept <= 1, "min_completion_kept: must be in [0, 1]")
-    must(data.shuffle_documents >= 1, "shuffle_documents: must be >= 1")
-    must(data.buffer_bytes >= 2**24, f"buffer_bytes: must be >= {2**24:,} (16 MiB), got {data.buffer_bytes:,}")
-    must(data.max_line_bytes >= 1024, "max_line_bytes: must be >= 1024")
-    must(data.seed >= 0, f"seed: must be >= 0, got {data.seed}")
-    must(data.clean.min_chars >= 1, f"clean.min_chars: must be >= 1, got {data.clean.min_chars}")
-    must(data.clean.max_chars >= 0, f"clean.max_chars: must be >= 0 (0: no limit), got {data.clean.max_chars}")
-    must(
-        data.clean.max_chars == 0 or data.clean.max_chars >= data.clean.min_chars,
-        f"clean.max_chars={data.clean.max_chars} is less than min_chars={data.clean.min_chars}: no document can pass",
-    )
-    return problems

@@ -1,84 +1,193 @@
-"""In which order are the documents of a stream read, and which of them are augmented?"""
+"""What is known of every document that was read, kept or dropped, when its text is no longer at hand?
+
+documents.parquet, a row a document in the order of reading:
+
+source, file, line                 where it is from; line 0: the whole file
+key                                16 bytes, equal where letters, digits and Han are; null: the row could not be read
+chars, bytes                       of the cleaned text, with lines that `repeated_lines` takes out
+language                           ISO 639 code, or the ISO 15924 code of its script where only that is known
+flags                              MEASURED, WHOLE, EMPTY, FIXED (below)
+splits                             bits of the splits it is in, or would be in were it not dropped
+reason                             of its drop; "": it is kept
+rules                              bits: the edit rules that changed it, by RULES
+number, repeats                    its number among those that reading kept, and the number of the one that it repeats; -1
+tokens, fallback, unknown          ids, of which stand for bytes or parts of characters, of which are unknown; -1: not encoded
+chars ... repeated_10 (m_*)        what the rule `quality` counted; 0 where it is not MEASURED
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data_pipeline.augment import changes, is_selective
-from data_pipeline.config import DataConfig
-from data_pipeline.mix import epoch_key
-from data_pipeline.records import Place, Record, Source
-from data_pipeline.rows import UNCHANGED
-from data_pipeline.scan import Cleaner, part_for
+from data_pipeline import sealed
+from data_pipeline.clean import EDITS
+from data_pipeline.config import PII_KINDS
+from data_pipeline.rules.measures import Measures
+from data_pipeline.rules.quality import BOUNDS
 from data_pipeline.schema import UserError
-from data_pipeline.tokenizer import Tokenizer
+
+DOCUMENTS = "documents.parquet"
+MEASURED, WHOLE, EMPTY = (
+    1,
+    2,
+    4,
+)  # counted by `quality`; a pair or conversation, which it leaves alone; nothing is left of it
+RULES = (*EDITS, *(f"pii_{kind}" for kind in PII_KINDS), "repeated_lines")
+STEPS = ("row", "rule", "length", "words", "language", "quality", "evaluation", "duplicate", "near-duplicate", "lines")
+STEP_OF = {
+    "mojibake": "rule", "too short": "length", "too long": "length", "bad_words": "words", "language": "language",
+    **{bound.name: "quality" for bound in BOUNDS}, "contaminated": "evaluation", "duplicate": "duplicate",
+    "duplicate with another label": "duplicate", "near-duplicate": "near-duplicate", "only repeated lines": "lines",
+}  # fmt: skip
+NAMES = ("source", "file", "language", "reason")  # columns of texts, kept as numbers of a dictionary
+READ = {
+    "source": "string", "file": "string", "line": "int64", "key": "key", "chars": "int64", "bytes": "int64",
+    "language": "string", "flags": "uint8", "splits": "uint8", "reason": "string", "rules": "uint32",
+}  # fmt: skip
+COUNTED = tuple(f"m_{name}" for name in Measures._fields)
+ADDED = ("number", "repeats", "tokens", "fallback", "unknown")
+Row = tuple[Any, ...]  # of READ, and the measures or None
 
 
-@dataclass(frozen=True)
-class Texts:
-    """The training documents of a source, or of one class in it: where they lie."""
+def step_of(reason: str) -> str:
+    """Returns at which step a document was dropped; "": it is kept.
 
-    source: Source
-    places: np.ndarray  # int64 [documents, 4]
-    keys: np.ndarray  # uint64
-    sizes: np.ndarray  # int64: bytes of text
-    label: str = ""
-    labels: np.ndarray | None = None  # of each document, where they are mixed
-    names: tuple[str, ...] = ()  # of the labels
-
-    def of_class(self, label: int) -> Texts:
-        assert self.labels is not None
-        here = self.labels == label
-        return Texts(self.source, self.places[here], self.keys[here], self.sizes[here], self.names[label])
-
-    def __str__(self) -> str:
-        return f"{self.source.name}, class {self.label}" if self.label else self.source.name
-
-    def label_of(self, number: int) -> str:
-        return self.label if self.labels is None else self.names[self.labels[number]]
+    >>> step_of("max_top_2"), step_of("too short"), step_of("broken JSON"), step_of("")
+    ('quality', 'length', 'row', '')
+    """
+    return STEP_OF.get(reason, "row") if reason else ""
 
 
-class DocumentReader:
-    """The documents of some sources as one endless sequence: all of them once an epoch, the sources evenly mixed."""
+def split_where(where: str) -> tuple[str, int | None]:
+    """ "a.jsonl:12" -> ("a.jsonl", 12); of a file as a whole (the file, None)."""
+    file, _, line = where.rpartition(":")
+    return (file, int(line)) if file and line.isdecimal() else (where, None)
 
-    def __init__(self, config: DataConfig, parts: list[Texts], tokenizer: Tokenizer):
-        self.config, self.cleaner, self.parts = config, Cleaner(config, tokenizer), parts
-        self.name = str(parts[0]) if len(parts) == 1 else "all sources"
-        sizes = [len(part.keys) for part in parts]
-        self.source = np.repeat(np.arange(len(parts)), sizes)
-        self.within = np.concatenate([np.arange(size) for size in sizes])
-        # Each source is read in its own order, so that packed files are read forwards.
-        progress = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
-        self.order = np.argsort(progress, kind="stable")
-        self.sizes = np.concatenate([part.sizes for part in parts])[
-            self.order
-        ]  # bytes of text, in the order of reading
-        epochs = parts[0].source.config.max_epochs  # where there are limits, there is one part
-        self.end = max(round(epochs * len(self.order)), 1) if epochs else None  # places of the sequence
-        few = bool(parts[0].label)  # a small class would be shuffled over many of its epochs
-        self.shuffled = min(config.shuffle_documents, len(self.order)) if few else config.shuffle_documents
 
-    def read(self, numbers: np.ndarray) -> tuple[list[Record], np.ndarray, np.ndarray]:
-        """Returns (records, epoch, document key) for places of the endless sequence."""
-        index = self.order[numbers % len(self.order)]
-        documents = [(self.parts[p], i) for p, i in zip(self.source[index].tolist(), self.within[index].tolist())]
-        loaded = [part.source.load(Place(*part.places[i].tolist())) for part, i in documents]
-        records = []
-        for (part, _), (cleaned, _, _) in zip(documents, self.cleaner.clean_many(loaded)):
-            source = part.source
-            if not isinstance(cleaned, Record):
-                raise UserError(f"source {source.name}: a document changed since it was indexed ({cleaned}); run again")
-            records.append(part_for(cleaned, "train", source.config.split, self.config))
-        return records, numbers // len(self.order), np.array([part.keys[i] for part, i in documents], np.uint64)
+def _schema(names: Iterable[str]) -> Any:
+    import pyarrow as pa
 
-    def augmentation_keys(self, numbers: np.ndarray, epochs: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Returns the keys with the epoch in them, since rows of a window may hold documents of two epochs."""
-        keys = keys ^ epoch_key(self.config.seed, epochs)
-        if is_selective(self.config.augment):
-            index = self.order[numbers % len(self.order)]
-            places = zip(self.source[index].tolist(), self.within[index].tolist())
-            labels = [self.parts[part].label_of(i) for part, i in places]
-            keys = np.where(changes(self.config.augment, epochs, labels), keys, UNCHANGED)
-        return keys
+    types = {
+        "string": pa.string(),
+        "key": pa.binary(16),
+        "int64": pa.int64(),
+        "uint8": pa.uint8(),
+        "uint32": pa.uint32(),
+    }
+    return pa.schema([(name, types[READ.get(name, "int64")]) for name in names])
+
+
+class RowWriter:
+    """Writes rows as they come, many at a time: what the first stage leaves of a part."""
+
+    AT_A_TIME = 8192
+
+    def __init__(self, file: Any):
+        import pyarrow as pa
+
+        self.names = (*READ, *COUNTED)
+        self.schema = _schema(self.names)
+        self.writer = pa.ipc.new_stream(pa.PythonFile(file, mode="w"), self.schema)
+        self.rows: list[Row] = []
+        self.measures: list[Measures] = []
+
+    def add(self, row: Row, measures: Measures | None) -> None:
+        """Adds a row of READ."""
+        self.rows.append(row)
+        self.measures.append(measures or NOTHING)
+        if len(self.rows) >= self.AT_A_TIME:
+            self._write()
+
+    def _write(self) -> None:
+        import pyarrow as pa
+
+        counts = np.array(self.measures, np.int64).T
+        columns = [*zip(*self.rows), *counts]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, self.schema)]
+        self.writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self.schema))
+        self.rows, self.measures = [], []
+
+    def close(self) -> None:
+        if self.rows:
+            self._write()
+        self.writer.close()
+
+
+NOTHING = Measures(*[0] * len(Measures._fields))
+
+
+def read_rows(path: Path) -> Iterator[Any]:
+    """Yields what a RowWriter wrote, as record batches."""
+    import pyarrow as pa
+
+    with sealed.open_to_read(path) as file:
+        yield from pa.ipc.open_stream(file)
+
+
+@contextmanager
+def documents_writer(path: Path) -> Iterator[Any]:
+    """Gives a function (record batch of read rows, {added column: int64 array}) that appends rows to a documents.parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema((*READ, *ADDED, *COUNTED))
+    with (
+        sealed.open_to_write(path) as file,
+        pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, compression="zstd", write_statistics=False) as writer,
+    ):
+
+        def add(batch: Any, changed: dict[str, Any]) -> None:
+            columns = {name: batch.column(name) for name in (*READ, *COUNTED)} | changed
+            arrays = [
+                pa.array(columns[f.name], f.type) if isinstance(columns[f.name], np.ndarray) else columns[f.name]
+                for f in schema
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+        yield add
+
+
+class Documents:
+    """A documents.parquet, read a stretch of rows at a time."""
+
+    def __init__(self, folder: Path):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = folder / DOCUMENTS
+        try:
+            held = sealed.open_to_read(path)
+            weakref.finalize(self, held.close)
+            self.file = pq.ParquetFile(held, read_dictionary=list(NAMES))
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder}: no {DOCUMENTS}; it was prepared by an older version, prepare it again"
+            ) from None
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+        self.rows: int = self.file.metadata.num_rows
+
+    def read(self, *names: str) -> Iterator[dict[str, Any]]:
+        """Yields the columns `names` of a stretch of rows: arrays; texts as (names, numbers); keys as uint64 [n, 2], 0 for null."""
+        for batch in self.file.iter_batches(1 << 16, columns=list(names)):
+            yield {name: _to_numpy(name, batch.column(name)) for name in names}
+
+    def measures(self) -> Iterator[Measures]:
+        """Yields the counts of the same stretches."""
+        for columns in self.read(*COUNTED):
+            yield Measures(*columns.values())
+
+
+def _to_numpy(name: str, column: Any) -> Any:
+    if name in NAMES:
+        return column.dictionary.to_pylist(), column.indices.to_numpy()
+    if name == "key":
+        filled = column.fill_null(b"\0" * 16)
+        return np.frombuffer(b"".join(filled.to_pylist()), ">u8").reshape(-1, 2).astype(np.uint64)
+    return column.to_numpy()

@@ -14,9 +14,10 @@ import numpy as np
 
 from data_pipeline.batch import Data, open_data
 from data_pipeline.config import SPLITS
-from data_pipeline.prepare.read import split_where
+from data_pipeline.documents import split_where
 from data_pipeline.scan import document_key
 from data_pipeline.schema import ConfigError, UserError, run_main, split_flags
+from data_pipeline.sealed import open_to_read
 from data_pipeline.store import Prepared, open_prepared
 
 PREVIEW = 60  # characters of a document that are shown
@@ -27,7 +28,8 @@ usage: python -m data_pipeline.explain (--config=FILE | --data=DIR) --doc=ID | -
 
 --doc: what became of a document, by its id in ledger.jsonl: kept in which split, edited by which rules, or dropped why.
 --file: the same by the end of the file's name, and a line.
---step, --row: the documents in row M of training step N (both from 0), with file, line, id and what edited them.
+--step, --row: the documents in row M of training step N (both from 0), with file, line and what edited them, and the licence of
+  their source.
 
 example: python -m data_pipeline.explain --config=configs/pretrain.py --step=120 --row=3
 """
@@ -37,9 +39,9 @@ def read_ledger(
     prepared: Prepared, wanted: Callable[[dict[str, Any]], bool], hint: str = ""
 ) -> Iterator[dict[str, Any]]:
     """The lines of the ledger that are `wanted`; only lines with `hint` in them are looked at."""
-    with open(prepared.folder / "ledger.jsonl", encoding="utf-8") as file:
+    with open_to_read(prepared.folder / "ledger.jsonl") as file:
         for line in file:
-            if hint in line and wanted(entry := json.loads(line)):
+            if hint.encode() in line and wanted(entry := json.loads(line)):
                 yield entry
 
 
@@ -110,11 +112,13 @@ def explain_row(data: Data, step: int, row: int) -> Iterator[str]:
     prepared = data.prepared
     files, origins = prepared.origins(source, "train")
     shard = prepared.shard(source, "train")
-    yield f"step {step}, row {row}: source {prepared.sources[source]}, its epoch {epoch}, {len(held)} documents"
+    name = prepared.sources[source]
+    yield f"step {step}, row {row}: source {name}, its epoch {epoch}, {len(held)} documents"
+    yield from (f"  {key}: {text}" for key, text in data.credits()[name].items())
     edits: dict[tuple[str, int | None], list[str]] = {}
     places = {(files[file], line or None) for file, line in (origins[document].tolist() for document, _, _ in held)}
     for entry in read_ledger(prepared, lambda entry: "rules" in entry and (entry["file"], entry["line"]) in places):
-        edits[entry["file"], entry["line"]] = entry["rules"]
+        edits.setdefault((entry["file"], entry["line"]), []).extend(entry["rules"])
     for document, start, tokens in held:
         file, line = origins[document].tolist()
         rules = edits.get((files[file], line or None))

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.hf_folder import CONFIG, TOKENIZER, Settings
 from data_pipeline.marks import Stretch
 from data_pipeline.schema import UserError
@@ -94,12 +96,13 @@ class HfTokenizer(Tokenizer):
         return texts
 
     def encode(self, text: str) -> list[int]:
-        return self.encode_batch([text])[0]
+        return self.encode_batch([text])[0].tolist()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         found = self._guarded(self.engine.encode_batch_fast, list(texts), add_special_tokens=False)
         ids = [encoding.ids for encoding in found]
-        return [self._encode_around(t) if not self.forbidden.isdisjoint(i) else i for t, i in zip(texts, ids)]
+        whole = (self._encode_around(t) if not self.forbidden.isdisjoint(i) else i for t, i in zip(texts, ids))
+        return [np.array(one, np.int32) for one in whole]
 
     def _encode_around(self, text: str) -> list[int]:
         """Encodes a text that spells a special token where that is a word of the vocabulary like any other."""

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
+from data_pipeline.packed import PackedReader
 from data_pipeline.schema import UserError
 
 BOM = b"\xef\xbb\xbf"
-PACKED_BYTES = 1024  # unpacked at once: zstandard makes up to 32 MiB of them
 LOOKS_LIKE = (
     (b"\x1f\x8b", "a gzip file; name it .gz"),
     (b"\x28\xb5\x2f\xfd", "a zstandard file; name it .zst"),
@@ -60,7 +60,7 @@ def open_bytes(path: str) -> Iterator[IO[bytes]]:
                 with gzip.GzipFile(fileobj=raw) as unpacked:
                     yield cast(IO[bytes], unpacked)
             elif path.endswith(".zst"):
-                yield _ZstdReader(raw)  # type: ignore[misc]
+                yield cast(IO[bytes], PackedReader(raw, ".zst"))
             else:
                 yield raw
     except gzip.BadGzipFile as error:
@@ -70,65 +70,6 @@ def open_bytes(path: str) -> Iterator[IO[bytes]]:
         raise UserError(f"{path}: gzip stream is damaged or cut short ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-
-
-class _ZstdReader:
-    """`readline`, `read` and `seek` over a zstandard file, with an error where the last frame is cut short."""
-
-    def __init__(self, raw: IO[bytes]):
-        self.raw = raw
-        self._restart()
-
-    def _restart(self) -> None:
-        import zstandard
-
-        self.raw.seek(0)
-        self.frame = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj()
-        self.in_frame, self.position, self.ended = False, 0, False
-        self.buffer = bytearray()  # drops what was read from its front without moving the rest
-
-    def _fill(self) -> None:
-        import zstandard
-
-        packed = (self.frame.unused_data if self.frame.eof else b"") or self.raw.read(PACKED_BYTES)
-        try:
-            if not packed:
-                if self.in_frame:
-                    raise UserError(f"{self.raw.name}: zstandard stream is damaged or cut short")
-                self.ended = True
-                return
-            if self.frame.eof:
-                self.frame = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj()
-            self.buffer += self.frame.decompress(packed)
-            self.in_frame = not self.frame.eof
-        except zstandard.ZstdError as error:
-            raise UserError(f"{self.raw.name}: zstandard stream is damaged or cut short ({error})") from None
-
-    def readline(self, limit: int) -> bytes:
-        searched = 0
-        while True:
-            end = self.buffer.find(b"\n", searched) + 1
-            if end or self.ended or len(self.buffer) >= limit:
-                return self._take(min(end or len(self.buffer), limit))
-            searched = len(self.buffer)
-            self._fill()
-
-    def read(self, size: int) -> bytes:
-        while len(self.buffer) < size and not self.ended:
-            self._fill()
-        return self._take(min(size, len(self.buffer)))
-
-    def seek(self, offset: int) -> None:
-        if offset < self.position:
-            self._restart()
-        while self.position < offset and self.read(min(offset - self.position, 1 << 20)):
-            pass
-
-    def _take(self, size: int) -> bytes:
-        out = bytes(self.buffer[:size])
-        del self.buffer[:size]
-        self.position += size
-        return out
 
 
 def read_lines(path: str, max_line_bytes: int, span: Span = WHOLE) -> Iterator[Line]:

@@ -47,6 +47,9 @@ class PackageSource:
     def total_bytes(self) -> int:
         return sum((self.root / path).stat().st_size for path in self.files)
 
+    def credits(self) -> dict[str, str]:
+        return {}
+
     def parts(self, goal: int) -> list[Part]:
         if self.config.max_documents:
             return [Part(0, len(self.files), self.total_bytes())]

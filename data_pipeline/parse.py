@@ -1,6 +1,6 @@
 """Which stretches of a file are its rows, and what record does each hold? Text, Markdown, JSON lines, CSV and TSV.
 
-Parquet is not read by stretches of bytes: its rows come as JSON lines from data_pipeline/parquet.py.
+Files of other formats have readers of their own (data_pipeline/row_file.py says what such a reader does).
 """
 
 from __future__ import annotations
@@ -16,13 +16,7 @@ from data_pipeline.lines import BOM, WHOLE, Line, Span, read_lines
 from data_pipeline.records import Bad, Record
 from data_pipeline.schema import UserError
 
-SUFFIXES = {
-    "text": (".txt", ".text"),
-    "markdown": (".md", ".markdown"),
-    "jsonl": (".jsonl", ".ndjson"),
-    "csv": (".csv", ".tsv"),
-    "parquet": (".parquet", ".pq"),
-}
+MAX_NUL = 0.01  # share of a text's characters
 MAX_FILE_DOCUMENT = 2**28  # bytes: a file that is one document is held in memory whole, as text and as ids
 
 
@@ -31,7 +25,10 @@ class CsvHead(NamedTuple):
     names: tuple[str, ...]
 
 
-class Row(NamedTuple):
+NO_HEAD = CsvHead(",", ())
+
+
+class RawRow(NamedTuple):
     line: int
     offset: int
     length: int
@@ -43,19 +40,19 @@ def is_by_line(kind: str, config: SourceConfig) -> bool:
     return kind == "jsonl" or (kind != "csv" and config.document == "line")
 
 
-def find_rows(path: str, kind: str, config: SourceConfig, max_line_bytes: int, span: Span = WHOLE) -> Iterator[Row]:
+def find_rows(path: str, kind: str, config: SourceConfig, max_line_bytes: int, span: Span = WHOLE) -> Iterator[RawRow]:
     """Yields the stretches of bytes that hold one row each; blank lines are no rows."""
     if kind == "csv":
         yield from _csv_rows(path, max_line_bytes)
     elif is_by_line(kind, config):
         for line in read_lines(path, max_line_bytes, span):
             if line.raw is None or not _is_blank(line.raw):
-                yield Row(line.number, line.offset, line.length, _bounded(line, max_line_bytes))
+                yield RawRow(line.number, line.offset, line.length, _bounded(line, max_line_bytes))
     else:
         yield from _text_rows(path, config.document == "paragraph", max_line_bytes)
 
 
-def parse_row(raw: bytes, kind: str, config: SourceConfig, head: CsvHead) -> Record | Bad:
+def parse_row(raw: bytes, kind: str, config: SourceConfig, head: CsvHead = NO_HEAD) -> Record | Bad:
     """Reads one row; what is wrong with it comes back as Bad."""
     if kind == "csv":
         return _parse_csv(raw, config, head)
@@ -67,6 +64,8 @@ def parse_row(raw: bytes, kind: str, config: SourceConfig, head: CsvHead) -> Rec
         ahead = f"{line} lines further on: " if line else ""
         return Bad("not UTF-8", f"{ahead}not UTF-8 at byte {byte}")
     if kind != "jsonl":
+        if "\0" in text and text.count("\0") > MAX_NUL * len(text):
+            return Bad("not text", "not text: NUL bytes; a binary file, or UTF-16 without its mark?")
         return Record(text) if text.strip() else Bad("empty text", "the document is blank")
     try:
         row = json.loads(text)
@@ -101,14 +100,14 @@ def _bounded(line: Line, limit: int) -> bytes | Bad:
     return Bad("line too long", message) if line.raw is None else line.raw
 
 
-def _text_rows(path: str, paragraphs: bool, max_line_bytes: int) -> Iterator[Row]:
+def _text_rows(path: str, paragraphs: bool, max_line_bytes: int) -> Iterator[RawRow]:
     parts: list[bytes] = []
     bad: Bad | None = None
     start = Line(1, 0, 0, b"")
     size = 0
 
-    def row() -> Row:
-        return Row(start.number, start.offset, size, bad or b"".join(parts))
+    def row() -> RawRow:
+        return RawRow(start.number, start.offset, size, bad or b"".join(parts))
 
     for line in read_lines(path, max_line_bytes):
         blank = line.raw is not None and _is_blank(line.raw)
@@ -131,7 +130,7 @@ def _text_rows(path: str, paragraphs: bool, max_line_bytes: int) -> Iterator[Row
         yield row()
 
 
-def _csv_rows(path: str, max_line_bytes: int) -> Iterator[Row]:
+def _csv_rows(path: str, max_line_bytes: int) -> Iterator[RawRow]:
     rows = _csv_records(path, max_line_bytes)
     head = next(rows, None)
     if head and isinstance(head.content, Bad):
@@ -139,7 +138,7 @@ def _csv_rows(path: str, max_line_bytes: int) -> Iterator[Row]:
     yield from rows
 
 
-def _csv_records(path: str, max_line_bytes: int) -> Iterator[Row]:
+def _csv_records(path: str, max_line_bytes: int) -> Iterator[RawRow]:
     """Groups physical lines into CSV records (a quoted field may hold line ends), as Python's csv module sees them."""
     pending: list[Line] = []
 
@@ -166,14 +165,14 @@ def _csv_records(path: str, max_line_bytes: int) -> Iterator[Row]:
             if "unexpected end" in str(error):
                 raise UserError(f"{path}:{pending[0].number}: the row opens a quote that does not close") from None
             bad = Bad("not valid CSV", f"not valid CSV: {error}")
-            yield Row(pending[0].number, pending[0].offset, sum(p.length for p in pending), bad)
+            yield RawRow(pending[0].number, pending[0].offset, sum(p.length for p in pending), bad)
             pending.clear()
             continue
         first, size = pending[0], sum(line.length for line in pending)
         raw = b"".join(line.raw or b"" for line in pending)
         pending.clear()
         if fields:
-            yield Row(first.number, first.offset, size, raw)
+            yield RawRow(first.number, first.offset, size, raw)
 
 
 def _delimiter(path: str) -> str:

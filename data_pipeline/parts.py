@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.augment import changes
+from data_pipeline.augment.rewrite import Rewriter
+from data_pipeline.augment.select import changes
 from data_pipeline.config import DataConfig
-from data_pipeline.documents import DocumentReader, Texts
+from data_pipeline.dedup.lines import RepeatedLines
+from data_pipeline.document_reader import DocumentReader, Texts
 from data_pipeline.records import Named
 from data_pipeline.rows import UNCHANGED, RowReader
 from data_pipeline.schema import ConfigError, nearest
@@ -44,10 +46,14 @@ def prepared_parts(
 
 
 def streamed_parts(
-    config: DataConfig, prepared: Prepared, sources: Sequence[Named], tokenizer: Tokenizer
+    config: DataConfig,
+    prepared: Prepared,
+    sources: Sequence[Named],
+    rewriter: Rewriter | None,
+    lines: RepeatedLines | None,
 ) -> list[tuple[Part, Texts, float]]:
     """Returns the parts of streamed data, where their texts lie, and tokens a byte of their source; rows are estimates."""
-    parts = []
+    parts, row_tokens = [], rewriter.limit() if rewriter else config.seq_len  # what is rewritten may grow
     for number, entry in enumerate(prepared.manifest["sources"]):
         if not entry["kept"].get("train"):
             continue
@@ -55,12 +61,12 @@ def streamed_parts(
         names = prepared.label_names(number, "train")
         places, keys, sizes, labels = prepared.places(number, "train")
         texts = Texts(source, places, keys, sizes, labels=labels, names=tuple(names))
-        ratio = _tokens_a_byte(config, texts, tokenizer)
+        ratio = _tokens_a_byte(config, texts, prepared.tokenizer, lines)
         some = [texts]
         if config.label_shares and names:
             some = [texts.of_class(label) for label in sorted(range(len(names)), key=names.__getitem__)]
         for one in some:
-            rows = _count_rows(config, one.sizes * ratio)
+            rows = _count_rows(config, one.sizes * ratio, row_tokens)
             parts.append((Part(number, source.name, source.config, rows, len(one.keys), one.label), one, ratio))
     return parts
 
@@ -95,18 +101,18 @@ def check_labels(config: DataConfig, prepared: Prepared) -> None:
         raise ConfigError(problems)
 
 
-def _tokens_a_byte(config: DataConfig, texts: Texts, tokenizer: Tokenizer) -> float:
+def _tokens_a_byte(config: DataConfig, texts: Texts, tokenizer: Tokenizer, lines: RepeatedLines | None) -> float:
     """From the first documents that are not long."""
     first = np.flatnonzero(texts.sizes <= np.median(texts.sizes))[:SAMPLE]
     first = first[: max(int(np.searchsorted(np.cumsum(texts.sizes[first]), SAMPLE_BYTES)), 1)]
     some = replace(texts, places=texts.places[first], keys=texts.keys[first], sizes=texts.sizes[first],
                    labels=None if texts.labels is None else texts.labels[first])  # fmt: skip
-    records, _, _ = DocumentReader(config, [some], tokenizer).read(np.arange(len(first)))
+    records, _, _ = DocumentReader(config, [some], tokenizer, lines).read(np.arange(len(first)))
     ids, _, _ = to_ids(records, tokenizer, config.add_bos, config.split.by == "hash")
     return sum(map(len, ids)) / max(int(some.sizes.sum()), 1)
 
 
-def _count_rows(config: DataConfig, tokens: np.ndarray) -> int:
+def _count_rows(config: DataConfig, tokens: np.ndarray, row_tokens: int) -> int:
     if config.packing == "best_fit":
-        return max(round(float(tokens.sum()) / config.seq_len), 1)
-    return int(np.maximum(np.ceil(tokens / config.seq_len), 1).sum())
+        return max(round(float(tokens.sum()) / row_tokens), 1)
+    return int(np.maximum(np.ceil(tokens / row_tokens), 1).sum())

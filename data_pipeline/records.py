@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -114,6 +114,19 @@ class Named(Protocol):
     def config(self) -> SourceConfig: ...
 
 
+CREDITS = ("license", "citation", "url")  # keys of a SourceConfig, and what a source may know of itself
+
+
+def credit(sources: Sequence[Source]) -> dict[str, dict[str, str]]:
+    """Returns of each source its licence, citation and address: what the configuration says, else what the source does."""
+    return {source.name: credits_of(source.config, source.credits()) for source in sources}
+
+
+def credits_of(config: SourceConfig, known: dict[str, str]) -> dict[str, str]:
+    said = known | {key: text for key, text in zip(CREDITS, (config.license, config.citation, config.url)) if text}
+    return {key: said[key] for key in CREDITS if said.get(key)}
+
+
 class Source(Protocol):
     """One entry of config.data.sources, opened."""
 
@@ -122,6 +135,7 @@ class Source(Protocol):
 
     def identity(self) -> list[Any]: ...  # JSON values: equal where the records are equal
     def total_bytes(self) -> int: ...
+    def credits(self) -> dict[str, str]: ...  # of CREDITS what the source itself says; {} where it says nothing
     def parts(self, goal: int) -> list[Part]: ...  # of about `goal` bytes; a function of the source and `goal` alone
     def read(self, part: Part | None = None) -> Iterator[Found]: ...  # every record in a fixed order
     def load(self, place: Place) -> Record: ...  # one record that `read` found, again

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,16 +21,26 @@ BATCH_DTYPES = {
 }
 # What augmentation needs besides; never part of a batch that leaves the pipeline.
 ORIGIN_DTYPES = {"keys": np.uint64, "places": np.int64}
-# Stands in place of the key of a document, or of an epoch, that augmentation leaves as it is; its `keys` are then 0.
+# Stands in place of the key of a document, or of an epoch, that augmentation leaves as it is.
 UNCHANGED = np.uint64(2**64 - 1)
+
+
+def change_keys(documents: np.ndarray, epochs: np.ndarray | int) -> np.ndarray:
+    """Returns the keys that augmentation draws by, of document keys and epoch keys (uint64); 0 for what it leaves as it is."""
+    epochs = np.asarray(epochs, np.uint64)
+    return np.where((documents != UNCHANGED) & (epochs != UNCHANGED), hash64(documents ^ epochs), np.uint64(0))
 
 
 class RowReader:
     """Rows of one source and split: an index in memory, ids on disk."""
 
-    def __init__(self, shard: Shard, chunks: Chunks, seq_len: int, packing: str, bos_id: int, pad_id: int):
+    def __init__(
+        self, shard: Shard, chunks: Chunks, seq_len: int, packing: str, bos_id: int, pad_id: int,
+        lengths: np.ndarray | None = None,
+    ):  # fmt: skip
+        """`lengths` is the room of each chunk, where that is more than its length."""
         self.shard, self.chunks, self.seq_len, self.bos_id, self.pad_id = shard, chunks, seq_len, bos_id, pad_id
-        self.rows: Rows = pack(chunks.length, seq_len, packing)
+        self.rows: Rows = pack(chunks.length if lengths is None else lengths, seq_len, packing)
         self.padding = np.full(seq_len, pad_id, shard.ids.dtype)
         self.ones = np.ones(seq_len, np.uint8)
 
@@ -40,6 +50,13 @@ class RowReader:
     def fill(self) -> float:
         """Returns the share of places in all rows that hold a token."""
         return float(self.chunks.length.sum()) / max(len(self) * self.seq_len, 1)
+
+    def held(self, number: int, epoch_key: np.ndarray) -> list[tuple[int, int, int]]:
+        """Returns (document, first token of it, tokens) of each stretch in a row; `epoch_key` as for `read`, of one row."""
+        del epoch_key  # the same in each epoch
+        chunks, order = self.chunks, self.rows.order[self.rows.first[number] : self.rows.first[number + 1]]
+        starts = chunks.start[order] - self.shard.offsets[chunks.document[order]]
+        return list(zip(chunks.document[order].tolist(), starts.tolist(), chunks.length[order].tolist()))
 
     def read(self, rows: np.ndarray, epoch_keys: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Returns arrays [len(rows), seq_len] of the rows with these numbers; -1 stands for a row of padding.
@@ -82,7 +99,7 @@ class RowReader:
         weights = (positions >= spread(learn_from, np.int32)).astype(np.float32)
         masked = real & chunks.masked[chunk]
         if masked.any():
-            said = np.asarray(self.shard.learned)
+            said = cast(np.ndarray, self.shard.learned)
             weights *= np.concatenate([
                 said[at : at + n] if is_masked else self.ones[:n]
                 for at, n, is_masked in zip((start + 1).tolist(), length.tolist(), masked.tolist())
@@ -90,9 +107,8 @@ class RowReader:
         batch = dict(zip(BATCH_DTYPES, (tokens, targets, segments, positions, weights)))
         if epoch_keys is not None:
             document = chunks.document[chunk]
-            keys, epochs = self.shard.keys[document], epoch_keys[row]
-            changed = real & (keys != UNCHANGED) & (epochs != UNCHANGED)
-            batch["keys"] = spread(np.where(changed, hash64(keys ^ epochs), 0), np.uint64)
+            keys = change_keys(self.shard.keys[document], epoch_keys[row])
+            batch["keys"] = spread(np.where(real, keys, 0), np.uint64)
             batch["places"] = spread(np.where(real, start - self.shard.offsets[document], 0), np.int64)
             batch["places"] += positions
         return {name: array.reshape(-1, self.seq_len) for name, array in batch.items()}

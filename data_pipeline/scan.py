@@ -14,7 +14,9 @@ from data_pipeline.chat import Chat, open_chat
 from data_pipeline.chat_template import TemplateError
 from data_pipeline.clean import clean_many
 from data_pipeline.config import DataConfig
+from data_pipeline.conversation import Conversation
 from data_pipeline.records import Bad, Record
+from data_pipeline.rules.measures import Measures
 from data_pipeline.split import cut_by_position
 from data_pipeline.tokenizer import Tokenizer
 
@@ -34,6 +36,8 @@ class Outcome(NamedTuple):
     record: Record | Bad | str  # ready to be tokenised; what is wrong with it; the reason to drop it
     rules: tuple[str, ...]  # that changed it
     shortened: int = 0  # answers that the chat template leaves out a part of
+    cleaned: Record | None = None  # as the edit rules left it, also where it is dropped
+    measures: Measures | None = None  # what the rule `quality` counted, where that was asked for
 
 
 class Cleaner:
@@ -47,23 +51,23 @@ class Cleaner:
         """Returns the record ready to be tokenised, what is wrong with it, or the reason to drop it."""
         return self.clean_many([record])[0].record
 
-    def clean_many(self, records: Sequence[Record]) -> list[Outcome]:
+    def clean_many(self, records: Sequence[Record], keep_measures: bool = False) -> list[Outcome]:
         """`clean` for many at once, which is faster, and with what the rules did."""
         return [
-            Outcome(found.reason, found.rules) if found.reason else self._render(found.record, found.rules)
-            for found in clean_many(records, self.config.clean)
+            Outcome(reason or record, rules, 0, record, measures)
+            if reason or record.chat is None
+            else self._render(record, record.chat, rules)
+            for record, reason, rules, measures in clean_many(records, self.config.clean, keep_measures)
         ]
 
-    def _render(self, record: Record, rules: tuple[str, ...]) -> Outcome:
-        if record.chat is None:
-            return Outcome(record, rules)
+    def _render(self, record: Record, chat: Conversation, rules: tuple[str, ...]) -> Outcome:
         self.chat = self.chat or open_chat(self.tokenizer, self.config.chat)
         try:
-            rendered = self.chat.render(record.chat)
+            rendered = self.chat.render(chat)
         except TemplateError as error:
             bad = Bad("refused by the chat template", f"{self.chat.where} refuses the conversation: {error}")
-            return Outcome(bad, rules)
-        return Outcome(replace(record, text=rendered.text, rendered=rendered), rules, rendered.left_out)
+            return Outcome(bad, rules, 0, record)
+        return Outcome(replace(record, text=rendered.text, rendered=rendered), rules, rendered.left_out, record)
 
 
 def document_key(key: bytes, split: str) -> int:

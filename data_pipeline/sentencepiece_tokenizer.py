@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.schema import UserError
 from data_pipeline.tokenizer import MODEL_FILE, OURS, SpecialIds, Tokenizer, ends_in_chars
 
 WORD_SPACE = "\u2581"  # sentencepiece writes a space as this character
 LINE = re.compile(r"[^\n]+\n*|\n+")  # a line with the line ends after it
+WORD = re.compile(r" *[^ \n]+| +|\n+")  # a word with the spaces before it
+CACHED_CHARS = 2**20  # of words whose ids are kept; then they are forgotten, all at once: some 20 MB
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -43,24 +47,50 @@ class SentencePieceTokenizer(Tokenizer):
         # A third-party model may put a space before each text; ours does not.
         first = b"".join(pieces[i] for i in engine.encode("a"))
         self.adds_space = engine.decode(engine.encode("a")) == "a" and first.startswith(b" ")
-        # Where no piece joins a line end to other text, lines can be encoded one by one, which is twice as fast.
-        by_line = all(piece.strip(b"\n") == b"" for piece in pieces if b"\n" in piece)
-        self.by_line = by_line and special == OURS and not self.adds_space
+        # Where no piece joins a line end to other text, lines can be encoded one by one, which is twice as fast. Where none
+        # goes on behind a word either, words can, and most were there before.
+        ours = special == OURS and not self.adds_space
+        self.by_line = ours and all(piece.strip(b"\n") == b"" for piece in pieces if b"\n" in piece)
+        self.by_word = self.by_line and not any(b" " in piece.lstrip(b" ") for piece in pieces)
+        self.known: dict[str, bytes] = {}  # ids of words, as int32
+        self.known_chars = 0
         texts = {f"{name}_token": names[i] for name, i in asdict(special).items() if i >= 0}
         super().__init__(pieces, special, model, texts, {names[i]: i for i in hidden if i >= 0})
 
-    def encode(self, text: str) -> list[int]:
-        return self.encode_batch([text])[0]
+    def fallback(self) -> np.ndarray:
+        """Returns bool [vocab]: ids that stand for a byte, as those of characters without a piece do."""
+        found = np.zeros(self.vocab_size, bool)
+        found[list(self.byte_ids.values())] = True
+        return found
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if any(WORD_SPACE in text for text in texts):
-            return [self._encode_around(text) for text in texts]
-        threads = min(8, os.cpu_count() or 1)
-        if not self.by_line:
-            return self.engine.encode(list(texts), num_threads=threads)
-        lines = [LINE.findall(text) for text in texts]
-        encoded = iter(self.engine.encode(list(itertools.chain.from_iterable(lines)), num_threads=threads))
-        return [list(itertools.chain.from_iterable(itertools.islice(encoded, len(parts)))) for parts in lines]
+            return [np.array(self._encode_around(text), np.int32) for text in texts]
+        if self.by_word:
+            return self._encode_words([WORD.findall(text) for text in texts])
+        parts = [LINE.findall(text) if self.by_line else [text] for text in texts]
+        encoded = iter(self._encode_all(list(itertools.chain.from_iterable(parts))))
+        lines = (itertools.chain.from_iterable(itertools.islice(encoded, len(some))) for some in parts)
+        return [np.fromiter(line, np.int32) for line in lines]
+
+    def _encode_all(self, parts: list[str]) -> list[list[int]]:
+        return self.engine.encode(parts, num_threads=min(8, os.cpu_count() or 1))
+
+    def _encode_words(self, texts: list[list[str]]) -> list[np.ndarray]:
+        if self.known_chars > CACHED_CHARS:
+            self.known, self.known_chars = {}, 0
+        known = self.known  # other threads may begin a new one meanwhile
+        new = list(set(itertools.chain.from_iterable(texts)).difference(known))
+        if new:
+            encoded = self._encode_all(new)
+            ids = np.fromiter(itertools.chain.from_iterable(encoded), np.int32).tobytes()
+            ends = [4 * end for end in itertools.accumulate(map(len, encoded))]
+            known.update((word, ids[start:end]) for word, start, end in zip(new, [0, *ends], ends))
+            self.known_chars += sum(map(len, new))
+        return [np.frombuffer(b"".join(map(known.__getitem__, words)), np.int32) for words in texts]
 
     def _encode_around(self, text: str) -> list[int]:
         """Encodes a text that holds sentencepiece's own space character, which would come back as a space."""

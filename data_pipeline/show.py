@@ -29,10 +29,11 @@ QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 USAGE = """
 usage: python -m data_pipeline.show --config=FILE [--split=train|validation|test] [--rows=2] [--ids]
-         [--config.data.KEY=VALUE ...]
+         [--augmented=DOCUMENTS [--epoch=0]] [--config.data.KEY=VALUE ...]
 
 Prepares the data if need be and prints its sources, counts, drops and rows. Text that is learned is green on a terminal
 and in [[double brackets]] elsewhere or with NO_COLOR set; --ids shows token by token.
+--augmented=2 shows, in place of rows, the first 2 training documents of each source with what augmentation changes in an epoch.
 
 example: python -m data_pipeline.show --config=configs/finetune.py --split=validation --rows=4
 """
@@ -63,9 +64,10 @@ def format_row(data: Data, batch: dict[str, np.ndarray], row: int, colour: bool,
 
 
 def _special_names(tokenizer: Tokenizer) -> dict[int, str]:
+    names = {number: name for name, number in tokenizer.special_names.items()}
     if tokenizer.special == OURS:
-        return {number: f"<{name}>" for name, number in asdict(OURS).items()}
-    return {number: name for name, number in tokenizer.special_names.items()}
+        names |= {number: f"<{name}>" for name, number in asdict(OURS).items()}
+    return names
 
 
 def _readable(data: Data, ids: np.ndarray) -> str:
@@ -76,6 +78,21 @@ def _readable(data: Data, ids: np.ndarray) -> str:
         else:
             plain += data.tokenizer.piece(number)
     return out + plain.decode("utf-8", "replace")
+
+
+def _texts(data: Data, ids: np.ndarray) -> list[str]:
+    """Returns a text for each id, or for ids that only together are a character."""
+    names, texts, plain = _special_names(data.tokenizer), [], b""
+    for number in ids.tolist():
+        plain += names.get(number, "").encode() or data.tokenizer.piece(number)
+        try:
+            texts.append(plain.decode())
+            plain = b""
+        except UnicodeDecodeError as error:
+            if error.reason != "unexpected end of data":
+                texts.append(plain.decode("utf-8", "replace"))
+                plain = b""
+    return texts + [plain.decode("utf-8", "replace")] * bool(plain)
 
 
 def _tokens(data: Data, ids: np.ndarray) -> str:
@@ -163,19 +180,29 @@ def show(data: Data, split: str, rows: int, colour: bool, ids: bool = False, ste
 def main(argv: list[str]) -> None:
     from lm.check import count_steps, read_config
 
-    flags, overrides = split_flags(argv, {"config": "", "split": "train", "rows": "2", "ids": "false"}, USAGE)
+    names = {"config": "", "split": "train", "rows": "2", "ids": "false", "augmented": "0", "epoch": "0"}
+    flags, overrides = split_flags(argv, names, USAGE)
     problems = [] if flags["config"] else ["name a config file: --config=configs/finetune.py; see --help"]
     if flags["split"] not in SPLITS:
         problems.append(f"--split: must be one of {', '.join(SPLITS)}, got {flags['split']!r}")
-    if not flags["rows"].isdecimal():
-        problems.append(f"--rows: expected a number of rows, got {flags['rows']!r}")
+    problems += [
+        f"--{name}: expected a whole number from 0, got {flags[name]!r}"
+        for name in ("rows", "augmented", "epoch")
+        if not (flags[name].isdecimal() and flags[name].isascii() and int(flags[name]) < 2**31)
+    ]
     if problems:
         raise ConfigError(problems)
     config = read_config(flags["config"], overrides)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    data = open_data(config.data)
-    steps = count_steps(config, data.summary()["rows"]["train"]).train.steps
-    for line in show(data, flags["split"], int(flags["rows"]), colour, flags["ids"] == "true", steps):
+    data, rows, documents = open_data(config.data), int(flags["rows"]), int(flags["augmented"])
+    if documents:
+        from data_pipeline.augment.preview import preview
+
+        lines = preview(data, documents, int(flags["epoch"]), colour, lambda ids: _texts(data, ids))
+    else:
+        steps = count_steps(config, data.summary()["rows"]["train"]).train.steps
+        lines = show(data, flags["split"], rows, colour, flags["ids"] == "true", steps)
+    for line in lines:
         print(line)
     print(f"\nNext: python launch.py --config={flags['config']}")
 

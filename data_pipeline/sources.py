@@ -1,31 +1,39 @@
-"""Which files does a source name, and how are its records read and found again?"""
+"""How are the files of a source read and their records found again, whatever their formats are?"""
 
 from __future__ import annotations
 
-import glob
-import os
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.array_records import ArrayRecordFile
 from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.find_files import find_files
 from data_pipeline.forms import form_of
-from data_pipeline.lines import WHOLE, Span, SpanReader, cut_at_lines, hash_file
+from data_pipeline.hf_dataset import read_credits
+from data_pipeline.html_file import HtmlFile
+from data_pipeline.line_file import LineFile
+from data_pipeline.lines import WHOLE, hash_file
 from data_pipeline.package_source import PackageSource
-from data_pipeline.parquet import ParquetFile
-from data_pipeline.parse import SUFFIXES, CsvHead, Row, find_rows, is_by_line, parse_row, read_header
+from data_pipeline.page import PageReader
 from data_pipeline.records import Bad, Found, Part, Place, Record, Source, add_file
+from data_pipeline.row_file import RowFile
 from data_pipeline.schema import UserError
+from data_pipeline.tables import ArrowFile, ParquetFile
 from data_pipeline.tfds_source import TfdsSource
+from data_pipeline.tfrecord import TFRecordFile
+from data_pipeline.warc import WarcFile
 
-PACKED = (".gz", ".zst")
-NO_HEAD = CsvHead(",", ())
 Log = Callable[[str], None]
 
 
-def open_sources(config: DataConfig, log: Log) -> list[Source]:
-    """Opens every source that the configuration names, in the order of their names; raises UserError by key."""
+def open_sources(config: DataConfig, log: Log, twins: bool = True) -> list[Source]:
+    """Opens every source that the configuration names, in the order of their names; raises UserError by key.
+
+    Warns of files that hold the same bytes, which reads all of them, unless `twins` is False.
+    """
     named = {"data": SourceConfig(path=config.path)} if config.path else config.sources
     sources: list[Source] = []
     for name in sorted(named):
@@ -36,7 +44,8 @@ def open_sources(config: DataConfig, log: Log) -> list[Source]:
             sources.append(TfdsSource(name, source, key))
         else:
             sources.append(FileSource(name, source, key, config.max_line_bytes, log))
-    _warn_of_twins(sources, log)
+    if twins:
+        _warn_of_twins(sources, log)
     return sources
 
 
@@ -45,24 +54,23 @@ class SourceFile:
     path: str
     kind: str
     size: int
-    sha256: str
+
+    @functools.cached_property
+    def sha256(self) -> str:  # not before it is asked for: a plan of a large corpus does without
+        return hash_file(self.path)
 
 
 class FileSource:
-    """Text, Markdown, JSONL, CSV and Parquet files."""
+    """Files of any format that data_pipeline/find_files.py knows."""
 
     def __init__(self, name: str, config: SourceConfig, key: str, max_line_bytes: int, log: Log):
-        self.name, self.config, self.max_line_bytes = name, config, max_line_bytes
-        self.files = [
-            SourceFile(path, kind, Path(path).stat().st_size, hash_file(path))
-            for path, kind in find_files(config, key, log)
-        ]
-        self.heads: dict[str, CsvHead] = {}
-        self.reader = SpanReader()
-        self.parquet: ParquetFile | None = None  # the one that is read
+        self.name, self.config, self.key, self.max_line_bytes = name, config, key, max_line_bytes
+        self.files = [SourceFile(path, kind, Path(path).stat().st_size) for path, kind in find_files(config, key, log)]
+        self.pages = PageReader()
+        self.opened: RowFile | None = None  # the one that is read
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "reader": SpanReader(), "parquet": None}  # other processes open files for themselves
+        return {**self.__dict__, "opened": None}  # other processes open files for themselves
 
     def identity(self) -> list[Any]:
         return [[file.kind, file.sha256] for file in self.files]
@@ -70,20 +78,17 @@ class FileSource:
     def total_bytes(self) -> int:
         return sum(file.size for file in self.files)
 
+    def credits(self) -> dict[str, str]:
+        return read_credits(self.config, self.key)
+
     def parts(self, goal: int) -> list[Part]:
         if self.config.max_documents:  # which counts from the first file on
             return [Part(0, len(self.files), self.total_bytes())]
         parts: list[Part] = []
         for number, file in enumerate(self.files):
-            if file.size > goal and file.kind == "parquet":
-                opened = ParquetFile(file.path, self.config)
-                for span in opened.spans(file.size, goal):
-                    rows = span.stop - span.start
-                    parts.append(Part(number, number + 1, file.size * rows // max(opened.rows, 1), span))
-            elif file.size > goal and is_by_line(file.kind, self.config) and not file.path.endswith(PACKED):
-                for span in cut_at_lines(file.path, file.size, goal):
-                    stop = span.stop if span.stop >= 0 else file.size
-                    parts.append(Part(number, number + 1, stop - span.start, span))
+            spans = self.open(file).spans(goal) if file.size > goal else []
+            if len(spans) > 1:
+                parts += [Part(number, number + 1, size, span) for span, size in spans]
             else:
                 add_file(parts, number, file.size, goal)
         return parts
@@ -92,11 +97,10 @@ class FileSource:
         first, end, _, span = part or Part(0, len(self.files), 0)
         for number in range(first, end):
             file = self.files[number]
-            empty, form = True, self._first_form(file) if span.start else ""
-            for row in self._rows(file, span):
-                empty = False
-                content = row.content
-                record = content if isinstance(content, Bad) else self._parse(file, content)
+            opened = self.open(file)
+            empty, form = True, self._first_form(opened) if span.start else ""
+            for row in opened.read(span):
+                empty, record = False, row.record
                 if isinstance(record, Record):
                     form = form or form_of(record)
                     if form_of(record) != form:
@@ -104,99 +108,44 @@ class FileSource:
                             "mixed forms",
                             f"a row of {form_of(record)} in a file whose first row is one of {form}; give each form a file, or set the source's form",
                         )
-                yield Found(Place(number, row.offset, row.length, 0), f"{file.path}:{row.line}", record)
+                yield Found(Place(number, row.offset, row.length, row.item), f"{file.path}:{row.line}", record)
             if empty and not span.start:
-                what = "file is empty" if file.size == 0 else "no rows in it, only blank lines"
-                if file.kind == "csv" and file.size:
-                    what = "no rows in it below the header"
+                what = opened.nothing if file.size else "file is empty"
                 yield Found(Place(number, 0, 0, 0), file.path, Bad("empty file", what))
 
-    def _rows(self, file: SourceFile, span: Span) -> Iterator[Row]:
-        if file.kind != "parquet":
-            yield from find_rows(file.path, file.kind, self.config, self.max_line_bytes, span)
-            return
-        opened = self._open_parquet(file)
-        for number, raw in opened.read(span):
-            yield Row(number + 1, number, file.size // opened.rows, raw)
+    def open(self, file: SourceFile) -> RowFile:
+        if self.opened is None or self.opened.path != file.path:
+            if self.opened:
+                self.opened.close()
+            self.opened = open_file(file.path, file.kind, self.config, self.max_line_bytes, self.pages)
+        return self.opened
 
-    def _open_parquet(self, file: SourceFile) -> ParquetFile:
-        if self.parquet is None or self.parquet.path != file.path:
-            self.parquet = ParquetFile(file.path, self.config)
-        return self.parquet
-
-    def _first_form(self, file: SourceFile) -> str:
-        for row in self._rows(file, WHOLE):
-            if isinstance(row.content, bytes) and isinstance(record := self._parse(file, row.content), Record):
-                return form_of(record)
-        return ""
+    def _first_form(self, opened: RowFile) -> str:
+        return next((form_of(row.record) for row in opened.read(WHOLE) if isinstance(row.record, Record)), "")
 
     def load(self, place: Place) -> Record:
         file = self.files[place.file]
-        if file.kind == "parquet":
-            raw = self._open_parquet(file).row(place.offset)
-        else:
-            raw = self.reader.read(file.path, place.offset, place.length)
-        record = self._parse(file, raw)
+        record = self.open(file).load(place)
         if isinstance(record, Bad):
             raise UserError(f"{file.path}: changed since it was indexed ({record.message}); run again")
         return record
 
-    def _parse(self, file: SourceFile, raw: bytes) -> Record | Bad:
-        if file.kind == "csv" and file.path not in self.heads:
-            self.heads[file.path] = read_header(file.path, self.max_line_bytes)
-        kind = "jsonl" if file.kind == "parquet" else file.kind
-        return parse_row(raw, kind, self.config, self.heads.get(file.path, NO_HEAD))
 
-
-def find_files(config: SourceConfig, key: str, log: Log) -> list[tuple[str, str]]:
-    """Returns (path, kind) of every file that a source names, sorted; raises UserError naming the key."""
-    path = Path(config.path).expanduser()
-    if path.is_dir():
-        found = sorted(_walk(path, key, log))
-        known = [(p, kind) for p in found if (kind := _kind_by_name(p)) and config.kind in ("auto", kind)]
-        wanted = "readable" if config.kind == "auto" else config.kind
-        if not known:
-            suffixes = ", ".join(s for kind, group in SUFFIXES.items() for s in group if config.kind in ("auto", kind))
-            raise UserError(f"{key}: folder {config.path!r} holds no {wanted} files (names that end in {suffixes})")
-        if len(known) < len(found):
-            log(f"{key}: reads {len(known)} {wanted} files of {config.path}; {len(found) - len(known)} others left out")
-        return known
-    if path.is_file():
-        paths = [str(path)]
-    else:
-        paths = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-        if not paths and glob.has_magic(str(path)):
-            raise UserError(f"{key}: {config.path!r} matches no files")
-        if not paths:
-            raise UserError(f"{key}: no such file or folder: {config.path!r}")
-    kinds = [config.kind if config.kind != "auto" else _kind_by_name(p) for p in paths]
-    for p, kind in zip(paths, kinds):
-        if not kind:
-            raise UserError(
-                f"{key}: cannot tell what {p!r} is by its name; give it a source with kind= one of {', '.join(SUFFIXES)}"
-            )
-    return list(zip(paths, kinds))
-
-
-def _walk(folder: Path, key: str, log: Log) -> Iterator[str]:
-    """Yields the files below a folder but hidden ones; a part of it that cannot be read is an error, not a smaller corpus."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{key}: {error.filename}: {error.strerror}")
-
-    for here, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for link in filter(os.path.islink, (os.path.join(here, name) for name in folders)):
-            log(f"warning: {key}: {link} is a link to a folder and is not followed")
-        paths = [Path(here, name) for name in files if not name.startswith(".")]
-        yield from (str(p) for p in paths if p.is_file() or p.is_symlink())  # a link to nothing fails when it is read
-
-
-def _kind_by_name(path: str) -> str:
-    name = path.lower()
-    for suffix in PACKED:
-        name = name.removesuffix(suffix)
-    return next((kind for kind, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "")
+def open_file(path: str, kind: str, config: SourceConfig, max_bytes: int, pages: PageReader) -> RowFile:
+    """Opens one file by its kind; raises UserError for one that is damaged, ConfigError where a package is missing."""
+    if kind == "parquet":
+        return ParquetFile(path, config)
+    if kind == "arrow":
+        return ArrowFile(path, config)
+    if kind == "html":
+        return HtmlFile(path, max_bytes, pages)
+    if kind == "warc":
+        return WarcFile(path, config, max_bytes, pages)
+    if kind == "tfrecord":
+        return TFRecordFile(path, config, max_bytes)
+    if kind == "arrayrecord":
+        return ArrayRecordFile(path, config, max_bytes)
+    return LineFile(path, kind, config, max_bytes)
 
 
 def _warn_of_twins(sources: list[Source], log: Log) -> None:

@@ -47,9 +47,22 @@ def split_of(group: str, key: bytes, config: SplitConfig) -> str:
     Test lies at the low end of the hash and validation at the high end, so enlarging one never moves the other, and new
     documents never move old ones.
     """
-    place = place_of(b"group:" + group.encode() if group else b"text:" + key, config.salt)
+    return split_at(place_of(b"group:" + group.encode() if group else b"text:" + key, config.salt), config)
+
+
+def split_at(place: float, config: SplitConfig) -> str:
+    """Returns the split of a place in [0, 1).
+
+    >>> [split_at(place, SplitConfig(test=0.1, validation=0.1)) for place in (0.05, 0.5, 0.95)]
+    ['test', 'train', 'validation']
+    >>> [split_at(place, SplitConfig(test=0.1, folds=3, fold=1)) for place in (0.05, 0.35, 0.5, 0.9)]
+    ['test', 'train', 'validation', 'train']
+    """
     if place < config.test:
         return "test"
+    if config.folds:
+        fold = min(int((place - config.test) / (1 - config.test) * config.folds), config.folds - 1)
+        return "validation" if fold == config.fold else "train"
     return "validation" if place >= 1 - config.validation else "train"
 
 

@@ -8,7 +8,9 @@
 00.train.origins.npy     which of the files in 00.train.files.json it is from, and its line there; no part of what batches are read from
 00.train.places.npy      streaming, in place of ids: where each document lies in its source
 00.train.sizes.npy       and its bytes of text; no part of what batches are read from
-tokenizer/  ledger.jsonl  report.json  report.md
+tokenizer/  ledger.jsonl  documents.parquet  report.json  report.md
+report.html              report.json to look at, with the licences of the sources: made anew when these change, and not signed
+made_of.json             where files are encrypted: what made them, which the manifest does not show then
 manifest.json            what made it, counts, size and sha256 of every other file, and its own sha256; written last
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
+import hmac
 import json
 import os
 import shutil
@@ -26,29 +28,30 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from data_pipeline import sealed
 from data_pipeline.lines import hash_file
 from data_pipeline.schema import UserError
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.whole_file import sync
 
-MANIFEST = "manifest.json"
-NPY_HEAD = 128  # bytes of the header that numpy writes for any one-dimensional array
-BLOCK = 2**20  # bytes that are written at once
+MANIFEST, MADE_OF, VIEW = "manifest.json", "made_of.json", "report.html"
+HIDDEN = ("made_of", "inputs")  # of the manifest, where files are encrypted
 STALE_SECONDS = 86_400.0  # a temporary folder in which nothing was written for so long is a leftover of a killed run
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The documents of one source in one split; ids lie on disk and are read when used."""
+    """The documents of one source in one split; ids lie on disk and are read when used: arrays, or sealed.SealedArray."""
 
-    ids: np.ndarray
+    ids: Any
     offsets: np.ndarray
     loss_start: np.ndarray
     keys: np.ndarray
-    learned: np.ndarray | None = None
+    learned: Any = None
     labels: np.ndarray | None = None  # of each document the number of its name in label_names
 
 
@@ -62,19 +65,19 @@ class Prepared:
 
     def shard(self, source: int, split: str) -> Shard:
         stem = f"{source:02d}.{split}."
-        ids = np.asarray(np.load(self.folder / f"{stem}ids.npy", mmap_mode="r"))  # a plain view slices faster
+        ids = sealed.open_npy(self.folder / f"{stem}ids.npy")
         offsets, starts, keys = (
-            np.load(self.folder / f"{stem}{name}.npy") for name in ("offsets", "loss_start", "keys")
+            load_array(self.folder / f"{stem}{name}.npy") for name in ("offsets", "loss_start", "keys")
         )
         path = self.folder / f"{stem}learned.npy"
-        learned = np.asarray(np.load(path, mmap_mode="r")) if path.exists() else None
-        labels = np.load(self.folder / f"{stem}labels.npy") if self.label_names(source, split) else None
+        learned = sealed.open_npy(path) if path.exists() else None
+        labels = load_array(self.folder / f"{stem}labels.npy") if self.label_names(source, split) else None
         return Shard(ids, offsets, starts, keys, learned, labels)
 
     def label_names(self, source: int, split: str) -> list[str]:
         """The names of the labels in a shard, in no order that means anything; none where its rows have no label."""
         path = self.folder / f"{source:02d}.{split}.labels.json"
-        return json.loads(path.read_text("utf-8")) if path.exists() else []
+        return json.loads(sealed.read_bytes(path)) if path.exists() else []
 
     def has_shard(self, source: int, split: str) -> bool:
         return f"{source:02d}.{split}.ids.npy" in self.manifest["files"]
@@ -82,124 +85,55 @@ class Prepared:
     def origins(self, source: int, split: str) -> tuple[list[str], np.ndarray]:
         """Returns (files, [documents, 2]): of each document the number of its file and its line there, 0 for all of it."""
         stem = f"{source:02d}.{split}."
-        files = json.loads((self.folder / f"{stem}files.json").read_text("utf-8"))
-        return files, np.load(self.folder / f"{stem}origins.npy")
+        files = json.loads(sealed.read_bytes(self.folder / f"{stem}files.json"))
+        return files, load_array(self.folder / f"{stem}origins.npy")
 
     def places(self, source: int, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Returns (places int64 [documents, 4], keys uint64, bytes of text int64, labels or None) of a source that is streamed."""
         stem = f"{source:02d}.{split}."
-        places, keys, sizes = (np.load(self.folder / f"{stem}{name}.npy") for name in ("places", "keys", "sizes"))
-        labels = np.load(self.folder / f"{stem}labels.npy") if self.label_names(source, split) else None
+        places, keys, sizes = (load_array(self.folder / f"{stem}{name}.npy") for name in ("places", "keys", "sizes"))
+        labels = load_array(self.folder / f"{stem}labels.npy") if self.label_names(source, split) else None
         return places, keys, sizes, labels
 
     def content_sha256(self) -> dict[str, str]:
-        """Returns the hash of every file that batches are read from."""
-        read = (
-            name
-            for name in self.manifest["files"]
-            if name.endswith((".npy", ".labels.json")) and not name.endswith((".origins.npy", ".sizes.npy"))
+        """Returns the hash of every file that batches are read from, the same whether it is encrypted or not."""
+        return self.manifest.get("content") or _content(
+            {name: entry["sha256"] for name, entry in self.manifest["files"].items()}
         )
-        return {name: self.manifest["files"][name]["sha256"] for name in read}
 
 
-def ids_dtype(vocab_size: int) -> np.dtype:
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+def _content(hashes: dict[str, str]) -> dict[str, str]:
+    read, apart = (".npy", ".labels.json"), (".origins.npy", ".sizes.npy")
+    return {name: hashes[name] for name in hashes if name.endswith(read) and not name.endswith(apart)}
 
 
-class ShardWriter:
-    """Appends documents to the files of one source and split."""
-
-    def __init__(self, folder: Path, source: int, split: str, vocab_size: int):
-        self.stem, self.dtype = folder / f"{source:02d}.{split}", ids_dtype(vocab_size)
-        self.file = open(f"{self.stem}.ids.npy", "wb")  # noqa: SIM115  closed by close()
-        self.file.write(b"\0" * NPY_HEAD)
-        self.learned: IO[bytes] | None = None
-        self.tokens, self.unknown = 0, 0
-        self.sizes, self.loss_start, self.keys, self.origins = [], [], [], []
-        self.labels: list[np.ndarray] = []
-        self.files: dict[str, int] = {}
-        self.names: dict[str, int] = {}
-
-    def add(
-        self, ids: np.ndarray, sizes: np.ndarray, loss_start: np.ndarray, keys: np.ndarray, unknown: np.ndarray,
-        files: np.ndarray, origins: np.ndarray, names: np.ndarray, labels: np.ndarray, learned: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
-        """Adds documents: their `ids` one after the other, of each its size, loss start, key, file and line, label."""
-        self.file.write(ids.astype(self.dtype).tobytes())  # tofile would hide why a write fails
-        if learned is not None and self.learned is None:  # the first conversation, perhaps after other documents
-            self.learned = open(f"{self.stem}.learned.npy", "wb")  # noqa: SIM115  closed by close()
-            self.learned.write(b"\0" * NPY_HEAD)
-            for at in range(0, self.tokens, BLOCK):
-                self.learned.write(b"\0" * min(BLOCK, self.tokens - at))
-        if self.learned is not None:
-            self.learned.write(bytes(len(ids)) if learned is None else learned.astype(np.uint8).tobytes())
-        self.tokens += len(ids)
-        self.unknown += int(unknown)
-        numbers = np.array([self.files.setdefault(name, len(self.files)) for name in files.tolist()], np.int64)
-        origins = np.stack([numbers[origins[:, 0]], origins[:, 1]], axis=1)
-        numbers = np.array([self.names.setdefault(name, len(self.names)) for name in names.tolist()], np.int32)
-        for held, new in (
-            (self.sizes, sizes), (self.loss_start, loss_start), (self.keys, keys), (self.origins, origins),
-            (self.labels, numbers[labels]),
-        ):  # fmt: skip
-            held.append(new)
-
-    def close(self) -> dict[str, int]:
-        """Completes the files; returns the counts for the manifest."""
-        for file, dtype in ((self.file, self.dtype), (self.learned, np.dtype("u1"))):
-            if file is not None:
-                head = io.BytesIO()
-                described = {"descr": dtype.str, "fortran_order": False, "shape": (self.tokens,)}
-                np.lib.format.write_array_header_1_0(head, described)
-                assert len(head.getvalue()) == NPY_HEAD
-                file.seek(0)
-                file.write(head.getvalue())
-                file.close()
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate(self.sizes))])
-        np.save(f"{self.stem}.offsets.npy", offsets.astype(np.int64))
-        np.save(f"{self.stem}.loss_start.npy", np.concatenate(self.loss_start).astype(np.int32))
-        np.save(f"{self.stem}.keys.npy", np.concatenate(self.keys).astype(np.uint64))
-        np.save(f"{self.stem}.origins.npy", np.concatenate(self.origins).astype(np.int64))
-        write_text(Path(f"{self.stem}.files.json"), [json.dumps(list(self.files), indent=0)])
-        _write_labels(str(self.stem), self.names, np.concatenate(self.labels))
-        return {"documents": len(offsets) - 1, "tokens": self.tokens, "unknown": self.unknown}
+def save_array(path: Path | str, array: np.ndarray) -> None:
+    with sealed.open_to_write(path) as file:
+        np.save(file, array, allow_pickle=False)
 
 
-class PlacesWriter:
-    """Keeps where the documents of one source and split lie."""
-
-    def __init__(self, folder: Path, source: int, split: str):
-        self.stem, self.names = f"{folder}/{source:02d}.{split}", dict[str, int]()
-        self.places, self.keys, self.sizes, self.labels = [], [], [], []
-
-    def add(self, places: np.ndarray, keys: list[int], sizes: np.ndarray, labels: Iterable[str]) -> None:
-        self.places.append(places)
-        self.sizes.append(sizes)
-        self.keys += keys
-        self.labels += [self.names.setdefault(label, len(self.names)) for label in labels]
-
-    def close(self) -> None:
-        np.save(f"{self.stem}.places.npy", np.concatenate(self.places))
-        np.save(f"{self.stem}.sizes.npy", np.concatenate(self.sizes))
-        np.save(f"{self.stem}.keys.npy", np.array(self.keys, np.uint64))
-        _write_labels(self.stem, self.names, np.array(self.labels, np.int32))
+def load_array(path: Path) -> np.ndarray:
+    with sealed.open_to_read(path) as file:
+        return np.load(file)
 
 
-def _write_labels(stem: str, names: dict[str, int], labels: np.ndarray) -> None:
-    if any(names):
-        np.save(f"{stem}.labels.npy", labels)
-        write_text(Path(f"{stem}.labels.json"), [json.dumps(list(names), ensure_ascii=False, indent=0)])
+def open_prepared(folder: Path, key_env: str = "") -> Prepared | str:
+    """Opens a folder after checking size and sha256 of every file; returns what is wrong with it otherwise.
 
-
-def open_prepared(folder: Path) -> Prepared | str:
-    """Opens a folder after checking size and sha256 of every file; returns what is wrong with it otherwise."""
+    With `key_env`, the environment variable of a key, it must be encrypted; without, the variable it names itself is used.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         if manifest.pop("sha256") != _digest(manifest):
             return f"{MANIFEST} has changed (sha256)"
         files = manifest["files"].items()
+        encrypted = manifest.get("encrypted")
+        if encrypted:
+            encrypted = {name: str(encrypted[name]) for name in ("key_env", "key_check", "code")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
+    if problem := _unlock(folder, manifest, encrypted, key_env):
+        return problem
     for name, entry in files:
         path = folder / name
         if not path.is_file():
@@ -208,7 +142,31 @@ def open_prepared(folder: Path) -> Prepared | str:
             return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
         if hash_file(path) != entry["sha256"]:
             return f"{name} has changed (sha256)"
+    if encrypted:
+        manifest |= json.loads(sealed.read_bytes(folder / MADE_OF))
     return Prepared(folder, manifest)
+
+
+def _unlock(folder: Path, manifest: dict[str, Any], encrypted: dict[str, str] | None, key_env: str) -> str:
+    """Makes the files of a folder readable; returns what is wrong with it or with the key."""
+    if not encrypted:
+        sealed.seal(folder, None)
+        return f"is not encrypted, as config.data.encrypt_key_env={key_env!r} asks for" if key_env else ""
+    try:
+        vault = sealed.Vault(key_env or encrypted["key_env"])
+    except UserError as error:
+        return f"is encrypted, and {error}"
+    if vault.check != encrypted["key_check"]:
+        return f"was encrypted with another key than the one in the environment variable {vault.variable}"
+    shown = {**manifest, "encrypted": {k: v for k, v in manifest["encrypted"].items() if k != "code"}}
+    if not hmac.compare_digest(_sign(vault, shown), encrypted["code"]):
+        return f"{MANIFEST} was changed by somebody without the key (authentication code)"
+    sealed.seal(folder, vault)
+    return ""
+
+
+def _sign(vault: sealed.Vault, manifest: dict[str, Any]) -> str:
+    return vault.sign("manifest", json.dumps(manifest, sort_keys=True).encode())
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -236,31 +194,64 @@ def explain_write(key: str, error: OSError) -> UserError:
 
 def commit(temporary: Path, folder: Path, manifest: dict[str, Any]) -> Prepared:
     """Signs what lies in `temporary`, makes it durable and renames it to `folder`, or uses what another process put there."""
-    names = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+    found = sealed.vault_of(temporary)
+    if found:
+        content = _content({name: sealed.settle(temporary / name) for name in _names(temporary)})
+        hidden = {"content": content, **{key: manifest.pop(key) for key in HIDDEN if key in manifest}}
+        write_text(temporary / MADE_OF, [json.dumps(hidden)])
+        sealed.settle(temporary / MADE_OF)
+    names = [name for name in _names(temporary) if name != VIEW]
     manifest["files"] = {
         name: {"bytes": (temporary / name).stat().st_size, "sha256": hash_file(temporary / name)} for name in names
     }
-    signed = {**manifest, "sha256": _digest(manifest)}
-    write_text(temporary / MANIFEST, [json.dumps(signed, indent=1, ensure_ascii=False)])
+    key_env = found[0].variable if found else ""
+    sealed.seal(temporary, None)
+    _write_manifest(temporary, manifest, found[0] if found else None)
     for path in [*(temporary / name for name in names), temporary / "tokenizer", temporary]:
-        _sync(path)
+        sync(path)
     for _ in range(3):
         try:
             os.rename(temporary, folder)
-            _sync(folder.parent)
+            sync(folder.parent)
             break
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            theirs = open_prepared(folder)
+            theirs = open_prepared(folder, key_env)
             if isinstance(theirs, Prepared):
                 shutil.rmtree(temporary, ignore_errors=True)
                 return theirs
             set_aside(folder)
-    ours = open_prepared(folder)
+    ours = open_prepared(folder, key_env)
     if isinstance(ours, str):
         raise UserError(f"{folder}: {ours} just after it was written; is the disk failing?")
     return ours
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def resign(prepared: Prepared, changes: dict[str, Any]) -> None:
+    """Replaces the manifest by one with `changes` to keys that say nothing of the other files."""
+    found = sealed.vault_of(prepared.folder)
+    prepared.manifest |= changes
+    left_out = ("encrypted", "content", *HIDDEN) if found else ()
+    manifest = {key: value for key, value in prepared.manifest.items() if key not in left_out}
+    _write_manifest(prepared.folder, manifest, found[0] if found else None)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any], vault: sealed.Vault | None) -> None:
+    """Signs and writes manifest.json, which lies in clear, in one go."""
+    if vault:
+        manifest["encrypted"] = {"cipher": sealed.CIPHER, "key_env": vault.variable, "key_check": vault.check}
+        manifest["encrypted"]["code"] = _sign(vault, manifest)
+    signed = {**manifest, "sha256": _digest(manifest)}
+    aside = folder / f"{MANIFEST}.tmp-{os.getpid()}"
+    with open(aside, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(json.dumps(signed, indent=1, ensure_ascii=False) + "\n")
+    sync(aside)
+    os.replace(aside, folder / MANIFEST)
 
 
 def set_aside(folder: Path) -> None:
@@ -273,16 +264,7 @@ def set_aside(folder: Path) -> None:
 
 def write_text(path: Path, lines: Iterable[str]) -> None:
     # a file name that is not UTF-8 comes as lone surrogates, which JSON writes as backslashes too
-    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+    with sealed.open_to_write(path) as file:
         for line in lines:
-            file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            file.write((line + "\n").encode("utf-8", "backslashreplace"))
+    sync(path)

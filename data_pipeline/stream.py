@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.augment import is_on
+from data_pipeline.augment.check import is_on
+from data_pipeline.augment.reader import RewrittenRows, shift_chunks
+from data_pipeline.augment.rewrite import Rewriter
 from data_pipeline.buffers import CUT_BUFFER, Buffers, Plan, Stream, plan_stream, shuffle_buffer
 from data_pipeline.config import DataConfig
-from data_pipeline.documents import DocumentReader
+from data_pipeline.document_reader import DocumentReader
 from data_pipeline.feed import Batch, Calls, TrainBatches
 from data_pipeline.mix import Mixture
 from data_pipeline.quiet_tf import import_tf
@@ -27,11 +29,11 @@ from data_pipeline.records import pack_record, unpack_record
 from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader
 from data_pipeline.schema import UserError
 from data_pipeline.store import Shard
-from data_pipeline.tasks import Chunks, Cut, cut_chunks, to_ids
+from data_pipeline.tasks import PLAIN, Chunks, Cut, cut_chunks, to_ids
 from data_pipeline.tokenizer import Tokenizer
 
 PREFETCH = 2  # batches read ahead
-ENCODED_BYTES = 2**20  # of text that become ids in one call of the tokenizer, as lists of Python's numbers
+ENCODED_BYTES = 2**20  # of text that become ids in one call of the tokenizer
 BLOCK = 2**20  # bytes of a saved position, or ids, that are worked on at once
 
 
@@ -117,11 +119,11 @@ class Streams:
 
     def __init__(
         self, config: DataConfig, readers: list[DocumentReader], mixture: Mixture, tokenizer: Tokenizer, pad_id: int,
-        rows: tuple[int, int], tokens_a_byte: float,
+        rewriter: Rewriter | None, rows: tuple[int, int], tokens_a_byte: float,
     ):  # fmt: skip
         """`rows`: of each global batch, those of this host."""
         self.config, self.readers, self.mixture = config, readers, mixture
-        self.tokenizer, self.pad_id, self.rows = tokenizer, pad_id, rows
+        self.tokenizer, self.pad_id, self.rewriter, self.rows = tokenizer, pad_id, rewriter, rows
         self.calls, self.buffers = Calls(), Buffers(config.buffer_bytes)
         self.origins = is_on(config.augment)
         self.hosts, self.host = config.batch_size // (rows[1] - rows[0]), rows[0] // (rows[1] - rows[0])
@@ -187,28 +189,36 @@ class Streams:
         documents = numbers.map(lambda x: self.calls.tensors(read, (x,), [tf.string, tf.uint64], [n] * 2)).unbatch()
         shuffled = documents.shuffle(reader.shuffled, seed=self.config.seed, reshuffle_each_iteration=False)
         chunk_types = [np.int32, np.uint8, np.int32, np.int32, np.bool_, np.uint64, np.int64]
+        chunk_types += [np.int64] * bool(self.rewriter)
         wide: list[int | None] = [None, seq_len + 1]
-        chunks = shuffled.batch(at_once).map(
-            lambda *x: self.calls.tensors(tokenise, x, chunk_types, [wide, wide, n, n, n, n, n])
-        )
+        chunk_shapes = [wide, wide, *[n] * (len(chunk_types) - 2)]
+        chunks = shuffled.batch(at_once).map(lambda *x: self.calls.tensors(tokenise, x, chunk_types, chunk_shapes))
         dtypes = BATCH_DTYPES | (ORIGIN_DTYPES if self.origins else {})
         types, shapes = list(dtypes.values()), [[None, seq_len]] * len(dtypes)
         windows = chunks.unbatch().batch(self.plan.window)
         return windows.map(lambda *x: dict(zip(dtypes, self.calls.tensors(pack, x, types, shapes)))).unbatch()
 
     def _tokenise(self, packed: Any, keys: np.ndarray) -> list[np.ndarray]:
-        """Returns the chunks of some documents: ids and learned [n, seq_len + 1], length, learn_from, put_bos, key, place."""
+        """Returns the chunks of some documents: ids and learned [n, seq_len + 1], length, learn_from, put_bos, key, place.
+
+        Where chunks are rewritten later, also where the answer begins.
+        """
         config = self.config
         ids, starts, learned = [], [], []
         for some in _cut_evenly(packed, ENCODED_BYTES):
             records = [unpack_record(content) for content in some]
             numbers, begins, said = to_ids(records, self.tokenizer, config.add_bos, config.split.by == "hash")
-            ids += [np.array(one, np.int32) for one in numbers]
+            ids += numbers
             learned += [np.array(told or [False] * len(one), np.uint8) for one, told in zip(numbers, said)]
             starts += begins
         flat, said = np.concatenate(ids), np.concatenate(learned)
         offsets = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
-        chunks = cut_chunks(offsets, np.array(starts), config.seq_len, config.add_bos, config.loss_on_prompt, said)
+        plain_len = self.rewriter.limit() if self.rewriter else None
+        chunks = cut_chunks(
+            offsets, np.array(starts), config.seq_len, config.add_bos, config.loss_on_prompt, said, plain_len
+        )
+        if self.rewriter:
+            chunks = shift_chunks(chunks, offsets, keys, self.rewriter)
         column, n = np.arange(config.seq_len + 1), len(chunks.start)
         padded, learned = np.empty((n, len(column)), np.int32), np.ones((n, len(column)), np.uint8)
         step = max(BLOCK // len(column), 1)
@@ -218,19 +228,25 @@ class Streams:
             masked = np.flatnonzero(chunks.masked[rows])
             learned[rows][masked] = said[index[masked]]
         place = chunks.start - offsets[chunks.document]
-        return [padded, learned, chunks.length, chunks.learn_from, chunks.put_bos, keys[chunks.document], place]
+        out = [padded, learned, chunks.length, chunks.learn_from, chunks.put_bos, keys[chunks.document], place]
+        return out + [chunks.answer] * bool(self.rewriter)
 
     def _pack(
         self, ids: np.ndarray, learned: np.ndarray, length: np.ndarray, learn_from: np.ndarray, put_bos: np.ndarray, keys: np.ndarray,
-        place: np.ndarray,
+        place: np.ndarray, answer: np.ndarray | None = None,
     ) -> list[np.ndarray]:  # fmt: skip
         """Packs a window of chunks into rows."""
         n, width = ids.shape
         start = np.arange(n, dtype=np.int64) * width
         shard = Shard(ids.reshape(-1), start - place, np.zeros(n, np.int32), keys, learned.reshape(-1))
-        chunks = Chunks(np.arange(n), start, length, learn_from, put_bos, np.ones(n, bool), Cut())
-        special = self.tokenizer.special
-        reader = RowReader(shard, chunks, self.config.seq_len, self.config.packing, special.bos, self.pad_id)
+        masked = np.ones(n, bool)
+        answer = np.full(n, PLAIN) if answer is None else answer  # nothing asks
+        chunks = Chunks(np.arange(n), start, length, learn_from, put_bos, masked, answer, Cut())
+        config, bos = self.config, self.tokenizer.special.bos
+        if self.rewriter:
+            reader = RewrittenRows(shard, chunks, config.packing, bos, self.pad_id, self.rewriter, shifted=True)
+        else:
+            reader = RowReader(shard, chunks, config.seq_len, config.packing, bos, self.pad_id)
         no_epoch = np.zeros(len(reader), np.uint64)  # it is in the keys
         return list(reader.read(np.arange(len(reader)), no_epoch if self.origins else None).values())
 

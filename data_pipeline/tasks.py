@@ -36,8 +36,8 @@ def check_tokenizer(tokenizer: Tokenizer, add_bos: bool, add_eos: bool, mask: bo
 
 def to_ids(
     records: list[Record], tokenizer: Tokenizer, add_bos: bool, add_eos: bool
-) -> tuple[list[list[int]], list[int], list[list[bool] | None]]:
-    """Returns (ids, loss start, learned) of each record.
+) -> tuple[list[np.ndarray], list[int], list[list[bool] | None]]:
+    """Returns (ids as int32, loss start, learned) of each record.
 
     A text is [bos] + text + [eos], a prompt and its completion [bos] + prompt + completion + [eos], a conversation what its
     template wrote. The loss start is the number of ids before the completion, or PLAIN, or CHAT; for the last, `learned`
@@ -52,24 +52,25 @@ def to_ids(
     }
     apart = [part for i, record in enumerate(records) if i not in together for part in record.parts()]
     pieces = iter(tokenizer.encode_batch(apart))
-    head = [tokenizer.special.bos] if add_bos else []
-    all_ids, starts = [], []
+    head, end = [tokenizer.special.bos] if add_bos else [], [tokenizer.special.eos]
+    all_ids: list[np.ndarray] = []
+    starts: list[int] = []
     learned: list[list[bool] | None] = [None] * len(records)
     for number, record in enumerate(records):
         start = PLAIN
         if record.rendered:
             ids, learned[number] = encode_rendered(record.rendered, tokenizer, add_bos)
-            start = CHAT
+            start, parts = CHAT, [ids]
         elif record.completion is None:
-            ids = head + next(pieces) + ([tokenizer.special.eos] if add_eos else [])
+            parts = [head, next(pieces), end if add_eos else []]
         elif number in together:  # encoded apart, the completion would get a space of its own
             ids, ends = tokenizer.align_plain(record.text + record.completion)
             start = len(head) + bisect.bisect_right(ends, len(record.text))
-            ids = [*head, *ids, tokenizer.special.eos]
+            parts = [head, ids, end]
         else:
             prompt, completion = next(pieces), next(pieces)
-            ids, start = [*head, *prompt, *completion, tokenizer.special.eos], len(head) + len(prompt)
-        all_ids.append(ids)
+            parts, start = [head, prompt, completion, end], len(head) + len(prompt)
+        all_ids.append(np.concatenate([np.asarray(part, np.int32) for part in parts]))
         starts.append(start)
     return all_ids, starts, learned
 
@@ -99,14 +100,15 @@ class Chunks:
     learn_from: np.ndarray  # int32: targets before this one have weight 0
     put_bos: np.ndarray  # bool: the first input is the begin token, since the prompt was cut after it
     masked: np.ndarray  # bool: of the targets, only those that an assistant said have weight
+    answer: np.ndarray  # int64: where in its ids a completion begins; PLAIN, CHAT
     cut: Cut  # what the row length took away
 
 
 def cut_chunks(
     offsets: np.ndarray, loss_start: np.ndarray, seq_len: int, add_bos: bool, learn_prompt: bool,
-    learned: np.ndarray | None = None,
+    learned: np.ndarray | None = None, plain_len: int | None = None,
 ) -> Chunks:  # fmt: skip
-    """Cuts documents to at most `seq_len` inputs each.
+    """Cuts documents to at most `seq_len` inputs each, plain texts to `plain_len` where it is given.
 
     A plain text gives as many chunks as it needs, and every id but its first is the target of exactly one. A prompt/completion
     document gives one chunk: the prompt is cut from the left first, then the completion's end. A conversation gives one
@@ -116,15 +118,16 @@ def cut_chunks(
     inputs = np.maximum(sizes - 1, 0)
     is_pair, is_chat = loss_start >= 0, loss_start == CHAT
     lost, chat_cut = _count_chats(offsets, is_chat, seq_len, learned)
-    count = np.where(is_pair | is_chat, np.minimum(inputs, 1), -(-inputs // seq_len))
+    plain_len = plain_len or seq_len
+    count = np.where(is_pair | is_chat, np.minimum(inputs, 1), -(-inputs // plain_len))
     if not learn_prompt:
         count[lost] = 0
     document = np.repeat(np.arange(len(sizes)), count)
     part = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
     pair, size, begins = is_pair[document], sizes[document], np.maximum(loss_start, 0)[document]
     # a pair keeps one id before the completion, so that the completion's first id is predicted too
-    cut = np.where(pair, np.minimum(np.maximum(size - seq_len - 1, 0), np.maximum(begins - 1, 0)), part * seq_len)
-    length = np.minimum(size - 1 - cut, seq_len)
+    cut = np.where(pair, np.minimum(np.maximum(size - seq_len - 1, 0), np.maximum(begins - 1, 0)), part * plain_len)
+    length = np.minimum(size - 1 - cut, np.where(pair | is_chat[document], seq_len, plain_len))
     learn_from = np.where(pair, np.maximum(begins - 1 - cut, 0), 0)
     kept, whole = length - learn_from, size - np.maximum(begins, 1)
     return Chunks(
@@ -134,6 +137,7 @@ def cut_chunks(
         learn_from=(np.zeros_like(learn_from) if learn_prompt else learn_from).astype(np.int32),
         put_bos=pair & (cut > 0) & add_bos,
         masked=is_chat[document] & (not learn_prompt),
+        answer=np.where(pair, begins - cut, loss_start[document]),
         cut=replace(
             chat_cut,
             pairs=int(pair.sum()),

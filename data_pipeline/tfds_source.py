@@ -90,6 +90,13 @@ class TfdsSource:
             raise UserError(f"{self.key}: record {place.offset} changed since it was indexed ({record.message})")
         return record
 
+    def credits(self) -> dict[str, str]:
+        info = self.builder.info
+        said = {
+            "license": getattr(info.redistribution_info, "license", ""), "citation": info.citation, "url": info.homepage,
+        }  # fmt: skip
+        return {name: str(value) for name, value in said.items() if value}
+
     def _is_array_record(self) -> bool:
         return self.builder.info.file_format is not None and self.builder.info.file_format.name == "ARRAY_RECORD"
 

@@ -6,7 +6,6 @@ import abc
 import codecs
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,8 @@ import numpy as np
 
 from data_pipeline.marks import Stretch, overlaps
 from data_pipeline.schema import UserError
+from data_pipeline.sealed import open_to_read
+from data_pipeline.whole_file import written_aside
 
 FORMAT = 1
 META_FILE, MODEL_FILE, TEMPLATE_FILE = "lm_tokenizer.json", "sentencepiece.model", "chat_template.jinja"
@@ -75,8 +76,9 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`; special ids never come out, whatever the text says."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of each text, int32."""
+        return [np.array(self.encode(text), np.int32) for text in texts]
 
     def align(self, text: str, literal: Sequence[Stretch] = ()) -> tuple[list[int], list[int]]:
         """Encodes what a chat template wrote: names of special tokens become their ids, but in the `literal` stretches.
@@ -128,6 +130,10 @@ class Tokenizer(abc.ABC):
         """
         return np.array([len(piece) for piece in self.pieces], np.int32)
 
+    def fallback(self) -> np.ndarray:
+        """Returns bool [vocab]: ids that stand for a part of a character, as those of rare ones do."""
+        return np.array([not _is_text(piece) for piece in self.pieces])
+
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer to `folder`, which `load_tokenizer` reads; a file is replaced whole or not at all."""
         folder = Path(folder)
@@ -138,18 +144,22 @@ class Tokenizer(abc.ABC):
         meta["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         files[META_FILE] = json.dumps(meta, indent=1, ensure_ascii=False).encode()
         for name, content in files.items():
-            part = folder / f".{name}.{os.getpid()}"
-            with open(part, "wb") as file:
+            with written_aside(folder / name) as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, folder / name)
 
     def _files(self) -> dict[str, bytes]:
         return {TEMPLATE_FILE: self.template.encode()} if self.template else {}
 
     def _extra(self) -> dict[str, Any]:
         return {}
+
+
+def _is_text(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def ends_in_chars(text: str, ends: Sequence[int] | np.ndarray) -> list[int]:
@@ -269,7 +279,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def read_file(path: Path) -> bytes:
     """Returns a file's bytes; raises UserError for what is missing, unreadable or larger than any tokenizer."""
     try:
-        with open(path, "rb") as file:
+        with open_to_read(path) as file:
             content = file.read(MAX_FILE + 1)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None

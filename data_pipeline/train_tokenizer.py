@@ -62,7 +62,7 @@ def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> Token
             normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
             allow_whitespace_only_pieces=True, split_digits=True, byte_fallback=True,
             required_chars=WORD_SPACE,  # without a piece of its own, which Chinese may not show, a space comes back as another character
-            user_defined_symbols=ALWAYS_PIECES, control_symbols=["<mask>"],
+            user_defined_symbols=ALWAYS_PIECES, control_symbols=["<mask>", *config.extra_tokens],
             pad_id=OURS.pad, bos_id=OURS.bos, eos_id=OURS.eos, unk_id=OURS.unk,
             # deterministic and quiet
             num_threads=4, input_sentence_size=0, shuffle_input_sentence=False, minloglevel=2, max_sentence_length=8192,
@@ -71,6 +71,11 @@ def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> Token
         raise ConfigError(_explain(str(error), config)) from None
     tokenizer = SentencePieceTokenizer(_settle(model.getvalue(), config.model_type == "unigram"), "the trained model")
     assert tokenizer.special == OURS
+    missing = [name for name in config.extra_tokens if name not in tokenizer.special_names]
+    if missing:
+        raise ConfigError(
+            f"config.data.tokenizer.extra_tokens: {', '.join(map(repr, missing))} cannot be a special token"
+        )
     return tokenizer
 
 

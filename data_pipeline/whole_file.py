@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from data_pipeline.sealed import open_to_write
+
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[IO[bytes]]:
     """Gives a file that takes the name `path` at the end; what a kill -9 leaves is called `*.tmp-*`."""
-    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    # processes of two machines may have one number, and Beam may do one piece of work twice at a time
+    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with open(aside, "wb") as file:
+        with open_to_write(aside, path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+        sync(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Returns when what was written to a file, or to the list of files of a folder, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

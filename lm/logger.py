@@ -228,6 +228,10 @@ def run_card(summary: Mapping[str, Any], receipt: Mapping[str, Any], commands: M
     for name, source in data["sources"].items():
         for split, part in source["splits"].items():
             splits += f"| {name} | {split} | {part['documents']:,} | {part['tokens']:,} | {part.get('rows', 0):,} |\n"
+    credits = ""
+    for name, source in data["sources"].items():
+        if said := source.get("credits"):
+            credits += f"- {name}: " + "; ".join(f"{key} {text}" for key, text in said.items()) + "\n"
     config = "\n".join(f"    {key} = {value!r}" for key, value in summary["config_changes"].items()) or "    (defaults)"
     next_steps = "\n".join(f"    {line}    # {what}" for what, line in commands.items())
     share = receipt["flops_per_step"] / max(receipt["flops_per_step_if_all_trained"], 1)
@@ -261,6 +265,7 @@ would be. Weights: sha256 `{summary["params_sha256"]}`.
 | source | split | documents | tokens | rows |
 |---|---|---|---|---|
 {splits}
+{credits}
 Data fingerprint `{summary["data_sha256"]}`. The test split is opened only by `python -m lm.evaluate --split=test`.
 
 ## Configuration, where it differs from the defaults

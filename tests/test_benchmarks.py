@@ -15,7 +15,7 @@ from benchmarks.turns import Side, SideFailed, alternate, median_row
 from data_pipeline.schema import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("step_time", "freeze", "finetune", "compile_time", "scaling", "input", "clean")
+PROGRAMS = ("step_time", "freeze", "finetune", "compile_time", "scaling", "input", "clean", "shards")
 needs_torch = pytest.mark.skipif(
     not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")), reason="needs the peers"
 )
@@ -99,6 +99,17 @@ def test_input_runs(tmp_path):
     done = run("input", "--quick", "--batches=50", "--tokens=500000", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert all(json.loads(line)["tokens_per_sec"] > 0 for line in out.read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_shards_hold_the_same_documents_in_every_layout(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    done = run("shards", "--quick", "--tokens=100000", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 6
+    assert len({row["check"] for row in rows}) == 1
+    assert all(row["warm_per_sec"] > 0 and row["bytes"] > 100_000 for row in rows)
 
 
 @pytest.mark.slow

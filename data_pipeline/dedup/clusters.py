@@ -11,6 +11,7 @@ from data_pipeline.dedup.near import PAIR, SAME, Sets
 from data_pipeline.dedup.runs import RunWriter, read_range
 from data_pipeline.dedup.shingles import reaches
 from data_pipeline.dedup.signatures import Shards, order_to_keep, whole
+from data_pipeline.sealed import read_bytes
 
 KEPT, EXACT, NEAR = 0, 1, 2
 AT_A_TIME = 1 << 15
@@ -38,7 +39,7 @@ def read_pairs(paths: Sequence[Path], at_least: float) -> tuple[np.ndarray, np.n
     """Returns the two ends of all verified pairs of at least that Jaccard similarity, [E] uint64 each."""
     ends: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for path in paths:
-        rows = np.fromfile(path, PAIR)
+        rows = np.frombuffer(read_bytes(path), PAIR)
         rows = rows[rows["jaccard"] >= at_least]
         for end, name in zip(ends, "ab"):
             end.append(rows[name].copy())

@@ -23,16 +23,6 @@ def place_of(name: bytes, salt: str = "") -> float:
     return split.place_of(b"text:" + name, salt)
 
 
-def fold_of_cluster(name: bytes, folds: int, salt: str = "") -> int:
-    """Deals a cluster to one of `folds` folds by the same hash; adding rows moves none, another number of folds all."""
-    return min(int(place_of(name, salt) * folds), folds - 1)
-
-
-def rank_of(config: SplitConfig):
-    """Returns the order in which `names.name_clusters` prefers the names of clusters that a new row joined: train first."""
-    return lambda name: SPLITS.index(split_of_cluster(name, config))
-
-
 def label_clusters(rows: Iterable[tuple[bytes, str]]) -> tuple[dict[bytes, str], int]:
     """Takes (name, label) of documents; returns each cluster's most frequent label (then the smallest), and how many have several."""
     counts: dict[bytes, Counter[str]] = defaultdict(Counter)
@@ -42,48 +32,56 @@ def label_clusters(rows: Iterable[tuple[bytes, str]]) -> tuple[dict[bytes, str],
     return labels, sum(len(count) > 1 for count in counts.values())
 
 
-def deal_splits(
+def deal_parts(
     labels: Mapping[bytes, str], config: SplitConfig, known: Mapping[bytes, str] | None = None
 ) -> dict[bytes, str]:
-    """Deals clusters so that every label has its share in each split to within one cluster.
+    """Deals clusters to `parts_of(config)` so that every label has its share in each to within one cluster.
 
     `known`: what an earlier call returned. Clusters in it stay where they are, and new ones make up what is missing; without it, a
     new row can move a cluster at the border of a share. Memory: all clusters of a labelled set.
     """
-    shares = {"test": config.test, "train": 1 - config.test - config.validation, "validation": config.validation}
-    return {name: str(where) for name, where in _deal(labels, shares, config.salt, known or {}).items()}
-
-
-def deal_folds(
-    labels: Mapping[bytes, str], folds: int, salt: str = "", known: Mapping[bytes, int] | None = None
-) -> dict[bytes, int]:
-    """The same for `folds` folds of equal size."""
-    shares = dict.fromkeys(range(folds), 1 / folds)
-    return {name: int(where) for name, where in _deal(labels, shares, salt, known or {}).items()}
-
-
-def _deal(labels: Mapping[bytes, str], shares: Mapping, salt: str, known: Mapping) -> dict:
     by_label: dict[str, list[bytes]] = defaultdict(list)
     for name, label in labels.items():
         by_label[label].append(name)
+    shares, known = parts_of(config), known or {}
     dealt = dict(known)
     for label in sorted(by_label):
-        new = sorted((n for n in by_label[label] if n not in known), key=lambda n: (place_of(n, salt), n))
+        new = sorted((n for n in by_label[label] if n not in known), key=lambda n: (place_of(n, config.salt), n))
         have = Counter(known[name] for name in by_label[label] if name in known)
-        lacking = _fill_up(shares, have, len(new))
         at = 0
-        for where, count in lacking.items():
+        for where, count in _fill_up(shares, have, len(new)).items():
             dealt.update(dict.fromkeys(new[at : at + count], where))
             at += count
     return dealt
 
 
-def _fill_up(shares: Mapping, have: Counter, new: int) -> dict:
+def parts_of(config: SplitConfig) -> dict[str, float]:
+    """What is dealt to, with shares: the splits, or test and the folds. Whichever fold validates, they are dealt alike.
+
+    >>> parts_of(SplitConfig(test=0.1, folds=2))
+    {'test': 0.1, 'fold 0': 0.45, 'fold 1': 0.45}
+    """
+    if config.folds:
+        return {"test": config.test} | {f"fold {n}": (1 - config.test) / config.folds for n in range(config.folds)}
+    return {"test": config.test, "train": 1 - config.test - config.validation, "validation": config.validation}
+
+
+def split_of_part(part: str, config: SplitConfig) -> str:
+    """
+    >>> [split_of_part(part, SplitConfig(folds=3, fold=1)) for part in ("test", "fold 0", "fold 1")]
+    ['test', 'train', 'validation']
+    """
+    if part in SPLITS:
+        return part
+    return "validation" if part == f"fold {config.fold}" else "train"
+
+
+def _fill_up(shares: Mapping[str, float], have: Counter[str], new: int) -> dict[str, int]:
     """Returns how many of `new` clusters go to each part, so that the parts come as near to their shares as can be."""
     total = new + sum(have[where] for where in shares)
     lacking = {where: max(int(share * total - have[where]), 0) for where, share in shares.items()}
 
-    def still(where) -> tuple[float, float]:  # of parts that lack as much, the larger one
+    def still(where: str) -> tuple[float, float]:  # of parts that lack as much, the larger one
         return round(shares[where] * total - have[where] - lacking[where], 9), shares[where]
 
     while (missing := new - sum(lacking.values())) != 0:

@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipeline.dedup.codes import is_kept, segment_hashes, to_codes
 from data_pipeline.dedup.runs import part_bounds, written_aside
+from data_pipeline.sealed import read_bytes
 
 if TYPE_CHECKING:
     from data_pipeline.dedup.signatures import Shards
@@ -88,16 +89,20 @@ def find_repeated(
     return len(rows)
 
 
-class RepeatedLines:
-    """Takes boilerplate out of texts; `paths` are all parts that `find_repeated` wrote, in order."""
+def read_repeated(paths: Sequence[Path]) -> np.ndarray:
+    """Returns the rows of all parts that `find_repeated` wrote, in order."""
+    return np.concatenate([np.zeros(0, REPEATED), *(np.frombuffer(read_bytes(path), REPEATED) for path in paths)])
 
-    def __init__(self, paths: Sequence[Path], rule: LineRule):
-        self.rule = rule
-        self.rows = np.concatenate([np.zeros(0, REPEATED), *(np.fromfile(path, REPEATED) for path in paths)])
+
+class RepeatedLines:
+    """Takes boilerplate out of texts; `rows` [N] of REPEATED, sorted by hash."""
+
+    def __init__(self, rows: np.ndarray, rule: LineRule):
+        self.rule, self.rows = rule, rows
         self.hashes = self.rows["hash"].copy()
 
     def remove(self, texts: Sequence[str], numbers: Sequence[int]) -> list[tuple[str, list[str]]]:
-        """Returns (what is left, the units that were removed) of each text; `numbers` are document numbers.
+        """Returns (what is left, the units that were removed) of each text; `numbers` name the documents as `first` in the rows does.
 
         Where something was removed, space that is now at the text's end goes too.
         """

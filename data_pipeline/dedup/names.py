@@ -15,7 +15,7 @@ a document also moves where a new near-duplicate becomes the smallest node of it
 from __future__ import annotations
 
 import shutil
-import tempfile
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from data_pipeline.dedup.near import ALIKE
 from data_pipeline.dedup.runs import END, part_bounds, read_range, written_aside
 from data_pipeline.dedup.signatures import Shards, whole
 from data_pipeline.schema import UserError
+from data_pipeline.sealed import open_array, open_to_read, size_of
 
 _CHUNK = 1 << 16
 
@@ -57,14 +58,17 @@ def name_clusters(
             if old:
                 names[members] = min(old, key=lambda name: (rank(name), name))
                 counts["joins"] += len(old) > 1
-    with written_aside(out) as file, tempfile.TemporaryFile(dir=out.parent) as column:
-        for part in range(parts):
-            found, its_names, known_before = _range(shards, earlier, nodes, names, *part_bounds(part, parts))
-            counts["known"] += known_before
-            file.write(found.tobytes())
-            column.write(its_names.tobytes())
-        column.seek(0)
-        shutil.copyfileobj(column, file)
+    column = out.with_name(f"{out.name}.column")
+    with written_aside(out) as file:
+        with written_aside(column) as second:
+            for part in range(parts):
+                found, its_names, known_before = _range(shards, earlier, nodes, names, *part_bounds(part, parts))
+                counts["known"] += known_before
+                file.write(found.tobytes())
+                second.write(its_names.tobytes())
+        with open_to_read(column) as second:
+            shutil.copyfileobj(second, file)
+    column.unlink()
     return counts
 
 
@@ -103,19 +107,18 @@ def _range(
 
 def bounds_of(nodes: np.ndarray, low: int, high: int) -> tuple[int, int]:
     """Returns where in sorted nodes those begin and end whose first 8 bytes, as a number, are in [low, high)."""
-    begin = int(np.searchsorted(nodes, np.bytes_(low.to_bytes(8, "big"))))
-    return begin, int(np.searchsorted(nodes, np.bytes_(high.to_bytes(8, "big")))) if high < END else len(nodes)
+    low_bytes, high_bytes = (edge.to_bytes(9, "big")[1:].rstrip(b"\0") for edge in (low, high))  # as numpy gives nodes
+    return bisect_left(nodes, low_bytes), bisect_left(nodes, high_bytes) if high < END else len(nodes)
 
 
 class Names:
     """Looks names up in a file that `name_clusters` wrote: all nodes, sorted, then all names, 16 bytes each. It stays on the disk."""
 
     def __init__(self, path: Path):
-        size = path.stat().st_size
+        size = size_of(path)
         if size % 32:
             raise UserError(f"{path}: not a file of cluster names ({size} bytes are no multiple of 32)")
-        held = np.memmap(path, "S16", "r") if size else np.zeros(0, "S16")
-        self.nodes, self.names = held[: len(held) // 2], held[len(held) // 2 :]
+        self.nodes, self.names = (open_array(path, "S16", first, size // 32) for first in (0, size // 32))
 
     def find(self, nodes: np.ndarray) -> np.ndarray:
         """Returns the names of nodes [N], [N] S16; empty where a node is not in the file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from data_pipeline.dedup.runs import RunWriter, part_bounds, read_range, written
 from data_pipeline.dedup.shingles import reaches, shingle_set
 from data_pipeline.dedup.signatures import Shards, prefixes, shard_file
 from data_pipeline.schema import UserError
+from data_pipeline.sealed import open_array, open_to_read
 
 PAIR = np.dtype([("a", "<u8"), ("b", "<u8"), ("jaccard", "<f8")])
 SAME, ALIKE = 0.8, 0.7  # from here on a document repeats another one; from here on two documents must share a split
@@ -101,8 +101,8 @@ class Sets:
 
 class _ShardSets:
     def __init__(self, path: Path):
-        self.file = open(path, "rb", buffering=0)  # noqa: SIM115
-        words = np.memmap(path, np.uint64, "r")
+        self.file = open_to_read(path)
+        words = open_array(path, np.uint64)
         count = int(words[-1])
         self.numbers = words[-2 - 2 * count : -2 - count]
         self.ends = words[-2 - count : -1]
@@ -111,7 +111,8 @@ class _ShardSets:
         at = int(np.searchsorted(self.numbers, np.uint64(number)))
         assert self.numbers[at] == number
         begin, end = int(self.ends[at]), int(self.ends[at + 1])
-        return np.frombuffer(os.pread(self.file.fileno(), 4 * (end - begin), 4 * begin), "<u4")
+        self.file.seek(4 * begin)
+        return np.frombuffer(self.file.read(4 * (end - begin)), "<u4")
 
 
 def verify(

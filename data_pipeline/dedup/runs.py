@@ -7,6 +7,7 @@ as many parts as its memory asks for, without knowing that number when the file 
 from __future__ import annotations
 
 import errno
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from data_pipeline import whole_file
 from data_pipeline.schema import UserError
+from data_pipeline.sealed import open_array
 
 BLOCK = 1 << 19
 END = 2**64
@@ -81,17 +83,16 @@ class RunWriter:
 
 def read_range(path: Path, low: int = 0, high: int = END) -> tuple[np.ndarray, np.ndarray]:
     """Returns (hashes, numbers), both [N] uint64, of all pairs with low <= hash < high, in no defined order."""
-    held = np.memmap(path, np.uint64, "r")
+    held = open_array(path, np.uint64)
     blocks = int(held[-1])
     sizes = held[len(held) - 1 - blocks : len(held) - 1].astype(np.int64).tolist()
     found: list[tuple[np.ndarray, np.ndarray]] = []
     at = 0
     for size in sizes:
-        hashes = held[at : at + size]
-        begin = int(np.searchsorted(hashes, np.uint64(low))) if low else 0
-        end = int(np.searchsorted(hashes, np.uint64(high))) if high < END else size
+        begin = bisect_left(held, low, at, at + size) if low else at
+        end = bisect_left(held, high, at, at + size) if high < END else at + size
         if begin < end:
-            found.append((hashes[begin:end].copy(), held[at + size + begin : at + size + end].copy()))
+            found.append((held[begin:end].copy(), held[begin + size : end + size].copy()))
         at += 2 * size
     if not found:
         return np.zeros(0, np.uint64), np.zeros(0, np.uint64)

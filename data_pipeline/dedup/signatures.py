@@ -25,6 +25,7 @@ from data_pipeline.dedup.codes import BATCH_CHARS, BATCH_TEXTS
 from data_pipeline.dedup.lines import LineRule, distinct_units
 from data_pipeline.dedup.minhash import BANDS, band_hashes
 from data_pipeline.dedup.runs import RunWriter, read_range, written_aside
+from data_pipeline.sealed import open_array, size_of
 
 # key: 16 bytes, equal where texts count as the same; node: what is dealt to splits, the key or a hash of the group;
 # raw: hash of the text as it stands; size: its characters. NumPy drops zeros at the end of bytes: read keys with `whole`.
@@ -104,7 +105,7 @@ class Shards:
 
     def __init__(self, stems: Sequence[Path]):
         self.stems = list(stems)
-        counts = [shard_file(stem, "docs").stat().st_size // DOC.itemsize for stem in self.stems]
+        counts = [size_of(shard_file(stem, "docs")) // DOC.itemsize for stem in self.stems]
         self.bases = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
     @cached_property
@@ -125,7 +126,7 @@ class Shards:
         shard_of = np.searchsorted(self.bases, numbers, "right") - 1
         for shard in np.unique(shard_of).tolist():
             chosen = shard_of == shard
-            docs = np.memmap(shard_file(self.stems[shard], "docs"), DOC, "r")
+            docs = open_array(shard_file(self.stems[shard], "docs"), DOC)
             found[chosen] = docs[numbers[chosen] - self.bases[shard]]
         return found
 

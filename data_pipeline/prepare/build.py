@@ -13,18 +13,25 @@ import itertools
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.augment import is_on
+from data_pipeline import sealed
+from data_pipeline.accounts import Accounts
+from data_pipeline.augment.check import check_augment
+from data_pipeline.augment.mask import is_masking
 from data_pipeline.chat import template_source
 from data_pipeline.config import SPLITS, DataConfig, SourceConfig
+from data_pipeline.dedup.stages import Each
+from data_pipeline.documents import Documents
 from data_pipeline.lines import hash_file
+from data_pipeline.prepare.deal import DEALT, NAMES, known_sha256
 from data_pipeline.prepare.decide import DECIDE, Tally, decide, read_fate
 from data_pipeline.prepare.encode import ENCODE, encode_part, join_parts, train_texts
+from data_pipeline.prepare.join import read_samples, show_clusters, write_documents
+from data_pipeline.prepare.manifest import about, totals
 from data_pipeline.prepare.read import (
     PART_BYTES,
     READ,
@@ -34,15 +41,17 @@ from data_pipeline.prepare.read import (
     read_labels,
     read_part,
 )
+from data_pipeline.prepare.repeated import LINES, TABLE
+from data_pipeline.prepare.samples import merge
 from data_pipeline.prepare.stages import Context, run_stage
-from data_pipeline.records import Named, Part, Source
-from data_pipeline.report import format_report
+from data_pipeline.prepare.write import PlacesWriter
+from data_pipeline.records import CREDITS, Named, Part, Source, credit
+from data_pipeline.report import format_report, recredit, write_view
 from data_pipeline.rules.pii_cipher import read_key
 from data_pipeline.scan import document_key
 from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.sources import open_sources
 from data_pipeline.store import (
-    PlacesWriter,
     Prepared,
     commit,
     explain_write,
@@ -56,11 +65,19 @@ from data_pipeline.tokenizer import STAND_IN, Tokenizer
 from data_pipeline.train_tokenizer import find_tokenizer, train_tokenizer
 
 Log = Callable[[str], None]
+TRAINING = "training a"  # how the line of the log begins
+Spread = Callable[
+    [Path], Each
+]  # gives, for a folder that all who work see, what does the work in place of processes here
 # Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
 # whose content stays the same are not affected, since their fingerprint is of the content.
-CODE = ("built_in_templates", "chat", "chat_template", "clean", "conversation", "forms", "hf_folder", "hf_tokenizer", "lines",
-        "marks", "mix", "package_source", "parquet", "parse", "records", "scan", "sentencepiece_tokenizer", "sources", "split", "store", "tasks", "tfds_source",
-        "tokenizer", "train_tokenizer")  # fmt: skip
+CODE = (
+    "array_records", "built_in_templates", "chat", "chat_template", "clean", "conversation", "documents", "example", "find_files",
+    "forms", "hf_dataset", "hf_folder", "hf_tokenizer", "html_file", "http_message", "line_file", "lines", "marks", "mix",
+    "package_source", "packed", "page", "page_encoding", "page_process", "parse", "records", "row_file", "scan", "sealed",
+    "sentencepiece_tokenizer", "sources", "split", "store", "tables", "tasks", "tfds_source", "tfrecord", "tokenizer",
+    "train_tokenizer", "warc",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,7 @@ class Given:
 
 def open_given(config: DataConfig) -> tuple[Prepared, Sequence[Named]]:
     """Opens the folder `config.prepared`; UserError where it is damaged, ConfigError where it was made for another configuration."""
-    found = open_prepared(Path(config.prepared).expanduser())
+    found = open_prepared(Path(config.prepared).expanduser(), config.encrypt_key_env)
     if isinstance(found, str):
         raise UserError(f"config.data.prepared={config.prepared!r}: {found}")
     made_of = found.manifest["made_of"]
@@ -102,28 +119,28 @@ def prepare(config: DataConfig, log: Log) -> tuple[Prepared, Sequence[Named]]:
         return open_given(config)
     sources = open_sources(config, log)
     tokenizer = find_tokenizer(config.tokenizer)
-    assert tokenizer or not config.streaming  # check_data_config
+    assert tokenizer or not config.streaming  # data_pipeline/check.py
     made_of, key = _made_of(config, sources, tokenizer)
     cache = Path(config.cache_dir).expanduser()
     folder = cache / key
     if folder.exists():
-        found = open_prepared(folder)
+        found = open_prepared(folder, config.encrypt_key_env)
         if isinstance(found, Prepared):
-            return found, sources
+            return recredit(found, credit(sources)), sources
         log(f"prepared data in {folder} is damaged: {found}; making it anew")
         set_aside(folder)
     temporary = make_temporary(cache, key)
     try:
-        report = _build(config, sources, tokenizer, temporary / "new", temporary / "work", 1, log)
-        return commit(temporary / "new", folder, {"key": key, "made_of": made_of} | report), sources
+        report = run_stages(config, sources, tokenizer, temporary / "new", temporary / "work", 1, log)
+        return _commit(temporary / "new", folder, {"key": key, "made_of": made_of} | report, sources), sources
     except OSError as error:
         raise explain_write(f"config.data.cache_dir={str(cache)!r}", error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def prepare_to(out: Path, config: DataConfig, workers: int, log: Log) -> Prepared:
-    """Prepares into the folder `out`; what a killed run has done already is not done again.
+def prepare_to(out: Path, config: DataConfig, workers: int, log: Log, spread: Spread | None = None) -> Prepared:
+    """Prepares into the folder `out`; what a killed run has done already is not done again, whoever did it.
 
     Raises UserError where `out` holds anything else, or another process is at it.
     """
@@ -131,10 +148,10 @@ def prepare_to(out: Path, config: DataConfig, workers: int, log: Log) -> Prepare
     tokenizer = find_tokenizer(config.tokenizer)
     made_of, key = _made_of(config, sources, tokenizer)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        found = open_prepared(out)
+        found = open_prepared(out, config.encrypt_key_env)
         if isinstance(found, Prepared) and found.manifest["key"] == key:
             log(f"{out} is prepared already")
-            return found
+            return recredit(found, credit(sources))
         what = found if isinstance(found, str) else "it was made of other sources, rules or settings"
         raise UserError(f"--out={out} holds something else ({what}); name another folder, or delete it")
     work = out.parent / f".{out.name}.{key}"
@@ -146,12 +163,18 @@ def prepare_to(out: Path, config: DataConfig, workers: int, log: Log) -> Prepare
             except BlockingIOError:
                 raise UserError(f"another process prepares {out} now; wait for it") from None
             shutil.rmtree(work / "new", ignore_errors=True)
-            report = _build(config, sources, tokenizer, work / "new", work / "work", workers, log)
-            prepared = commit(work / "new", out, {"key": key, "made_of": made_of} | report)
+            report = run_stages(config, sources, tokenizer, work / "new", work / "work", workers, log, spread)
+            prepared = _commit(work / "new", out, {"key": key, "made_of": made_of} | report, sources)
         shutil.rmtree(work, ignore_errors=True)
         return prepared
     except OSError as error:
         raise explain_write(f"--out={out}", error) from None
+
+
+def _commit(new: Path, folder: Path, manifest: dict[str, Any], sources: list[Source]) -> Prepared:
+    manifest["credits"] = credit(sources)
+    write_view(new, manifest["credits"])
+    return commit(new, folder, manifest)
 
 
 def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | None) -> tuple[dict[str, Any], str]:
@@ -161,13 +184,8 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
     described = []
     for source in sources:
         keys = asdict(source.config)
-        for name in (
-            "path",
-            "weight",
-            "epochs",
-            "max_epochs",
-            "tfds_dir",
-        ):  # the same bytes elsewhere, or more often, are the same
+        # the same bytes elsewhere, more often, or of whom
+        for name in ("path", "weight", "epochs", "max_epochs", "tfds_dir", *CREDITS):
             del keys[name]
         described.append([source.name, keys, source.identity()])
     here = Path(__file__).parents[1]
@@ -177,7 +195,7 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
     trained = {k: v for k, v in asdict(config.tokenizer).items() if k != "path"}
     made_of = {
         "code": code.hexdigest(), "sources": described, "clean": {**asdict(config.clean), **_outside(config)},
-        "split": asdict(config.split), "add_bos": config.add_bos, "streaming": config.streaming,
+        "split": {**asdict(config.split), "known": ""}, "add_bos": config.add_bos, "streaming": config.streaming,
         "bad_rows": [config.on_bad, config.max_bad_fraction, config.max_line_bytes, config.allow_leak],
         "chat": [template_source(tokenizer or STAND_IN, config.chat)[0], config.chat.date],
         "tokenizer": tokenizer.sha256 if tokenizer else [trained, sentencepiece.__version__],
@@ -191,34 +209,44 @@ def _outside(config: DataConfig) -> dict[str, Any]:
     sets = evaluation_source(clean.decontaminate, config.max_line_bytes).identity() if clean.decontaminate else []
     keyed = clean.pii in ("surrogate", "encrypt")
     trace = hmac.digest(read_key(clean.pii_key_env), b"lm prepared data", "sha256").hex()[:16] if keyed else ""
+    vault = sealed.open_vault(config.encrypt_key_env)
     words = hash_file(clean.bad_words) if clean.bad_words else ""
-    return {"bad_words": words, "decontaminate": sets, "pii_key": trace}
+    key = {"encrypt_key": vault.check} if vault else {}
+    return {"bad_words": words, "decontaminate": sets, "pii_key": trace, "known": known_sha256(config), **key}
 
 
-def _build(
-    config: DataConfig, sources: list[Source], tokenizer: Tokenizer | None, folder: Path, work: Path, workers: int, log: Log
+def run_stages(
+    config: DataConfig, sources: list[Source], tokenizer: Tokenizer | None, folder: Path, work: Path, workers: int, log: Log,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Runs the stages in `work` and writes what is prepared to `folder`; returns its report."""
     began = time.monotonic()
     folder.mkdir()
     work.mkdir(exist_ok=True)
+    for place in (folder, work):
+        sealed.seal(place, sealed.open_vault(config.encrypt_key_env))
     given = None
     if tokenizer:
         given = work / "given"
         tokenizer.save(given)
     context = Context(work, config=config, sources=sources, tokenizer=given)
     context.loaded[given] = tokenizer
+    context.spread = spread(work) if spread else None
     if config.clean.decontaminate:
         index = evaluation_sets(context)
         short = f"; {index.too_short:,} are too short to be told from chance" if index.too_short else ""
         log(f"looking for {len(index.items):,} items of evaluation sets{short}")
     tasks, template, tallies = select(context, workers, log)
     _write_ledger(context, len(tasks), folder)
+    for name in (NAMES, DEALT, *[TABLE] * config.streaming):
+        if (work / name).exists():
+            sealed.copy(work / name, folder / name)
     tokenizer = tokenizer or _train(context, tasks, log)
     if template:
         tokenizer.template = template  # whoever loads the tokenizer writes conversations the same way
     tokenizer.save(work / "tokenizer")
-    check_tokenizer(tokenizer, config.add_bos, config.split.by == "hash", is_on(config.augment))
+    check_tokenizer(tokenizer, config.add_bos, config.split.by == "hash", is_masking(config.augment))
+    check_augment(config.augment, tokenizer)
     context.loaded[work / "tokenizer"] = tokenizer
     sizes = [part.size for _, part in tasks]
     encoded = run_stage(context, ENCODE, encode_part, tasks, sizes, workers, log, "encoding")
@@ -234,10 +262,15 @@ def _build(
         if config.streaming and tallies[number].kept["train"]:
             _write_places(context, here, folder, number)
         entries.append(entry)
-    result = {"seconds": round(time.monotonic() - began, 2), **_totals(entries, sum(sizes)), "sources": entries}
-    write_text(folder / "report.json", [json.dumps(result, indent=1, ensure_ascii=False)])
-    write_text(folder / "report.md", format_report(entries, tokenizer))
-    return result
+    write_documents(context, len(tasks), folder)
+    accounts = Accounts(Documents(folder))
+    known = {**totals(entries, sum(sizes)), "sources": entries, **about(config, sources, tokenizer, accounts)}
+    shown = {"shapes": accounts.shapes(), "samples": merge(read_samples(context, len(tasks))),
+             "settings": {"clean": asdict(config.clean), "split": asdict(config.split)}, "clusters": show_clusters(context, tasks, accounts.clusters)}  # fmt: skip
+    known["seconds"] = round(time.monotonic() - began, 2)
+    write_text(folder / "report.json", [json.dumps({**known, **shown}, indent=1, ensure_ascii=False)])
+    write_text(folder / "report.md", format_report(entries, tokenizer, known["languages"]))
+    return known
 
 
 def select(context: Context, workers: int, log: Log) -> tuple[list[tuple[int, Part]], str | None, list[Tally]]:
@@ -260,32 +293,17 @@ def _train(context: Context, tasks: list[tuple[int, Part]], log: Log) -> Tokeniz
     if not total:
         raise UserError("no document is in the train split, so there is nothing to train a tokenizer on")
     limit = total if config.tokenizer.kind == "char" else config.tokenizer.train_chars
-    log(f"training a {config.tokenizer.kind} tokenizer on {min(total, limit):,} of {total:,} characters")
+    log(f"{TRAINING} {config.tokenizer.kind} tokenizer on {min(total, limit):,} of {total:,} characters")
     return train_tokenizer(config.tokenizer, train_texts(context, tasks, total, limit))
 
 
-def _totals(entries: list[dict[str, Any]], bytes_in: int) -> dict[str, Any]:
-    """What the manifest says of all sources together."""
-    splits: dict[str, Counter[str]] = {}
-    for entry in entries:
-        for split, documents in entry["kept"].items():
-            counts = {**entry["splits"].get(split, {}), "documents": documents}
-            splits.setdefault(split, Counter()).update(counts)
-    dropped, edited = (sum((Counter(entry[key]) for entry in entries), Counter()) for key in ("dropped", "changed"))
-    read = sum(entry["read"] for entry in entries)
-    return {
-        "bytes_in": bytes_in, "documents_in": read, "documents_out": read - dropped.total(),
-        "dropped": dict(sorted(dropped.items())), "edited": dict(sorted(edited.items())),
-        "splits": {split: dict(counts) for split, counts in sorted(splits.items())},
-    }  # fmt: skip
-
-
 def _write_ledger(context: Context, parts: int, folder: Path) -> None:
-    with open(folder / "ledger.jsonl", "wb") as file:
+    with sealed.open_to_write(folder / "ledger.jsonl") as file:
         for number in range(parts):
-            for stage in (READ, DECIDE):
-                with open(context.path(stage, number, "ledger"), "rb") as part:
-                    shutil.copyfileobj(part, file)
+            for path in (context.path(stage, number, "ledger") for stage in (READ, DECIDE, LINES)):
+                if path.exists():
+                    with sealed.open_to_read(path) as part:
+                        shutil.copyfileobj(part, file)
 
 
 def _write_places(context: Context, numbers: list[int], folder: Path, source: int) -> None:

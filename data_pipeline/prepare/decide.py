@@ -1,11 +1,13 @@
 """The second stage: which documents stay, and in which splits? It looks at keys alone, in one process; at texts only for near-duplicates.
 
 NUMBER.fate    of each document of the part the bits of its splits, 0: dropped
+NUMBER.repeats of each that is dropped here: its number, part and number of the one that it repeats, and why, as a number in REPEATS
 NUMBER.ledger  a line for each that is dropped here
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,15 +15,25 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.prepare.deal import Dealer
 from data_pipeline.prepare.leaks import Leaks, name_splits
 from data_pipeline.prepare.near import compare_near
 from data_pipeline.prepare.read import ledger_line, read_arrays, read_where
+from data_pipeline.prepare.repeated import ONLY_REPEATED, take_out
+from data_pipeline.prepare.repeated import RULE as REPEATED
 from data_pipeline.prepare.stages import Context, Log
 from data_pipeline.records import Part, Source
 from data_pipeline.schema import UserError
+from data_pipeline.sealed import read_bytes
 from data_pipeline.whole_file import written_aside
 
 DECIDE = "decide"
+REPEATS = (
+    "duplicate",
+    "duplicate with another label",
+    "near-duplicate",
+    ONLY_REPEATED,
+)  # the last repeats no document, part -1
 AT_ONCE = 2**23  # documents whose keys are compared at once: about 500 MB
 
 
@@ -49,10 +61,14 @@ def decide(
     config: DataConfig = context.held["config"]
     sources: list[Source] = context.held["sources"]
     (context.folder / DECIDE).mkdir(exist_ok=True)
-    exact, relabelled, leaks = _compare(context, tasks, config, sources)
-    fates = exact
+    repeats = [array("q") for _ in tasks]
+    exact, relabelled, leaks = _compare(context, tasks, config, sources, repeats)
+    fates, dealer = exact, Dealer(context, tasks, log)
     if config.clean.near_dedup:
-        fates = compare_near(context, tasks, exact, leaks, workers, log)
+        fates = compare_near(context, tasks, exact, leaks, dealer, repeats, workers, log)
+    elif config.split.stratify:
+        fates = dealer.deal(exact, dealer.by_itself(exact))
+    out = take_out(context, tasks, fates, workers, log) if config.clean.repeated_lines else []
     tallies = [Tally() for _ in sources]
     for number, ((source, _), answer, fate) in enumerate(zip(tasks, answers, fates)):
         tally = tallies[source]
@@ -60,15 +76,25 @@ def decide(
         tally.dropped.update(answer["dropped"])
         tally.changed.update(answer["changed"])
         gone = np.flatnonzero(fate == 0)
+        same = np.array(repeats[number], np.int64).reshape(-1, 3)
+        same = same[np.argsort(same[:, 0])]  # as `gone`
+        why = [2 if exact[number][i] else int(i in relabelled[number]) for i in gone.tolist()]
+        rows = np.column_stack([same, np.array(why, np.int64)])
+        if out:
+            emptied = np.array(out[number]["emptied"], np.int64)
+            rows = np.concatenate([rows, np.column_stack([emptied, emptied * 0 - 1, emptied, emptied * 0 + 3])])
+            fate = fate.copy()
+            fate[out[number]["emptied"]] = 0  # they have their lines in a ledger of their own
+            tally.dropped.update({ONLY_REPEATED: n} if (n := len(out[number]["emptied"])) else {})
+            tally.changed.update({REPEATED: n} if (n := out[number]["changed"]) else {})
         tally.kept.update({split: n for i, split in enumerate(SPLITS) if (n := int((fate >> i & 1).sum()))})
         with written_aside(context.path(DECIDE, number, "fate")) as file:
             file.write(fate.tobytes())
+        with written_aside(context.path(DECIDE, number, "repeats")) as file:
+            file.write(rows.tobytes())
         with written_aside(context.path(DECIDE, number, "ledger")) as file:
             where, keys = (read_where(context, number), read_arrays(context, number)["key"]) if len(gone) else ([], [])
-            for i in gone.tolist():
-                reason = "near-duplicate" if exact[number][i] else "duplicate"
-                if i in relabelled[number]:
-                    reason = "duplicate with another label"
+            for i, reason in zip(gone.tolist(), (REPEATS[number] for number in why)):
                 tally.dropped[reason] += 1
                 file.write(ledger_line(sources[source].name, where[i], keys[i].tobytes(), reason=reason))
     for number, (source, tally) in enumerate(zip(sources, tallies)):
@@ -78,11 +104,15 @@ def decide(
 
 
 def read_fate(context: Context, number: int) -> np.ndarray:
-    return np.frombuffer(context.path(DECIDE, number, "fate").read_bytes(), np.uint8)
+    return np.frombuffer(read_bytes(context.path(DECIDE, number, "fate")), np.uint8)
+
+
+def read_repeats(context: Context, number: int) -> np.ndarray:
+    return np.frombuffer(read_bytes(context.path(DECIDE, number, "repeats")), np.int64).reshape(-1, 4)
 
 
 def _compare(
-    context: Context, tasks: list[tuple[int, Part]], config: DataConfig, sources: list[Source]
+    context: Context, tasks: list[tuple[int, Part]], config: DataConfig, sources: list[Source], repeats: list[array]
 ) -> tuple[list[np.ndarray], list[set[int]], Leaks]:
     """Finds documents that repeat an earlier one, by keys of one range after the other: fates, those that had another label."""
     relabelled: list[set[int]] = [set() for _ in tasks]
@@ -112,6 +142,7 @@ def _compare(
                 leaks.add(there, here, int(part[i]), int(index[i]), int(source[first[i]]))
             elif config.clean.exact_dedup:
                 fates[part[i]][index[i]] = 0
+                repeats[part[i]].extend((int(index[i]), int(part[first[i]]), int(index[first[i]])))
                 if label[i] != label[first[i]]:
                     relabelled[part[i]].add(int(index[i]))
     return fates, relabelled, leaks

@@ -1,5 +1,6 @@
 """The last stage: how do the kept documents of a part become ids, and the parts one file a source and split?
 
+NUMBER.tokens of each kept document its ids, those that are byte fallback, those that are unknown; -1 where it is not encoded
 NUMBER.SPLIT  ids of the documents, one after the other; of each its size, loss start, key, file and line, label; `learned` where there
 are conversations
 """
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.documents import split_where
 from data_pipeline.mix import hash64
 from data_pipeline.prepare.decide import read_fate
 from data_pipeline.prepare.read import (
@@ -22,14 +24,15 @@ from data_pipeline.prepare.read import (
     read_arrays,
     read_labels,
     read_where,
-    split_where,
     tokenizer_of,
 )
+from data_pipeline.prepare.repeated import read_changed
 from data_pipeline.prepare.stages import Context
+from data_pipeline.prepare.write import ShardWriter, ids_dtype
 from data_pipeline.records import Part, Place, Record, Source
 from data_pipeline.scan import document_key, part_for
 from data_pipeline.schema import UserError
-from data_pipeline.store import ShardWriter, ids_dtype
+from data_pipeline.sealed import open_to_read, read_bytes
 from data_pipeline.tasks import to_ids
 from data_pipeline.tokenizer import STAND_IN, Tokenizer
 from data_pipeline.whole_file import written_aside
@@ -58,7 +61,9 @@ def read_documents(
     source: Source = context.held["sources"][task[0]]
     arrays, fate = read_arrays(context, number), read_fate(context, number)
     wanted = fate & sum(1 << SPLITS.index(split) for split in splits)
+    changed = read_changed(context, number)
     for i, record in kept_records(context, number, task, wanted):
+        record = changed.get(i, record)
         place, key = Place(*arrays["place"][i].tolist()), arrays["key"][i].tobytes()
         for n, split in enumerate(SPLITS):
             if wanted[i] & 1 << n:
@@ -106,9 +111,14 @@ def encode_part(context: Context, number: int, task: tuple[int, Part]) -> dict[s
     flush()
     where = [split_where(where) for where in read_where(context, number)] if shards else []
     labels = read_labels(context, number) if shards else []
+    fallback = tokenizer.fallback()
+    counts = np.full((len(read_fate(context, number)), 3), -1)
     for split, shard in shards.items():
         with written_aside(context.path(ENCODE, number, split)) as file:
             file.write(shard.pack(tokenizer, where, labels, f"part {number}, {split}"))
+        shard.count(tokenizer, fallback, counts)
+    with written_aside(context.path(ENCODE, number, "tokens")) as file:
+        file.write(counts.tobytes())
     return {split: shard.bytes for split, shard in shards.items()}
 
 
@@ -123,10 +133,10 @@ class _PartOfShard:
         self.keys: list[int] = []
         self.numbers: list[int] = []
 
-    def add(self, document: Document, ids: list[int], start: int, learned: list[bool] | None) -> None:
+    def add(self, document: Document, ids: np.ndarray, start: int, learned: list[bool] | None) -> None:
         self.bytes += sum(len(part.encode()) for part in document.record.parts())
-        self.ids.append(np.array(ids, np.int64))
-        self.learned.append(np.array(learned if learned is not None else [False] * len(ids), np.uint8))
+        self.ids.append(ids)
+        self.learned.append(np.zeros(len(ids), np.uint8) if learned is None else np.array(learned, np.uint8))
         self.any_learned |= learned is not None
         self.loss_start.append(start)
         self.keys.append(document.key)
@@ -153,6 +163,14 @@ class _PartOfShard:
         np.savez(content, allow_pickle=False, **arrays)
         return content.getvalue()
 
+    def count(self, tokenizer: Tokenizer, fallback: np.ndarray, counts: np.ndarray) -> None:
+        """Adds to the `counts` [documents of the part, 3] of those in this split."""
+        ids, ends = np.concatenate(self.ids), np.cumsum([len(one) for one in self.ids])
+        counts[self.numbers] = np.maximum(counts[self.numbers], 0)
+        for column, marked in enumerate((None, fallback[ids], ids == tokenizer.special.unk)):
+            before = ends if marked is None else np.concatenate([[0], np.cumsum(marked)])[ends]
+            counts[self.numbers, column] += np.diff(before, prepend=0)
+
     def _origins(self, where: list[tuple[str, int | None]]) -> dict[str, np.ndarray]:
         """Names of files, and of each document which it is from and the line (0: the whole of it)."""
         found = [where[document] for document in self.numbers]
@@ -166,14 +184,21 @@ class _PartOfShard:
         return {"names": np.array(list(names)), "labels": np.array([names[label] for label in found], np.int32)}
 
 
+def read_tokens(context: Context, number: int) -> np.ndarray:
+    return np.frombuffer(read_bytes(context.path(ENCODE, number, "tokens")), np.int64).reshape(-1, 3)
+
+
 def join_parts(
     context: Context, source: int, split: str, numbers: list[int], folder: Path, vocab_size: int
 ) -> dict[str, int]:
     """Puts the parts of a source together, in their order; returns counts."""
-    writer = ShardWriter(folder, source, split, vocab_size)
-    for number in numbers:
-        path = context.path(ENCODE, number, split)
-        if path.exists():
-            with np.load(path) as arrays:
-                writer.add(**arrays)
+    paths = [path for number in numbers if (path := context.path(ENCODE, number, split)).exists()]
+    tokens, any_learned = 0, False
+    for path in paths:
+        with open_to_read(path) as file, np.load(file) as arrays:
+            tokens, any_learned = tokens + int(arrays["sizes"].sum()), any_learned or "learned" in arrays
+    writer = ShardWriter(folder, source, split, vocab_size, tokens, any_learned)
+    for path in paths:
+        with open_to_read(path) as file, np.load(file) as arrays:
+            writer.add(**arrays)
     return writer.close()

@@ -5,6 +5,8 @@ NUMBER.npz     of each: key (16 bytes), the splits it belongs to, characters and
                label, its place
 NUMBER.where   [file:line, group, label] of each, one a line
 NUMBER.ledger  a line for each document that was dropped or edited
+NUMBER.rows    what is counted of every document, kept or dropped (documents.py)
+NUMBER.samples a few of what each rule dropped or changed
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import io
 import json
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,10 +23,13 @@ import numpy as np
 
 from data_pipeline.config import SPLITS, DataConfig, SourceConfig
 from data_pipeline.dedup.decontaminate import EvaluationIndex, Match
+from data_pipeline.documents import split_where
+from data_pipeline.prepare.account import CONTAMINATED, Account, why_dropped
 from data_pipeline.prepare.stages import Context
 from data_pipeline.records import Bad, Found, Part, Place, Record, Source, pack_record, unpack_record
 from data_pipeline.scan import SHORTENED, Cleaner, Outcome, document_key, part_for
 from data_pipeline.schema import UserError
+from data_pipeline.sealed import open_to_read
 from data_pipeline.sources import FileSource
 from data_pipeline.split import split_of, text_key
 from data_pipeline.tokenizer import STAND_IN, Tokenizer, load_tokenizer
@@ -64,12 +69,6 @@ def evaluation_sets(context: Context) -> EvaluationIndex:
     return context.loaded[EvaluationIndex]
 
 
-def split_where(where: str) -> tuple[str, int | None]:
-    """ "a.jsonl:12" -> ("a.jsonl", 12); of a file as a whole (the file, None)."""
-    file, _, line = where.rpartition(":")
-    return (file, int(line)) if file and line.isdecimal() else (where, None)
-
-
 def ledger_line(source: str, where: str, key: bytes | None, **what: Any) -> bytes:
     """A line of ledger.jsonl: which document, where from, and why it is not there or what changed it."""
     file, line = split_where(where)
@@ -88,8 +87,15 @@ def read_part(context: Context, number: int, task: tuple[int, Part]) -> dict[str
         written_aside(context.path(READ, number, "ledger")) as ledger,
         written_aside(context.path(READ, number, "where")) as where,
         written_aside(context.path(READ, number, "docs")) as docs,
+        written_aside(context.path(READ, number, "rows")) as rows,
     ):
+        reader.account = Account(rows, config, source.name)
         reader.run(task[1], ledger, where, None if config.streaming else docs, context.tick)
+        reader.account.close()
+    with written_aside(context.path(READ, number, "samples")) as file:
+        file.write(
+            json.dumps(reader.account.showcase.samples(), ensure_ascii=False).encode("utf-8", "backslashreplace")
+        )
     with written_aside(context.path(READ, number, "npz")) as file:
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **reader.arrays())
@@ -107,6 +113,7 @@ class _Reader:
         self.keys: list[bytes] = []
         self.labels: list[int] = []
         self.numbers: list[tuple[int, ...]] = []  # splits, characters, bytes, place
+        self.account: Account
 
     def run(
         self, part: Part, ledger: IO[bytes], where_file: IO[bytes], docs: IO[bytes] | None, tick: Callable[[int], None]
@@ -127,31 +134,32 @@ class _Reader:
         self._clean(batch, ledger, where_file, docs)
 
     def _clean(self, batch: list[Found], ledger: IO[bytes], where_file: IO[bytes], docs: IO[bytes] | None) -> None:
-        found = iter(self.cleaner.clean_many([one.record for one in batch if isinstance(one.record, Record)]))
+        records = [one.record for one in batch if isinstance(one.record, Record)]
+        found = iter(self.cleaner.clean_many(records, keep_measures=True))
         outcomes = [next(found) if isinstance(one.record, Record) else Outcome(one.record, ()) for one in batch]
         matches = self._find_evaluation([outcome.record for outcome in outcomes])
         for (place, where, record), outcome, match in zip(batch, outcomes, matches):
             cleaned, name = outcome.record, self.source.name
-            if match and isinstance(cleaned, Record):
-                self.dropped["contaminated"] += 1
-                what = {"reason": "contaminated", "match": match.to_json()}
-                ledger.write(ledger_line(name, where, text_key(cleaned), **what))
-                continue
             if isinstance(cleaned, Bad):
                 self._note_bad(where, cleaned)
-            if not isinstance(cleaned, Record):
-                reason = cleaned.reason if isinstance(cleaned, Bad) else cleaned
+            reason = why_dropped(cleaned, match)
+            key = text_key(outcome.cleaned) if outcome.cleaned else None
+            splits, seen = self._splits(key, outcome.cleaned) if key and outcome.cleaned else (0, [])
+            self.account.note(where, record, outcome, reason, match, key, splits)
+            if reason or key is None or not isinstance(cleaned, Record):
                 self.dropped[reason] += 1
-                key = text_key(record) if isinstance(record, Record) else None
-                ledger.write(ledger_line(name, where, key, reason=reason))
+                what = {"match": match.to_json()} if match and reason == CONTAMINATED else {}
+                ledger.write(ledger_line(name, where, key, reason=reason, **what))
                 continue
-            key = text_key(cleaned)
             self.changed.update(outcome.rules)
             if outcome.shortened:
                 self.changed[SHORTENED] += outcome.shortened
             if outcome.rules:
                 ledger.write(ledger_line(name, where, key, rules=outcome.rules))
-            self._keep(key, cleaned, place)
+            self.keys.append(key)
+            self.labels.append(document_key(b"", cleaned.label) if cleaned.label else 0)
+            size = sum(len(part.encode()) for part in seen)
+            self.numbers.append((splits, sum(map(len, seen)), size, *place))
             line = json.dumps([where, cleaned.group, cleaned.label], ensure_ascii=False)
             where_file.write(line.encode("utf-8", "surrogateescape") + b"\n")
             if docs is not None:
@@ -173,19 +181,13 @@ class _Reader:
             self.counts["bad"] += 1
             self.counts["first_bad"] = self.counts["first_bad"] or f"{where}: {bad.message}"
 
-    def _keep(self, key: bytes, cleaned: Record, place: tuple[int, ...]) -> None:
+    def _splits(self, key: bytes, cleaned: Record) -> tuple[int, Sequence[str]]:
+        """The bits of the splits that a document belongs to, and the parts of it that training sees."""
         config, pinned = self.config, self.source.config.split
         if config.split.by == "position" and not cleaned.is_whole() and not pinned:
             parts = [part_for(cleaned, split, pinned, config).text for split in SPLITS]
-            splits = CUT | sum(1 << n for n, text in enumerate(parts) if text)
-            parts = parts[:1]
-        else:
-            splits = 1 << SPLITS.index(pinned or split_of(cleaned.group, key, config.split))
-            parts = cleaned.parts()
-        chars, size = sum(map(len, parts)), sum(len(part.encode()) for part in parts)
-        self.keys.append(key)
-        self.labels.append(document_key(b"", cleaned.label) if cleaned.label else 0)
-        self.numbers.append((splits, chars, size, *place))
+            return CUT | sum(1 << n for n, text in enumerate(parts) if text), parts[:1]
+        return 1 << SPLITS.index(pinned or split_of(cleaned.group, key, config.split)), cleaned.parts()
 
     def arrays(self) -> dict[str, np.ndarray]:
         numbers = np.array(self.numbers, np.int64).reshape(-1, 7)
@@ -197,7 +199,7 @@ class _Reader:
 
 
 def read_arrays(context: Context, number: int) -> dict[str, np.ndarray]:
-    with np.load(context.path(READ, number, "npz")) as arrays:
+    with open_to_read(context.path(READ, number, "npz")) as file, np.load(file) as arrays:
         return dict(arrays)
 
 
@@ -217,7 +219,7 @@ def read_labels(context: Context, number: int) -> list[str]:
 
 
 def _read_lines(context: Context, number: int) -> Iterator[list[str]]:
-    with open(context.path(READ, number, "where"), "rb") as file:
+    with open_to_read(context.path(READ, number, "where")) as file:
         yield from (json.loads(line.decode("utf-8", "surrogateescape")) for line in file)
 
 
@@ -226,7 +228,7 @@ def kept_records(
 ) -> Iterator[tuple[int, Record]]:
     """Yields (number, record) of the documents of a part that are `wanted`: read again and cleaned where they are streamed."""
     if not context.held["config"].streaming:
-        with open(context.path(READ, number, "docs"), "rb") as file:
+        with open_to_read(context.path(READ, number, "docs")) as file:
             for i in range(len(wanted)):
                 content = file.read(*HEAD.unpack(file.read(HEAD.size)))
                 if wanted[i]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import multiprocessing
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -17,6 +18,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import sealed
+from data_pipeline.dedup.stages import Each
 from data_pipeline.schema import UserError
 from data_pipeline.whole_file import written_aside
 
@@ -32,6 +35,7 @@ class Context:
         self.folder, self.held = folder, held
         self.loaded: dict[Any, Any] = {}  # what this process has read for itself
         self.tick: Callable[[int], None] = lambda done: None  # bytes of the part done so far; only in the first process
+        self.spread: Each | None = None  # what does the work in place of processes here; only in the first process
 
     def path(self, stage: str, number: int, kind: str) -> Path:
         return self.folder / stage / f"{number:05d}.{kind}"
@@ -41,6 +45,7 @@ class Context:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"], **state["held"])
+        sealed.seal(self.folder, sealed.open_vault(self.held["config"].encrypt_key_env))
 
 
 def run_stage(
@@ -54,12 +59,15 @@ def run_stage(
     (context.folder / stage).mkdir(exist_ok=True)
     answers: dict[int, Any] = {}
     for number in range(len(tasks)):
-        path = context.path(stage, number, "done")
-        if path.exists():
-            answers[number] = json.loads(path.read_text("utf-8"))
+        if context.path(stage, number, "done").exists():
+            answers[number] = _read_answer(context, stage, number)
     left = [number for number in range(len(tasks)) if number not in answers]
     progress = Progress(log, what, sum(sizes[number] for number in left))
-    if min(workers, len(left)) <= 1:
+    if context.spread:
+        with progress.watched(lambda: sum(sizes[n] for n in left if context.path(stage, n, "done").exists())):
+            context.spread(do, [(context, stage, work, number, tasks[number]) for number in left])
+        answers |= {number: _read_answer(context, stage, number) for number in left}
+    elif min(workers, len(left)) <= 1:
         for number in left:
             context.tick = progress.within
             answers[number] = do(context, stage, work, number, tasks[number])
@@ -74,6 +82,10 @@ def do(context: Context, stage: str, work: Work, number: int, task: Any) -> Any:
     with written_aside(context.path(stage, number, "done")) as file:
         file.write(json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     return answer
+
+
+def _read_answer(context: Context, stage: str, number: int) -> Any:
+    return json.loads(sealed.read_bytes(context.path(stage, number, "done")))
 
 
 _context: Context
@@ -148,3 +160,20 @@ class Progress:
             self.said = now
             left = (now - self.began) * max(self.total - done, 0) / done
             self.log(f"{self.what}: {done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, {left:.0f} s left")
+
+    @contextlib.contextmanager
+    def watched(self, done: Callable[[], int]) -> Iterator[None]:
+        """Asks `done` how far others are while the block runs."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(PROGRESS_SECONDS):
+                self.within(done())
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()

@@ -13,12 +13,20 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from data_pipeline.rules.measures import Measures
 from data_pipeline.schema import UserError
 
 LOOKED_AT = 1000  # characters
 HAN, KANA = re.compile("[\u3400-\u9fff\uf900-\ufaff]+"), re.compile("[\u3041-\u30fa\u31f0-\u31ff\uff66-\uff9d]+")
 HANGUL, LETTERS = re.compile("[\uac00-\ud7a3]+"), re.compile(r"[^\W\d_]+")
 UNKNOWN = "und"  # a text without letters
+SCRIPTS = {
+    name: re.compile(f"[{letters}]+")
+    for name, letters in (
+        ("Cyrl", "\u0400-\u052f"), ("Grek", "\u0370-\u03ff"), ("Arab", "\u0600-\u06ff"), ("Hebr", "\u0590-\u05ff"),
+        ("Deva", "\u0900-\u097f"), ("Thai", "\u0e00-\u0e7f"),
+    )
+}  # fmt: skip
 
 
 def language(text: str) -> str:
@@ -27,15 +35,58 @@ def language(text: str) -> str:
     >>> language("今天天气很好"), language("學而時習之"), language("今日はいい天気です"), language("1 + 1")
     ('zh', 'zh', 'ja', 'und')
     """
+    return _language(text[:LOOKED_AT])
+
+
+@functools.lru_cache(maxsize=4096)  # the rule asks, and then whoever counts languages
+def _language(text: str) -> str:
+    return _by_script(text) or _model()(text.replace("\n", " "))
+
+
+def script(text: str) -> str:
+    """Returns what `language` does where the script alone tells it, else the ISO 15924 code of the script; needs no model.
+
+    >>> script("今天天气很好"), script("今日はいい天気です"), script("Quel beau jour"), script("Добрый день"), script("1 + 1")
+    ('zh', 'ja', 'Latn', 'Cyrl', 'und')
+    """
     text = text[:LOOKED_AT]
+    if found := _by_script(text):
+        return found
+    if text.isascii():
+        return "Latn"
+    counts = {name: sum(map(len, letters.findall(text))) for name, letters in SCRIPTS.items()}
+    most = max(counts, key=lambda name: counts[name])
+    return most if 2 * counts[most] > sum(map(len, LETTERS.findall(text))) else "Latn"
+
+
+def script_of(text: str, counts: Measures) -> str:
+    """The same from what was counted in all of the text.
+
+    >>> from data_pipeline.rules.measures import measure
+    >>> [script_of(text, measure(text)) for text in ("今天天气很好", "今日はいい天気です", "Quel beau jour", "Добрый день", "1 + 1")]
+    ['zh', 'ja', 'Latn', 'Cyrl', 'und']
+    """
+    wide, other = counts.han + counts.kana + counts.hangul, counts.latin + counts.letters
+    if wide and 5 * wide > other:
+        if counts.hangul > counts.han + counts.kana:
+            return "ko"
+        return "ja" if 10 * counts.kana > counts.han + counts.kana else "zh"
+    if counts.letters > counts.latin:
+        return script(text)
+    return "Latn" if other else UNKNOWN
+
+
+def _by_script(text: str) -> str:
+    """ "zh", "ja", "ko", or "und" where there are no letters; "" where only a model can tell."""
     if not text.isascii():
         han, kana, hangul = (sum(map(len, script.findall(text))) for script in (HAN, KANA, HANGUL))
-        other = sum(map(len, LETTERS.findall(text))) - han - kana - hangul
-        if 5 * (han + kana + hangul) > other:  # a word has some five letters
-            if hangul > han + kana:
-                return "ko"
-            return "ja" if 10 * kana > han + kana else "zh"
-    return _model()(text.replace("\n", " ")) if LETTERS.search(text) else UNKNOWN
+        if han + kana + hangul:
+            other = sum(map(len, LETTERS.findall(text))) - han - kana - hangul
+            if 5 * (han + kana + hangul) > other:  # a word has some five letters
+                if hangul > han + kana:
+                    return "ko"
+                return "ja" if 10 * kana > han + kana else "zh"
+    return "" if LETTERS.search(text) else UNKNOWN
 
 
 def not_kept(text: str, keep: Iterable[str]) -> str:

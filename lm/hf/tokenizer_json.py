@@ -241,7 +241,7 @@ def _compare(ours: Tokenizer, theirs: Tokenizer, engine: Any) -> None:
         place = next((i for i, pair in enumerate(zip(ours.pieces, theirs.pieces)) if pair[0] != pair[1]), None)
         raise Inexpressible(sizes if place is None else f"piece {place} would be {theirs.pieces[place]!r}, and is {ours.pieces[place]!r}")  # fmt: skip
     texts = list(hard_texts(ours))
-    for text, a, b in zip(texts, ours.encode_batch(texts), theirs.encode_batch(texts)):
+    for text, a, b in zip(texts, *([ids.tolist() for ids in side.encode_batch(texts)] for side in (ours, theirs))):
         if a != b:
             place = next((i for i, pair in enumerate(zip(a, b)) if pair[0] != pair[1]), min(len(a), len(b)))
             raise Inexpressible(f"the text {text[:60]!r} would be {b[place : place + 4]}, and is {a[place : place + 4]}, from id {place} on")  # fmt: skip

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from data_pipeline.augment import augment_batch
+from data_pipeline.augment.mask import augment_batch
 from data_pipeline.config import AugmentConfig, SplitConfig
 from data_pipeline.mix import hash64
 from data_pipeline.quiet_tf import import_tf

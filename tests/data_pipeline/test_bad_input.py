@@ -4,6 +4,9 @@ import gzip
 import json
 import os
 import random
+import socket
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
@@ -131,6 +134,21 @@ def test_a_gzip_bomb_stops_at_the_line_limit(opened, tmp_path):
         ("a.csv", b'text,x\na,1\n"b,2\nc,3\n', "a.csv:3: the row opens a quote that does not close"),
         ("a.csv", b"te\rxt,x\na,1\nb,2\n", "a.csv:1: the header is not valid CSV"),
         ("a.bin", b"abc", "cannot tell what"),
+        ("a.txt", "plain text".encode("utf-16-le") * 9, "NUL bytes; a binary file, or UTF-16 without its mark?"),
+        ("a.md", bytes(5000), "NUL bytes"),
+        ("a.html", b"", "file is empty"),
+        ("a.warc.gz", b"WARC/1.0\r\n", "is damaged or cut short"),
+        (
+            "a.warc",
+            b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 0\r\n\r\n\r\n\r\n",
+            "no responses, resources or conversions",
+        ),
+        ("a.tfrecord", b"", "file is empty"),
+        ("a.tfrecord", b"\x1f\x8b" + bytes(60), "looks like a gzip file"),
+        ("a.array_record", b"", "is not an ArrayRecord file"),
+        ("a.arrow", b"", "is not an Arrow file"),
+        ("a.arrow", b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer"),
     ],
 )
 def test_a_wrong_file_is_named_for_what_it_is(opened, tmp_path, name, content, words):
@@ -138,6 +156,84 @@ def test_a_wrong_file_is_named_for_what_it_is(opened, tmp_path, name, content, w
     message = refusal(opened, tmp_path / name)
     assert words in message
     assert name in message
+
+
+def test_what_is_no_file_is_said_and_never_waited_for(config, tmp_path):
+    said = []
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "pipe.jsonl")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(tmp_path / "socket.jsonl"))  # such names may have 107 bytes
+    for name, what in (
+        ("pipe.jsonl", "a pipe"),
+        ("link.jsonl", "a pipe"),
+        ("socket.jsonl", "a socket"),
+        ("/dev/null", "a device"),
+    ):
+        with pytest.raises(UserError, match=rf"config.data.path: '.*{name}' is {what}, not a file"):
+            open_sources(config(tmp_path / name), said.append)
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "folder.jsonl" / "a.jsonl").write_bytes(GOOD)
+    for path in (tmp_path, tmp_path / "*.jsonl"):
+        said.clear()
+        if path == tmp_path:
+            (source,) = open_sources(config(path), said.append)
+            assert [file.path for file in source.files] == [str(tmp_path / "folder.jsonl/a.jsonl")]
+        else:
+            with pytest.raises(UserError, match="matches no files"):
+                open_sources(config(path), said.append)
+        assert sum("and is left out" in line for line in said) == 3
+    (source,) = open_sources(config(tmp_path / "folder.jsonl"), said.append)
+    assert len(list(source.read())) == 1
+
+
+def test_numbered_files_that_are_missing_are_said(config, tmp_path):
+    said = []
+    for number in (0, 1, 3):
+        (tmp_path / f"a-{number:05d}-of-00004.jsonl").write_bytes(GOOD)
+    for path in (tmp_path, tmp_path / "*.jsonl"):
+        open_sources(config(path), said.append)
+    assert len([line for line in said if "a-*-of-00004.jsonl: 3 of 4 files are there" in line]) == 2
+
+
+def test_a_file_that_may_not_be_read_is_one_line(opened, tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(GOOD)
+    real = open
+
+    def closed(name, *args, **kwargs):  # the tests may run as root, who may read all
+        if os.fspath(name) == str(path):
+            raise PermissionError(13, "Permission denied", name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", closed)
+    assert refusal(opened, path) == f"{path}: Permission denied"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.jsonl", "a.csv", "a.html", "a.warc", "a.tfrecord", "a.array_record", "a.arrow"]
+)
+def test_a_line_of_a_gigabyte_takes_no_memory(tmp_path, name):
+    path = tmp_path / name
+    heads = {
+        "a.jsonl": b'{"text": "',
+        "a.warc": b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 999999999\r\n\r\n",
+    }
+    with open(path, "wb") as file:
+        file.write(heads.get(name, b"text"))
+        file.truncate(2**30)  # the rest takes no place on the disk
+    code = (
+        "from data_pipeline.config import DataConfig; from data_pipeline.sources import open_sources\n"
+        f"try: rows = list(open_sources(DataConfig(path={str(path)!r}), print)[0].read()); said = [r.record.message for r in rows]\n"
+        "except ValueError as error: said = [str(error)]\n"
+        "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"  # getrusage gives the parent's
+        "print(int(peak.split()[1]) // 1024, *said)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    peak, words = done.stdout.split(" ", 1)
+    assert int(peak) < 250
+    assert any(part in words for part in ("longer than 16777216 bytes", "no record begins", "is not a", "damaged"))
 
 
 def test_a_zstandard_bomb_is_not_unpacked_whole(tmp_path):
@@ -186,7 +282,7 @@ def test_a_folder_that_cannot_be_read_whole_is_refused(config, tmp_path, monkeyp
     monkeypatch.undo()
     (tmp_path / "linked").symlink_to(tmp_path / "closed")
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match=r"config.data.path: .*b\.txt: No such file"):
         open_sources(config(tmp_path), said.append)
     assert ["linked is a link to a folder and is not followed" in line for line in said] == [True]
 

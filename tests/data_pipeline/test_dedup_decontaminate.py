@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.dedup.decontaminate import EvaluationIndex, PieceRule
-from data_pipeline.dedup.lines import LineRule, RepeatedLines, cut_units, distinct_units
+from data_pipeline.dedup.lines import LineRule, RepeatedLines, cut_units, distinct_units, read_repeated
 from data_pipeline.dedup.words import spell, tokenise
 
 QUESTION = "Which of the following planets has the largest number of known moons in the whole solar system today?"
@@ -146,7 +146,7 @@ def write_repeated(path, texts, rule, first=0):
         for i, text in enumerate(texts):
             writer.add(i.to_bytes(16, "big"), text)
     find_repeated(Shards([path / "s"]), rule, [], path / "repeated")
-    return RepeatedLines([path / "repeated"], rule)
+    return RepeatedLines(read_repeated([path / "repeated"]), rule)
 
 
 NOTE = "点击这里订阅我们的电子报，每天获取最新的消息"

@@ -3,17 +3,15 @@
 import random
 from collections import Counter
 from functools import partial
+from itertools import chain
 
 import pytest
 
-from data_pipeline.config import SplitConfig
+from data_pipeline.config import SPLITS, SplitConfig
 from data_pipeline.dedup.deal import (
-    deal_folds,
-    deal_splits,
-    fold_of_cluster,
+    deal_parts,
     label_clusters,
     place_of,
-    rank_of,
     split_of_cluster,
 )
 from data_pipeline.dedup.leakage import find_leaks
@@ -24,6 +22,10 @@ from data_pipeline.schema import UserError
 from data_pipeline.split import NOT_COMPARED, split_of, text_key
 
 CONFIG = SplitConfig(validation=0.2, test=0.2)
+
+
+def fold_of(number, salt=""):
+    return SplitConfig(test=0.2, folds=5, fold=number, salt=salt)
 
 
 def write_text(rng):
@@ -48,7 +50,7 @@ def run(texts, folder, groups=None, known=None):
     documents = as_documents(texts, groups)
     step = max(len(documents) // 2, 1)
     pieces = [partial(iter, documents[i : i + step]) for i in range(0, len(documents), step)]
-    found = deduplicate(pieces, folder, known=known, rank=rank_of(CONFIG))
+    found = deduplicate(pieces, folder, known=known, rank=lambda name: SPLITS.index(split_of_cluster(name, CONFIG)))
     look_up = Names(found.names)
     names = [name for shard in range(len(pieces)) for name in look_up.of_shard(found.shards, shard)]
     return dict(zip(texts, names)), found.names
@@ -145,10 +147,12 @@ def test_shares_and_folds_follow_the_hash():
         place = place_of(name)
         expected = "test" if place < 0.2 else "validation" if place >= 0.8 else "train"
         assert split_of_cluster(name, CONFIG) == expected
-    folds = Counter(fold_of_cluster(name, 5) for name in names)
-    assert sorted(folds) == [0, 1, 2, 3, 4]
-    assert max(folds.values()) < 900
-    assert [fold_of_cluster(name, 5, "a") for name in names] != [fold_of_cluster(name, 5, "b") for name in names]
+    held = [[name for name in names if split_of_cluster(name, fold_of(n)) == "validation"] for n in range(5)]
+    assert sorted(chain(*held)) == sorted(
+        name for name in names if place_of(name) >= 0.2
+    )  # in one fold each, none of test
+    assert max(map(len, held)) < 750
+    assert held[0] != [name for name in names if split_of_cluster(name, fold_of(0, salt="b")) == "validation"]
 
 
 def test_every_label_has_its_share_and_new_rows_move_no_old_one():
@@ -156,26 +160,26 @@ def test_every_label_has_its_share_and_new_rows_move_no_old_one():
     labels = {rng.randbytes(16): rng.choice(["多", "多", "多", "多", "少", "rare"]) for _ in range(700)}
     labels |= {rng.randbytes(16): "three" for _ in range(3)}
     first = dict(list(labels.items())[:200])
-    old = deal_splits(first, CONFIG)
-    new = deal_splits(labels, CONFIG, known=old)
+    old = deal_parts(first, CONFIG)
+    new = deal_parts(labels, CONFIG, known=old)
     assert {name: new[name] for name in old} == old
-    for dealt, rows in ((old, first), (new, labels), (deal_splits(labels, CONFIG), labels)):
+    for dealt, rows in ((old, first), (new, labels), (deal_parts(labels, CONFIG), labels)):
         for label, total in Counter(rows.values()).items():
             counts = Counter(dealt[name] for name in rows if rows[name] == label)
             for split, share in (("test", 0.2), ("validation", 0.2), ("train", 0.6)):
                 assert abs(counts[split] - share * total) <= 1, (label, split, counts)
-    folds = deal_folds(labels, 5, known=deal_folds(first, 5))
+    folds = deal_parts(labels, fold_of(0), known=deal_parts(first, fold_of(1)))
     for label, total in Counter(labels.values()).items():
         counts = Counter(folds[name] for name in labels if labels[name] == label)
-        assert all(abs(counts[fold] - total / 5) <= 1 for fold in range(5)), (label, counts)
-    assert deal_splits(dict(reversed(labels.items())), CONFIG) == deal_splits(labels, CONFIG)
+        assert all(abs(counts[f"fold {fold}"] - 0.8 * total / 5) <= 1 for fold in range(5)), (label, counts)
+    assert deal_parts(dict(reversed(labels.items())), CONFIG) == deal_parts(labels, CONFIG)
 
 
 def test_stratifying_after_shares_changed_moves_no_old_row():
     names = {random.Random(i).randbytes(16): "x" for i in range(100)}
-    old = deal_splits(names, CONFIG)
+    old = deal_parts(names, CONFIG)
     more = {**names, **{random.Random(-i).randbytes(16): "x" for i in range(1000, 1010)}}
-    new = deal_splits(more, SplitConfig(validation=0.0, test=0.0), known=old)
+    new = deal_parts(more, SplitConfig(validation=0.0, test=0.0), known=old)
     assert {name: new[name] for name in old} == old
     assert {new[name] for name in more if name not in old} == {"train"}
 

@@ -10,7 +10,7 @@ import pytest
 
 from data_pipeline.dedup import near
 from data_pipeline.dedup.clusters import EXACT, KEPT, NEAR, connect, read_clusters, read_fates
-from data_pipeline.dedup.lines import LineRule, RepeatedLines
+from data_pipeline.dedup.lines import LineRule, read_repeated
 from data_pipeline.dedup.names import Names
 from data_pipeline.dedup.runs import RunWriter, parts_for, read_range
 from data_pipeline.dedup.signatures import SignatureWriter
@@ -83,7 +83,7 @@ def test_any_cut_memory_and_order_of_work_gives_the_same(tmp_path):
     for a, b in zip(fates(one), fates(many)):
         assert (a == b).all()
     assert one.names.read_bytes() == many.names.read_bytes()
-    rows = [RepeatedLines(found.repeated, LINES).rows for found in (one, many)]
+    rows = [read_repeated(found.repeated) for found in (one, many)]
     assert (rows[0] == rows[1]).all()
     assert len(rows[0]) == 1
     how = fates(one)[0].tolist()

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig, SplitConfig, check_data_config
+from data_pipeline.check import check_data_config
+from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig, SplitConfig
 from data_pipeline.mix import BLOCK, FOREVER, Mixture, largest_remainder
 from data_pipeline.schema import ConfigError, UserError
 
@@ -223,12 +224,15 @@ def test_rows_of_classes_hold_one_class_and_packing_stays_tight(opened, sources)
     assert np.average(fills, weights=rows) > 0.9
 
 
+KEPT = ({"only_repeats": True, "labels": ("rare", "ham")}, *(pytest.param(one, marks=pytest.mark.slow) for one in
+        ({"only_repeats": True}, {"labels": ("rare",)})))  # fmt: skip
+
+
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize(
-    "changes", [{"only_repeats": True}, {"labels": ("rare",)}, {"only_repeats": True, "labels": ("rare", "ham")}]
-)
-def test_augmentation_can_be_kept_to_repeats_and_classes(opened, sources, streaming, changes):
-    augment = AugmentConfig(token_dropout=0.6, **changes)
+@pytest.mark.parametrize("kinds", [{"token_dropout": 0.6}, {"word_case": 1.0, "span_corruption": 1.0}])
+@pytest.mark.parametrize("changes", KEPT)
+def test_augmentation_can_be_kept_to_repeats_and_classes(opened, sources, streaming, kinds, changes):
+    augment = AugmentConfig(**kinds, **changes)
     base = {
         **WHOLE,
         "sources": sources({"weight": 1.0}, {"weight": 1.0}),
@@ -236,17 +240,19 @@ def test_augmentation_can_be_kept_to_repeats_and_classes(opened, sources, stream
         "streaming": streaming,
     }
     plain, data = opened(**base), opened(**base, augment=augment)
-    times = defaultdict(list)
-    for text, batch in zip(texts(plain, take(plain, 60)), (row for b in take(data, 60) for row in b["tokens"])):
-        times[text].append(bool((batch == data.tokenizer.special.mask).any()))
-    for text, masked in times.items():
+    times, (before, after) = defaultdict(list), (take(plain, 60), take(data, 60))
+    same = [(a["tokens"] == b["tokens"]).all(1) & (a["targets"] == b["targets"]).all(1) & (a["weights"] == b["weights"]).all(1)
+            for a, b in zip(before, after)]  # fmt: skip
+    for text, unchanged in zip(texts(plain, before), np.concatenate(same)):
+        times[text].append(not unchanged)
+    for text, changed in times.items():
         meant = not augment.labels or text.split()[1] in augment.labels
         first = 1 if augment.only_repeats else 0
         if not streaming:  # where a small class's epochs are mixed by the shuffle buffer
-            assert not any(masked[:first]), text
-        assert not any(masked) or meant, text
-        assert not meant or sum(masked[first:]) >= 0.8 * len(masked[first:]) - 1, (text, masked)
-    assert any(any(masked) for masked in times.values())
+            assert not any(changed[:first]), text
+        assert not any(changed) or meant, text
+        assert not meant or sum(changed[first:]) >= 0.8 * len(changed[first:]) - 1, (text, changed)
+    assert any(any(changed) for changed in times.values())
 
 
 def test_epochs_of_each_part_are_shown_and_many_are_warned_of(opened, sources):

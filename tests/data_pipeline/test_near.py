@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 
@@ -9,6 +10,7 @@ from data_pipeline.batch import open_data
 from data_pipeline.config import SPLITS, CleanConfig, SourceConfig, SplitConfig
 from data_pipeline.dedup.leakage import find_leaks
 from data_pipeline.explain import main
+from data_pipeline.leaks import main as leaks_main
 from data_pipeline.prepare import build
 from data_pipeline.prepare.build import prepare_to
 from data_pipeline.schema import ConfigError, UserError
@@ -57,6 +59,30 @@ def leaks(found):
     return [leak for split in ("validation", "test") for leak in find_leaks(named[split], lambda s=split: rest[s])]
 
 
+def test_the_command_counts_the_pairs_that_are_in_two_splits(config, rows, tmp_path, quiet, capsys):
+    for near, expected in ((0.0, True), (0.8, False)):
+        made = config(rows, clean=CleanConfig(near_dedup=near), split=HALVES)
+        prepared = prepare_to(tmp_path / f"near{near}", made, 1, quiet)
+        found = leaks(split_texts(prepared))
+        assert bool(found) == expected
+        if expected:
+            with pytest.raises(UserError, match="between validation and test") as error:
+                leaks_main([f"--data={prepared.folder}", "--show=3"])
+            total, between = re.match(r"(\d+) pairs .* (\d+) between validation and test", str(error.value)).groups()
+            assert int(total) + int(between) == len(found)  # which has those of validation and test from both sides
+            shown = capsys.readouterr().out.splitlines()
+            assert len(shown) == 3
+            assert re.fullmatch(
+                r"\d\.\d\d  validation \S+rows\.jsonl:\d+  =  (train|test) \S+rows\.jsonl:\d+", shown[0]
+            )
+        else:
+            leaks_main([f"--data={prepared.folder}"])
+            assert capsys.readouterr().out == "no pair of documents in two splits is 0.7 alike\n"
+    for flags in ([], ["--data=x", "--at_least=none"], ["--data=x", "--at_least=0"]):
+        with pytest.raises(ConfigError):
+            leaks_main(flags)
+
+
 def test_near_duplicates_go_and_what_is_alike_stays_together(config, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "PART_BYTES", 20_000)
     plain = prepare_to(tmp_path / "plain", config(rows, split=HALVES), 1, print)
@@ -77,7 +103,7 @@ def test_streaming_reads_what_preparation_keeps(config, rows, quiet):
     prepared = open_data(config(rows, split=HALVES, clean=NEAR), log=quiet)
     streamed = open_data(config(rows, split=HALVES, clean=NEAR, streaming=True), log=quiet)
     assert streamed.prepared.manifest["dropped"] == prepared.prepared.manifest["dropped"]
-    _, keys = streamed.prepared.places(0, "train")
+    _, keys, *_ = streamed.prepared.places(0, "train")
     assert sorted(keys.tolist()) == sorted(prepared.prepared.shard(0, "train").keys.tolist())
     for split in ("validation", "test"):
         ours, theirs = (split_texts(data.prepared)[split] for data in (prepared, streamed))

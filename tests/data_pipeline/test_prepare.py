@@ -188,4 +188,4 @@ def test_the_commands_run_and_name_faults(tmp_path, module):
     assert run().returncode == 2
     if module == "show":
         bad = run(f"--config={tmp_path / 'mine.py'}", "--rows=²")
-        assert (bad.returncode, bad.stderr) == (2, "error: --rows: expected a number of rows, got '²'\n")
+        assert (bad.returncode, bad.stderr) == (2, "error: --rows: expected a whole number from 0, got '²'\n")

@@ -216,7 +216,7 @@ def test_two_at_once_do_not_write_the_same_folder(make, tmp_path, monkeypatch):
             make(tmp_path / "out")
         raise UserError("enough")
 
-    monkeypatch.setattr(build, "_build", inside)
+    monkeypatch.setattr(build, "run_stages", inside)
     with pytest.raises(UserError, match="enough"):
         make(tmp_path / "out")
 

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.batch import open_data
 from data_pipeline.config import AugmentConfig, SourceConfig, SplitConfig, TokenizerConfig
-from data_pipeline.documents import DocumentReader, Texts
+from data_pipeline.document_reader import DocumentReader, Texts
 from data_pipeline.schema import ConfigError, UserError, to_json
 
 NEXT_BATCHES = """
@@ -77,9 +77,8 @@ def take(batches, count):
 def test_a_new_process_goes_on_exactly(config, sources, tmp_path, quiet, weighted):
     if weighted:
         sources = {n: SourceConfig(**{**to_json(s), "weight": i + 1.0}) for i, (n, s) in enumerate(sources.items())}
-    cfg = config(
-        sources=sources, streaming=True, shuffle_documents=20, augment=AugmentConfig(0.1, 0.1), min_completion_kept=0.0
-    )
+    augment = AugmentConfig(0.1, 0.1, window_shift=weighted, char_typo=0.05 * weighted)
+    cfg = config(sources=sources, streaming=True, shuffle_documents=20, augment=augment, min_completion_kept=0.0)
     data = open_data(cfg, log=quiet)
     batches = data.train_batches(0, (2, 6))
     take(batches, 7)

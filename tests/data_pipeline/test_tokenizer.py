@@ -62,15 +62,24 @@ def test_saved_and_loaded_is_the_same(lossless, tmp_path):
 def test_training_is_deterministic_and_encodes_batches_alike():
     a, b = (train_tokenizer(TokenizerConfig(vocab_size=400), TEXTS) for _ in range(2))
     assert a.sha256 == b.sha256
-    assert a.encode_batch(TEXTS) == [b.encode(text) for text in TEXTS]
+    assert [ids.tolist() for ids in a.encode_batch(TEXTS)] == [b.encode(text) for text in TEXTS]
     assert len(a.encode(TEXTS[2])) < len(TEXTS[2].encode()) / 2
 
 
-def test_encoding_by_line_gives_the_same_ids(lossless):
-    if lossless.kind == "sentencepiece":
-        for text in [*TEXTS, "\n\n\n a\n\n\n\n  b\t\n", "\n"]:
-            assert lossless.by_line
-            assert lossless.encode(text) == lossless.engine.encode(text)
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_encoding_by_word_and_by_line_gives_the_same_ids(model_type, monkeypatch):
+    monkeypatch.setattr("data_pipeline.sentencepiece_tokenizer.CACHED_CHARS", 40)  # so that words are forgotten
+    texts = [*TEXTS, "if a:\n    return  b" * 20]
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=340, model_type=model_type), texts)
+    assert tokenizer.by_word
+    rng = random.Random(1)
+    texts += ["\n\n\n a\n\n\n\n  b\t\n", "\n", "", " ", "   ", "a  ", "  \n  a"]
+    texts += ["".join(rng.choices(" \n\t\u3000ab你好re,.", k=40)) for _ in range(300)]
+    expected = tokenizer.engine.encode(texts)
+    for by_word in (True, False):
+        tokenizer.by_word = by_word
+        assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == expected
+        assert [tokenizer.encode(text) for text in texts] == expected
 
 
 def test_char_tokenizer_counts_what_it_does_not_know(opened, tmp_path):

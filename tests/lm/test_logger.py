@@ -232,7 +232,7 @@ def card(**changes):
             "starts": 3, "seconds": 160.0, "down": 5.0,
             "parts": dict.fromkeys(PARTS, 0.0) | {"input": 10.0, "step": 90.0, "startup": 40.0, "lost": 20.0},
         },
-        "data": {"sources": {"novels": {"splits": {"train": {"documents": 4321, "tokens": 876_543, "rows": 2109}}}}},
+        "data": {"sources": {"novels": {"splits": {"train": {"documents": 4321, "tokens": 876_543, "rows": 2109}}, "credits": {"license": "CC-BY-4.0"}}}},
     }  # fmt: skip
     receipt = {
         "trained_params": 1_000_001, "frozen_params": 2_000_002, "optimizer_numbers": 3_000_003,
@@ -246,7 +246,7 @@ def test_the_run_card_holds_the_numbers():
     for number in (
         "1,234", "2,000", "1m15s", "7,654,321", "1100", "1.1111", "2.2222", "2.0101", "9.228", "7.465", "1.3131",
         "1.2121", "0.4747", "0.4848", "98,765", "0.321", "8 x cpu", "ab" * 32, "cd" * 32, "python 3.11.9", "jax 0.10.2",
-        "optim.peak_lr = 0.002", "novels", "4,321", "876,543", "2,109", "1,000,001", "2,000,002", "3,000,003", "4e+09", "0.50",
+        "optim.peak_lr = 0.002", "novels", "4,321", "novels: license CC-BY-4.0", "876,543", "2,109", "1,000,001", "2,000,002", "3,000,003", "4e+09", "0.50",
         "python -m lm.generate --workdir=runs/x", "write text", "loss.png", "2m40s in 3 starts", "count 62.5% (goodput)",
         "start-up 25.0%", "done again 12.5%", "evaluation 0.0%",
     ):  # fmt: skip

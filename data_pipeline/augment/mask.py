@@ -1,4 +1,4 @@
-"""How are training inputs changed, the same way on any host, in any packing, at any thread count?
+"""Which inputs of a training batch are hidden, the same on any host, in any packing, at any thread count?
 
 Whether a token is masked is a hash of (seed, epoch, document, place in the document): no random state exists. Measured
 with 2^20 tokens (tests/data_pipeline/test_augment.py): token_dropout=0.1 masks 0.100, span_mask=0.15 masks 0.150.
@@ -6,10 +6,7 @@ with 2^20 tokens (tests/data_pipeline/test_augment.py): token_dropout=0.1 masks 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from data_pipeline.config import AugmentConfig
 from data_pipeline.quiet_tf import import_tf
@@ -19,25 +16,14 @@ _GOLDEN, _MUL1, _MUL2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111
 DROPOUT, SPAN = 1, 2  # keep the two draws apart
 
 
-def is_on(config: AugmentConfig) -> bool:
+def is_masking(config: AugmentConfig) -> bool:
     return config.token_dropout > 0 or config.span_mask > 0
-
-
-def is_selective(config: AugmentConfig) -> bool:
-    """Says whether some documents are left as they are."""
-    return config.only_repeats or bool(config.labels)
-
-
-def changes(config: AugmentConfig, epochs: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """Says of each document, by its epoch and its class, whether it is augmented."""
-    chosen = (epochs > 0) | (not config.only_repeats)
-    return chosen & np.isin(np.array(labels, str), config.labels) if config.labels else chosen
 
 
 def augment_batch(batch: dict[str, Any], config: AugmentConfig, bos_id: int, mask_id: int) -> dict[str, Any]:
     """Masks inputs of a batch of tensors; `keys` (of seed, epoch and document) and `places` (in the document) are left out.
 
-    Targets, padding and begin tokens stay as they are. Both kinds together mask 1 - (1 - dropout)(1 - span_mask).
+    Targets, padding, begin tokens and documents of key 0 stay as they are. Both kinds together mask 1 - (1 - dropout)(1 - span_mask).
     """
     tf = import_tf()
     places = tf.cast(batch["places"], tf.uint64)
@@ -57,7 +43,7 @@ def augment_batch(batch: dict[str, Any], config: AugmentConfig, bos_id: int, mas
         before = tf.gather_nd(places, near)[:, None] - tf.constant(list(range(1, config.span_length)), tf.uint64)
         reached = tf.reduce_any(_draw(tf.gather_nd(batch["keys"], near)[:, None], before, SPAN, start), axis=1)
         masked = tf.tensor_scatter_nd_update(masked, near, tf.gather_nd(masked, near) | reached)
-    masked &= batch["segments"] > 0
+    masked &= (batch["segments"] > 0) & (batch["keys"] != 0)
     if bos_id >= 0:
         masked &= batch["tokens"] != bos_id
     out = {name: batch[name] for name in BATCH_DTYPES}
