@@ -96,6 +96,7 @@ def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
         batches.close()
         host_bytes = resident_bytes() - before
         config = count_steps(config, data.summary()["rows"]["train"])
+        say("\n".join(data.describe_steps(config.train.steps)))
     elif not config.model.vocab_size:
         raise ConfigError("config.model.vocab_size: without data a plan needs the size of the vocabulary")
     vocab_size = data.tokenizer.vocab_size if data else config.model.vocab_size
@@ -159,6 +160,7 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
             hosts.from_main(0)
         hosts.check_same("the data", data.fingerprint)
         config = count_steps(config, data.summary()["rows"]["train"])
+        say("\n".join(data.describe_steps(config.train.steps)))
         if hosts.is_main():
             clock.open(workdir / EVENTS)
         job, receipt, parts = make_run(config, data, workdir, lease, say, clock)

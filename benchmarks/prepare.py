@@ -56,7 +56,9 @@ def measure(command: Sequence[str]) -> Used:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)
-            raise UserError(f"{' '.join(command[:4])} ... ended with {process.returncode}: {said.read().strip().splitlines()[-1:]}")
+            raise UserError(
+                f"{' '.join(command[:4])} ... ended with {process.returncode}: {said.read().strip().splitlines()[-1:]}"
+            )
     return Used(used.ru_utime + used.ru_stime, time.perf_counter() - began, used.ru_maxrss / 1024)
 
 

@@ -32,8 +32,8 @@ import numpy as np
 from benchmarks.input import memory
 from benchmarks.turns import Table, describe_machine
 from data_pipeline import sealed
+from data_pipeline.prepare.write import ShardWriter
 from data_pipeline.schema import UserError, run_main, split_flags
-from data_pipeline.shard_writer import ShardWriter
 from data_pipeline.store import load_array
 
 VOCAB, BATCH = 2**15, 32

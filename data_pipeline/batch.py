@@ -5,37 +5,39 @@ Rows are an index in memory over the prepared ids (chunks, packing, mixture); on
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import lru_cache
-from typing import Any, cast
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
-from data_pipeline.augment.check import augment_identity, check_augment, is_on
+from data_pipeline.augment.check import check_augment
 from data_pipeline.augment.mask import augment_batch, is_masking
 from data_pipeline.augment.reader import RewrittenRows
 from data_pipeline.augment.rewrite import Rewriter, rewrites
-from data_pipeline.config import SPLITS, DataConfig, check_data_config
-from data_pipeline.feed import Batch, Calls, TrainBatches
+from data_pipeline.check import check_data_config
+from data_pipeline.config import SPLITS, DataConfig
+from data_pipeline.dedup.lines import RepeatedLines
+from data_pipeline.document_reader import DocumentReader, Texts
+from data_pipeline.feed import Batch, TrainBatches
+from data_pipeline.fingerprint import hash_data
 from data_pipeline.mix import Mixture, epoch_key, make_key, permute
+from data_pipeline.parts import check_labels, leave_unchanged, prepared_parts, streamed_parts
 from data_pipeline.prepare.build import prepare
 from data_pipeline.prepare.repeated import TABLE, open_table
-from data_pipeline.quiet_tf import import_tf
-from data_pipeline.records import Named, Source, credits_of
-from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader, read_rows
+from data_pipeline.prepared_batches import ENDED, prepared_batches
+from data_pipeline.records import Named, credits_of
+from data_pipeline.rows import UNCHANGED, RowReader, read_rows
 from data_pipeline.schema import ConfigError, UserError
-from data_pipeline.store import Prepared
-from data_pipeline.stream import DocumentReader, StreamedBatches, Streams
-from data_pipeline.tasks import Cut, check_tokenizer, cut_chunks
+from data_pipeline.shares import Part, describe_epochs, format_epochs, make_mixture
+from data_pipeline.store import Prepared, Shard
+from data_pipeline.stream import StreamedBatches, Streams
+from data_pipeline.tasks import Chunks, Cut, check_tokenizer, cut_chunks
 from data_pipeline.tokenizer import Tokenizer
 
-VERSION = 1  # raise it when the same prepared data gives other batches
 EVAL_ORDER = 0xE7A1  # key of the one shuffled order of evaluation rows, so that the first rows are a fair sample
-PREFETCH = 4  # batches read ahead
-LOCATED = 4096  # rows whose places are computed at once: one batch alone takes as long, nearly all of it calls of numpy
+WELL_FILLED = 0.8  # share of a row: less is said where classes do not share rows
 
 
 class Data:
@@ -48,11 +50,12 @@ class Data:
         self.pad_id = special.pad if special.pad >= 0 else max(special.eos, 0)
         check_tokenizer(self.tokenizer, config.add_bos, config.split.by == "hash", is_masking(config.augment))
         check_augment(config.augment, self.tokenizer)
+        check_labels(config, prepared)
         self.rewriter = Rewriter(config.augment, self.tokenizer, config.seq_len) if rewrites(config.augment) else None
         self.cuts: list[list[Cut]] = [[] for _ in sources]
         self.readers = {split: self._open(split) for split in SPLITS}
         self._check(log)
-        self.fingerprint = self._fingerprint()
+        self.fingerprint = hash_data(config, prepared, sources)
 
     def has_split(self, split: str) -> bool:
         """Says whether a split has any row."""
@@ -64,53 +67,73 @@ class Data:
         """Yields the batches of steps `start_step`, `start_step + 1`, ...: rows `rows[0]` to `rows[1]` of each."""
         if self.config.streaming:
             return self._stream(start_step, rows, state)
-        n_rows = sum(len(reader) for _, reader in self.readers["train"])
+        n_rows = self._rows("train")
         if n_rows < self.config.batch_size:
             raise UserError(
                 f"the train split has {n_rows} rows of {self.config.seq_len} tokens, fewer than config.data.batch_size="
                 f"{self.config.batch_size}: lower it or config.data.seq_len, or add text"
             )
-        tf = import_tf()
-        origins, calls = is_on(self.config.augment), Calls()
-        dtypes = BATCH_DTYPES | (ORIGIN_DTYPES if origins else {})
-        mixture, readers = self._mixture()
+        readers = [reader for _, reader in self.parts]
+        return prepared_batches(self.config, self.mixture, readers, self.epoch_keys, self._augment, start_step, rows)
 
-        local = np.arange(*rows)
-        steps = max(LOCATED // max(len(local), 1), 1)
+    @cached_property
+    def parts(self) -> list[tuple[Part, RowReader]]:
+        """What training rows are mixed of, where they are prepared."""
+        pack = partial(self._pack, rewriter=self.rewriter)
+        return prepared_parts(self.config, self.prepared, self.sources, self.readers["train"], pack)
 
-        @lru_cache(maxsize=2)
-        def locate(block: int) -> list[np.ndarray]:
-            step = np.arange(block * steps, (block + 1) * steps)
-            places = step[:, None] * self.config.batch_size + local
-            return [array.reshape(places.shape) for array in mixture.locate(places.reshape(-1))]
+    @cached_property
+    def texts(self) -> list[tuple[Part, Texts, float]]:
+        """What training rows are mixed of, where they are streamed."""
+        return streamed_parts(self.config, self.prepared, self.sources, self.rewriter, self.lines)
 
-        def read(step: np.ndarray) -> list[np.ndarray]:
-            block, nth = divmod(int(step), steps)
-            source, epoch, row = (array[nth] for array in locate(block))
-            batch = read_rows(readers, source, row, epoch_key(self.config.seed, epoch) if origins else None)
-            return [batch[name] for name in dtypes]
+    @cached_property
+    def lines(self) -> RepeatedLines | None:
+        """What is taken out of plain texts while they are streamed."""
+        clean = self.config.clean
+        return open_table(self.prepared.folder / TABLE, clean) if clean.repeated_lines else None
 
-        def to_batch(step: Any) -> dict[str, Any]:
-            shape: list[int | None] = [rows[1] - rows[0], self.config.seq_len]
-            arrays = calls.tensors(read, (step,), list(dtypes.values()), [shape] * len(dtypes))
-            batch = dict(zip(dtypes, arrays))
-            return self._augment(batch) if origins else batch
+    @cached_property
+    def mixture(self) -> Mixture:
+        """The order of the training rows; where they are streamed, about that."""
+        return make_mixture(self.config, self._parts())
 
-        dataset = tf.data.Dataset.counter(start=start_step).map(to_batch)
-        return TrainBatches(dataset.prefetch(PREFETCH), calls)
+    def _parts(self) -> list[Part]:
+        return [part for part, *_ in (self.texts if self.config.streaming else self.parts)]
 
-    def _mixture(self) -> tuple[Mixture, list[RowReader]]:
-        numbers, readers = zip(*self.readers["train"])
-        sizes, weights = [len(reader) for reader in readers], [self._weight(n) for n in numbers]
-        return Mixture([self.sources[n].name for n in numbers], sizes, weights, self.config.seed), list(readers)
+    def epoch_keys(self, epoch: np.ndarray) -> np.ndarray:
+        """Returns what augmentation of the rows of these epochs is keyed by."""
+        keys = epoch_key(self.config.seed, epoch)
+        return np.where(epoch > 0, keys, UNCHANGED) if self.config.augment.only_repeats else keys
+
+    def describe_steps(self, steps: int) -> list[str]:
+        """Says how often each source and class is read in `steps` steps; raises ConfigError where its rows do not suffice."""
+        table = self._epochs(steps)
+        end = self.mixture.end // self.config.batch_size
+        if steps > end and not self.config.streaming:
+            raise ConfigError(
+                f"config.train.steps={steps:,}: after {end:,} steps {ENDED}; train for so many, or raise them"
+            )
+        lines = list(format_epochs(table, steps, self.config.streaming))
+        if self.config.label_shares and not self.config.streaming:
+            drawn = [entry["rows_drawn"] for entry in table]
+            fill = float(np.average([reader.fill() for _, reader in self.parts], weights=drawn)) if any(drawn) else 1.0
+            if fill < WELL_FILLED:
+                lines.append(
+                    f"  warning: rows of one class are {fill:.0%} full; a shorter config.data.seq_len (now "
+                    f"{self.config.seq_len}) wastes less"
+                )
+        return lines
+
+    def _epochs(self, steps: int) -> list[dict[str, Any]]:
+        return describe_epochs(self.mixture, self._parts(), self.config, steps)
 
     def trace(self, step: int, row: int) -> tuple[int, int, list[tuple[int, int, int]]]:
         """Says what row `row` of step `step` holds: (source, epoch, [(document, first token of it, tokens)])."""
-        mixture, readers = self._mixture()
         place = np.array([step * self.config.batch_size + row])
-        source, epoch, number = (int(array[0]) for array in mixture.locate(place))
-        held = readers[source].held(number, epoch_key(self.config.seed, np.array([epoch])))
-        return self.readers["train"][source][0], epoch, held
+        source, epoch, number = (int(array[0]) for array in self.mixture.locate(place))
+        part, reader = self.parts[source]
+        return part.source, epoch, reader.held(number, self.epoch_keys(np.array([epoch])))
 
     def eval_batches(self, split: str, batch_size: int, rows: tuple[int, int]) -> Iterator[Batch]:
         """Yields every row of a split once, in one fixed order; the last batch is filled with rows of weight 0."""
@@ -132,8 +155,8 @@ class Data:
         known = self.prepared.manifest.get("credits", {})  # a folder that an older version prepared has none
         return {source.name: credits_of(source.config, known.get(source.name, {})) for source in self.sources}
 
-    def summary(self) -> dict[str, Any]:
-        """Returns JSON values: what each source gives to each split, and what was dropped and changed."""
+    def summary(self, steps: int = 0) -> dict[str, Any]:
+        """Returns JSON values: what each source gives to each split, what was dropped and changed, its epochs in `steps`."""
         sources = {}
         for number, entry in enumerate(self.prepared.manifest["sources"]):
             splits = {split: dict(counts) for split, counts in entry["splits"].items()}
@@ -142,32 +165,26 @@ class Data:
                     if n == number:
                         splits[split] |= _describe(reader)
             kept = {key: entry[key] for key in ("read", "kept", "dropped", "changed")}
-            sources[entry["name"]] = {**kept, "weight": self._weight(number), "splits": splits}
-            sources[entry["name"]]["credits"] = self.credits()[entry["name"]]
-        rows = {split: sum(len(reader) for _, reader in self.readers[split]) for split in SPLITS}
+            more = {"weight": self._weight(number), "splits": splits, "credits": self.credits()[entry["name"]]}
+            sources[entry["name"]] = kept | more
+        rows = {split: self._rows(split) for split in SPLITS}
         epochs = self.config.batch_size / rows["train"] if rows["train"] else None
-        return {"sources": sources, "rows": rows, "epochs_per_step": epochs, "folder": str(self.prepared.folder)}
+        return {"sources": sources, "rows": rows, "epochs_per_step": epochs, "folder": str(self.prepared.folder),
+                **({"epochs": self._epochs(steps)} if steps else {})}  # fmt: skip
+
+    def _rows(self, split: str) -> int:
+        readers = self.parts if split == "train" and not self.config.streaming else self.readers[split]
+        return sum(len(reader) for _, reader in readers)
 
     def _stream(self, start_step: int, rows: tuple[int, int], state: bytes | None) -> TrainBatches:
-        numbers = self._training_sources()
-        groups = [[n] for n in numbers] if any(map(self._weight, numbers)) else [numbers]
-        clean = self.config.clean
-        lines = open_table(self.prepared.folder / TABLE, clean) if clean.repeated_lines else None
-        readers = [
-            DocumentReader(
-                self.config,
-                [(cast(Source, self.sources[n]), *self.prepared.places(n, "train")) for n in group],
-                self.tokenizer,
-                lines,
-            )
-            for group in groups
-        ]
-        mixture = Mixture([self.sources[n].name for n in numbers], [1] * len(numbers), [self._weight(n) for n in numbers],
-                          self.config.seed)  # fmt: skip
-        streams = Streams(self.config, readers, mixture, self.tokenizer, self.pad_id, self.rewriter)
-        return StreamedBatches(
-            streams.dataset(rows, self._augment), streams.calls, self.fingerprint, start_step, rows, state
-        )
+        parts, config = self.texts, self.config
+        mixture = make_mixture(config, self._parts(), known=False)
+        groups = [[texts] for _, texts, _ in parts] if mixture.weighted else [[texts for _, texts, _ in parts]]
+        readers = [DocumentReader(config, group, self.tokenizer, self.lines) for group in groups]
+        ratio = max(ratio for _, _, ratio in parts)
+        streams = Streams(config, readers, mixture, self.tokenizer, self.pad_id, self.rewriter, rows, ratio)
+        dataset = streams.dataset(self._augment)
+        return StreamedBatches(streams, dataset, self.fingerprint, start_step, rows, state)
 
     def _augment(self, batch: dict[str, Any]) -> dict[str, Any]:
         special = self.tokenizer.special
@@ -176,16 +193,14 @@ class Data:
     def _weight(self, number: int) -> float:
         return self.sources[number].config.weight
 
-    def _training_sources(self) -> list[int]:
-        entries = self.prepared.manifest["sources"]
-        return [number for number, entry in enumerate(entries) if entry["kept"].get("train")]
-
     def _open(self, split: str) -> list[tuple[int, RowReader]]:
         config, readers = self.config, []
         for number in range(len(self.sources)):
             if self.prepared.has_shard(number, split):
                 shard = self.prepared.shard(number, split)
                 rewriter = self.rewriter if split == "train" else None
+                if split == "train":
+                    shard = leave_unchanged(shard, config, self.prepared.label_names(number, split))
                 chunks = cut_chunks(
                     shard.offsets,
                     shard.loss_start,
@@ -195,16 +210,17 @@ class Data:
                     shard.learned,
                     rewriter.limit() if rewriter else None,
                 )
-                bos_id = self.tokenizer.special.bos
-                reader = (
-                    RewrittenRows(shard, chunks, config.packing, bos_id, self.pad_id, rewriter)
-                    if rewriter
-                    else RowReader(shard, chunks, config.seq_len, config.packing, bos_id, self.pad_id)
-                )
+                reader = self._pack(shard, chunks, rewriter)
                 self.cuts[number].append(chunks.cut)
                 if len(reader):
                     readers.append((number, reader))
         return readers
+
+    def _pack(self, shard: Shard, chunks: Chunks, rewriter: Rewriter | None) -> RowReader:
+        config, bos_id = self.config, self.tokenizer.special.bos
+        if rewriter:
+            return RewrittenRows(shard, chunks, config.packing, bos_id, self.pad_id, rewriter)
+        return RowReader(shard, chunks, config.seq_len, config.packing, bos_id, self.pad_id)
 
     def _check(self, log: Callable[[str], None]) -> None:
         """Raises UserError for data that cannot train; says what is allowed but unexpected."""
@@ -223,7 +239,8 @@ class Data:
                     f"source {source.name}: {lost} conversations have no answer within {config.seq_len} tokens and are left out"
                 )
         rows = sum(len(reader) for _, reader in self.readers["train"])
-        if not rows and not (config.streaming and self._training_sources()):
+        streamed = config.streaming and any(entry["kept"].get("train") for entry in self.prepared.manifest["sources"])
+        if not rows and not streamed:
             raise UserError("the train split is empty: lower config.data.split.validation and test, or add documents")
         pinned = {source.config.split for source in self.sources}
         for split, share in (("validation", config.split.validation), ("test", config.split.test)):
@@ -236,23 +253,6 @@ class Data:
                 "warning: this tokenizer was made to put a begin token before each text; with config.data.add_bos=False there "
                 "is none (in conversations their template decides)"
             )
-
-    def _fingerprint(self) -> str:
-        config = asdict(self.config)
-        for key in ("path", "sources", "prepared", "split", "tokenizer", "cache_dir", "encrypt_key_env", "on_bad", "max_bad_fraction", "max_line_bytes",
-                    "allow_leak", "min_completion_kept"):  # fmt: skip
-            del config[key]  # they decide what is prepared, and its content is in the hash below
-        del config["clean"]["count_languages"]
-        if not self.config.streaming:  # which cleans while it reads, so its text is not in what is prepared
-            del config["shuffle_documents"], config["clean"], config["chat"]
-        config["augment"] = augment_identity(self.config.augment)
-        if config["augment"] is None:
-            del config["augment"]
-        weights = [[source.name, source.config.weight] for source in self.sources]
-        identity = [cast(Source, source).identity() for source in self.sources] if self.config.streaming else []
-        content = self.prepared.content_sha256()
-        what = [VERSION, config, weights, identity, content, self.tokenizer.sha256]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(reader: RowReader) -> dict[str, Any]:

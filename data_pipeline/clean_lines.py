@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.check import check_data_config
 from data_pipeline.clean import DROPS, EDITS, RULES, Cleaned, clean_many
-from data_pipeline.config import PAGE_RULES, CleanConfig, DataConfig, SourceConfig, check_data_config
+from data_pipeline.config import PAGE_RULES, CleanConfig, DataConfig, SourceConfig
 from data_pipeline.lines import BOM, read_lines
 from data_pipeline.parse import CsvHead, parse_row
 from data_pipeline.records import Bad, Record

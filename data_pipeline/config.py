@@ -1,9 +1,8 @@
-"""Which keys does the data pipeline have, what do they mean, and which combinations are impossible?"""
+"""Which keys does the data pipeline have, and what do they mean?"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import date
 
 SPLITS = ("train", "validation", "test")
 SOURCE_KINDS = (
@@ -32,6 +31,8 @@ class SourceConfig:
         ""  # a file, a folder or a glob; for package: a module name or "stdlib"; for tfds: NAME[/CONFIG][:VERSION]
     )
     weight: float = 0.0  # share of training rows; 0 in every source: each row once an epoch
+    epochs: float = 0.0  # in place of weights: a source with 2 is read twice as often as one with 1; 0: not used
+    max_epochs: float = 0.0  # it is read at most so often, then its share goes to the others; 0: no limit
     split: str = ""  # "" | train | validation | test: puts the whole source into one split
     document: str = "file"  # text: one document is a "file", a "paragraph" (blank lines between) or a "line"
     records: str = "source"  # package: "source" (files) or "docstrings" (function -> docstring as prompt, completion)
@@ -172,6 +173,9 @@ class AugmentConfig:
     homophones: str = ""  # such a file of Chinese characters, from which typos are taken
     paraphrases: str = ""  # such a file of lines, as from back-translation
     room: float = 0.05  # share of tokens that changed text may grow by; what goes beyond is cut off
+    # which documents, of all kinds
+    only_repeats: bool = False  # leave a document as it is the first time; change it in its later epochs
+    labels: tuple[str, ...] = ()  # change documents of these classes only (a source's label_field); (): of all
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,15 @@ class DataConfig:
 
     path: str = ""  # one file, folder or glob, of a kind told by its name; when set, it stands in place of `sources`
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # or several, by name
+    mixture: tuple[
+        tuple[int, str], ...
+    ] = ()  # weights from a step on, as ((0, "web=0.8,code=0.2"), (9000, "web=1,code=1"))
+    temperature: float = (
+        0.0  # in place of weights: share of a source ~ rows ** (1 / temperature); 1: by size; 0: not used
+    )
+    label_shares: tuple[
+        str, ...
+    ] = ()  # shares of the classes in a source: ("uniform",), ("sqrt",), ("spam=0.3", "ham=0.7")
     prepared: str = ""  # a folder that `data_pipeline.prepare --out` wrote: read as it is, in place of path and sources
     clean: CleanConfig = CleanConfig()
     split: SplitConfig = SplitConfig()
@@ -197,6 +210,7 @@ class DataConfig:
     seed: int = 0  # order of rows, augmentation
     streaming: bool = False  # read, clean, tokenise and pack on the fly instead of preparing first
     shuffle_documents: int = 2048  # streaming: documents in the shuffle buffer
+    buffer_bytes: int = 2**30  # of host memory for all that is read ahead; more is refused before the run, or stops it
     cache_dir: str = "data_cache"  # prepared data lives here, by the hash of what made it
     encrypt_key_env: str = (
         ""  # environment variable with a secret of 32 characters or more: prepared data is encrypted; docs/privacy.md
@@ -205,123 +219,3 @@ class DataConfig:
     max_bad_fraction: float = 0.01  # skip: more bad rows than this stop all the same
     max_line_bytes: int = 16_777_216  # longest line of a text, JSONL or CSV file, web page, or record
     allow_leak: bool = False  # go on although one text is in two splits (pinned splits can do that)
-
-
-def _is_date(text: str) -> bool:
-    try:
-        return len(text) == 10 and bool(date.fromisoformat(text))
-    except ValueError:
-        return False
-
-
-def _check_split(data: DataConfig) -> list[str]:
-    split, key = data.split, "config.data.split"
-    labelled = any(source.label_field for source in data.sources.values() if not source.split)
-    rules = (
-        (split.folds == 0 or split.folds >= 2, f"{key}.folds: must be 0 (off) or >= 2, got {split.folds}"),
-        (0 <= split.fold < max(split.folds, 1), f"{key}.fold: must be from 0 to folds - 1 = {max(split.folds, 1) - 1}, got {split.fold}"),
-        (not split.stratify or labelled or bool(data.prepared), f"{key}.stratify: no source that is split has a label_field; give sources one"),
-        (not split.stratify or data.clean.exact_dedup, f"{key}.stratify: needs config.data.clean.exact_dedup=True, so that no text is dealt twice"),
-        (not split.known or split.stratify or data.clean.near_dedup > 0, f"{key}.known: has work only with stratify or clean.near_dedup; a plain hash never moves a document"),
-        (split.by == "hash" or not (split.folds or split.stratify), f"{key}.by={split.by!r} cuts each text; folds and stratify deal whole ones: set by='hash'"),
-    )  # fmt: skip
-    return [message for ok, message in rules if not ok]
-
-
-def check_data_config(data: DataConfig) -> list[str]:
-    """Returns one line for each impossible value or combination; reads no file."""
-    problems = []
-
-    def must(ok: bool, message: str) -> None:
-        if not ok:
-            problems.append(f"config.data.{message}")
-
-    def one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
-        must(value in valid, f"{key}: must be one of {', '.join(repr(v) for v in valid)}, got {value!r}")
-
-    must(
-        bool(data.path or data.sources or data.prepared),
-        "path: name a file, folder or glob, as in --config.data.path=FILE (or fill sources)",
-    )
-    must(not (data.prepared and data.path), "prepared: stands in place of path; set one of them")
-    must(not (data.prepared and data.streaming), "prepared: is not streamed; set streaming=False")
-    must(
-        not (data.encrypt_key_env and data.streaming),
-        "encrypt_key_env: the position of a stream holds text, and goes into checkpoints; set streaming=False",
-    )
-    for name, source in data.sources.items():
-        key = f"sources.{name}"
-        must(bool(source.path), f"{key}.path: must name a file, folder, glob, package or TFDS data set")
-        one_of(f"{key}.kind", source.kind, SOURCE_KINDS)
-        one_of(f"{key}.split", source.split, ("", *SPLITS))
-        one_of(f"{key}.form", source.form, FORMS)
-        one_of(f"{key}.document", source.document, ("file", "paragraph", "line"))
-        one_of(f"{key}.records", source.records, ("source", "docstrings"))
-        must(source.weight >= 0, f"{key}.weight: must be >= 0, got {source.weight}")
-        must(source.max_documents >= 0, f"{key}.max_documents: must be >= 0 (0 reads all), got {source.max_documents}")
-    training = [s for s in data.sources.values() if s.split in ("", "train")]
-    weighted = [s for s in training if s.weight > 0]
-    must(len(weighted) in (0, len(training)), "sources: give every training source a weight > 0, or none")
-    must(
-        not data.streaming or bool(data.tokenizer.path) or data.tokenizer.kind == "bytes",
-        "streaming=True needs a tokenizer that exists: set config.data.tokenizer.path (train one with "
-        "`python -m data_pipeline.prepare` on part of the text), or tokenizer.kind='bytes'",
-    )
-    one_of("tokenizer.kind", data.tokenizer.kind, TOKENIZER_KINDS)
-    one_of("tokenizer.model_type", data.tokenizer.model_type, ("bpe", "unigram"))
-    must(
-        data.tokenizer.kind != "auto" or bool(data.tokenizer.path),
-        "tokenizer.kind='auto' needs config.data.tokenizer.path",
-    )
-    must(
-        data.tokenizer.kind != "hf" or bool(data.tokenizer.path),
-        "tokenizer.kind='hf' needs config.data.tokenizer.path, a Hugging Face folder or a tokenizer.json",
-    )
-    must(_is_date(data.chat.date), f"chat.date: must be a day as 2026-01-31, got {data.chat.date!r}")
-    must(data.tokenizer.vocab_size >= 300, f"tokenizer.vocab_size: must be >= 300, got {data.tokenizer.vocab_size}")
-    must(0 < data.tokenizer.character_coverage <= 1, "tokenizer.character_coverage: must be in (0, 1]")
-    must(data.tokenizer.train_chars > 0, "tokenizer.train_chars: must be > 0")
-    must(
-        not data.tokenizer.extra_tokens or (data.tokenizer.kind == "sentencepiece" and not data.tokenizer.path),
-        "tokenizer.extra_tokens: only for a sentencepiece tokenizer that is trained here",
-    )
-    for rule in data.clean.rules:
-        one_of("clean.rules", rule, CLEAN_RULES)
-    must(len(set(data.clean.rules)) == len(data.clean.rules), "clean.rules: names a rule twice")
-    if data.clean.bounds:
-        from data_pipeline.rules.quality import read_bounds
-
-        problems += [f"config.data.clean.bounds: {problem}" for problem in read_bounds(data.clean.bounds)[1]]
-    near = data.clean.near_dedup
-    must(near == 0 or 0.7 <= near <= 1, f"clean.near_dedup: must be 0 (off) or in [0.7, 1], got {near}")
-    must(
-        data.clean.repeated_lines >= 0, f"clean.repeated_lines: must be >= 0 (0: off), got {data.clean.repeated_lines}"
-    )
-    one_of("clean.repeated_unit", data.clean.repeated_unit, ("line", "paragraph"))
-    one_of("clean.pii", data.clean.pii, ("", *PII_WAYS))
-    for kind in data.clean.pii_kinds:
-        one_of("clean.pii_kinds", kind, PII_KINDS)
-    one_of("split.by", data.split.by, ("hash", "position"))
-    for key in ("validation", "test"):
-        must(0 <= getattr(data.split, key) < 1, f"split.{key}: must be in [0, 1), got {getattr(data.split, key)}")
-    must(data.split.validation + data.split.test < 1, "split: validation + test leave nothing to train on")
-    problems += _check_split(data)
-    from data_pipeline.augment.check import augment_problems
-
-    problems += [f"config.data.{problem}" for problem in augment_problems(data)]
-    must(data.seq_len >= 2, f"seq_len: must be >= 2, got {data.seq_len}")
-    must(data.batch_size >= 1, f"batch_size: must be >= 1, got {data.batch_size}")
-    one_of("packing", data.packing, ("best_fit", "none"))
-    one_of("on_bad", data.on_bad, ("error", "skip"))
-    must(0 <= data.max_bad_fraction <= 1, "max_bad_fraction: must be in [0, 1]")
-    must(0 <= data.min_completion_kept <= 1, "min_completion_kept: must be in [0, 1]")
-    must(data.shuffle_documents >= 1, "shuffle_documents: must be >= 1")
-    must(data.max_line_bytes >= 1024, "max_line_bytes: must be >= 1024")
-    must(data.seed >= 0, f"seed: must be >= 0, got {data.seed}")
-    must(data.clean.min_chars >= 1, f"clean.min_chars: must be >= 1, got {data.clean.min_chars}")
-    must(data.clean.max_chars >= 0, f"clean.max_chars: must be >= 0 (0: no limit), got {data.clean.max_chars}")
-    must(
-        data.clean.max_chars == 0 or data.clean.max_chars >= data.clean.min_chars,
-        f"clean.max_chars={data.clean.max_chars} is less than min_chars={data.clean.min_chars}: no document can pass",
-    )
-    return problems

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.quiet_tf import import_tf
+from data_pipeline.schema import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -45,10 +46,11 @@ class Calls:
 
 
 class TrainBatches(Iterator[Batch]):
-    """An endless stream of batches, read ahead by tf.data. Close it when done: its threads call Python."""
+    """A stream of batches, read ahead by tf.data. Close it when done: its threads call Python."""
 
-    def __init__(self, dataset: Any, calls: Calls):
-        self.calls = calls
+    def __init__(self, dataset: Any, calls: Calls, ends: str = ""):
+        """`ends`: why there may be no more batches."""
+        self.calls, self.ends = calls, ends
         options = import_tf().data.Options()
         options.autotune.enabled = False  # nothing to tune here, and its thread can hold up the end for 30 s
         self.holder = [iter(dataset.with_options(options))]
@@ -59,6 +61,10 @@ class TrainBatches(Iterator[Batch]):
             raise StopIteration
         try:
             tensors = next(self.holder[0])
+        except StopIteration:
+            raise UserError(
+                f"the training data have ended: {self.ends}. Train for fewer steps, or read the sources more often"
+            ) from None
         except import_tf().errors.OpError:
             if self.calls.error:
                 raise self.calls.error from None

@@ -21,6 +21,14 @@ BATCH_DTYPES = {
 }
 # What augmentation needs besides; never part of a batch that leaves the pipeline.
 ORIGIN_DTYPES = {"keys": np.uint64, "places": np.int64}
+# Stands in place of the key of a document, or of an epoch, that augmentation leaves as it is.
+UNCHANGED = np.uint64(2**64 - 1)
+
+
+def change_keys(documents: np.ndarray, epochs: np.ndarray | int) -> np.ndarray:
+    """Returns the keys that augmentation draws by, of document keys and epoch keys (uint64); 0 for what it leaves as it is."""
+    epochs = np.asarray(epochs, np.uint64)
+    return np.where((documents != UNCHANGED) & (epochs != UNCHANGED), hash64(documents ^ epochs), np.uint64(0))
 
 
 class RowReader:
@@ -99,7 +107,8 @@ class RowReader:
         batch = dict(zip(BATCH_DTYPES, (tokens, targets, segments, positions, weights)))
         if epoch_keys is not None:
             document = chunks.document[chunk]
-            batch["keys"] = spread(np.where(real, hash64(self.shard.keys[document] ^ epoch_keys[row]), 0), np.uint64)
+            keys = change_keys(self.shard.keys[document], epoch_keys[row])
+            batch["keys"] = spread(np.where(real, keys, 0), np.uint64)
             batch["places"] = spread(np.where(real, start - self.shard.offsets[document], 0), np.int64)
             batch["places"] += positions
         return {name: array.reshape(-1, self.seq_len) for name, array in batch.items()}

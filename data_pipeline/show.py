@@ -151,11 +151,13 @@ def _quantiles(values: np.ndarray) -> str:
     return " / ".join(f"{v:,.0f}" for v in np.quantile(values, QUANTILES))
 
 
-def show(data: Data, split: str, rows: int, colour: bool, ids: bool = False) -> Iterator[str]:
+def show(data: Data, split: str, rows: int, colour: bool, ids: bool = False, steps: int = 0) -> Iterator[str]:
     entries: list[dict[str, Any]] = data.prepared.manifest["sources"]
     yield from format_report(entries, data.tokenizer)
     yield f"Prepared data and ledger.jsonl: {data.prepared.folder}\n"
     yield from format_lengths(data)
+    if steps:
+        yield from data.describe_steps(steps)
     if not data.has_split(split):
         have = ", ".join(s for s in SPLITS if data.has_split(s))
         raise ConfigError(f"--split={split}: no document fell into it; there are {have}")
@@ -176,7 +178,7 @@ def show(data: Data, split: str, rows: int, colour: bool, ids: bool = False) -> 
 
 
 def main(argv: list[str]) -> None:
-    from lm.check import read_config
+    from lm.check import count_steps, read_config
 
     names = {"config": "", "split": "train", "rows": "2", "ids": "false", "augmented": "0", "epoch": "0"}
     flags, overrides = split_flags(argv, names, USAGE)
@@ -193,11 +195,13 @@ def main(argv: list[str]) -> None:
     config = read_config(flags["config"], overrides)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     data, rows, documents = open_data(config.data), int(flags["rows"]), int(flags["augmented"])
-    lines = show(data, flags["split"], rows, colour, flags["ids"] == "true")
     if documents:
         from data_pipeline.augment.preview import preview
 
         lines = preview(data, documents, int(flags["epoch"]), colour, lambda ids: _texts(data, ids))
+    else:
+        steps = count_steps(config, data.summary()["rows"]["train"]).train.steps
+        lines = show(data, flags["split"], rows, colour, flags["ids"] == "true", steps)
     for line in lines:
         print(line)
     print(f"\nNext: python launch.py --config={flags['config']}")

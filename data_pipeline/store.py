@@ -6,7 +6,8 @@
 00.train.learned.npy     where there are conversations: 1 for each id that an assistant said
 00.train.keys.npy        64 bits that name the document
 00.train.origins.npy     which of the files in 00.train.files.json it is from, and its line there; no part of what batches are read from
-00.train.places.npy      streaming, in place of the others: where each document lies in its source
+00.train.places.npy      streaming, in place of ids: where each document lies in its source
+00.train.sizes.npy       and its bytes of text; no part of what batches are read from
 tokenizer/  ledger.jsonl  documents.parquet  report.json  report.md
 report.html              report.json to look at, with the licences of the sources: made anew when these change, and not signed
 made_of.json             where files are encrypted: what made them, which the manifest does not show then
@@ -39,7 +40,6 @@ from data_pipeline.whole_file import sync
 
 MANIFEST, MADE_OF, VIEW = "manifest.json", "made_of.json", "report.html"
 HIDDEN = ("made_of", "inputs")  # of the manifest, where files are encrypted
-NPY_HEAD = 128  # bytes of the header that numpy writes for any one-dimensional array
 STALE_SECONDS = 86_400.0  # a temporary folder in which nothing was written for so long is a leftover of a killed run
 
 
@@ -88,10 +88,12 @@ class Prepared:
         files = json.loads(sealed.read_bytes(self.folder / f"{stem}files.json"))
         return files, load_array(self.folder / f"{stem}origins.npy")
 
-    def places(self, source: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (places int64 [documents, 4], keys uint64 [documents]) of a source that is streamed."""
+    def places(self, source: int, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Returns (places int64 [documents, 4], keys uint64, bytes of text int64, labels or None) of a source that is streamed."""
         stem = f"{source:02d}.{split}."
-        return load_array(self.folder / f"{stem}places.npy"), load_array(self.folder / f"{stem}keys.npy")
+        places, keys, sizes = (load_array(self.folder / f"{stem}{name}.npy") for name in ("places", "keys", "sizes"))
+        labels = load_array(self.folder / f"{stem}labels.npy") if self.label_names(source, split) else None
+        return places, keys, sizes, labels
 
     def content_sha256(self) -> dict[str, str]:
         """Returns the hash of every file that batches are read from, the same whether it is encrypted or not."""
@@ -101,12 +103,8 @@ class Prepared:
 
 
 def _content(hashes: dict[str, str]) -> dict[str, str]:
-    read = (name for name in hashes if name.endswith((".npy", ".labels.json")) and not name.endswith(".origins.npy"))
-    return {name: hashes[name] for name in read}
-
-
-def ids_dtype(vocab_size: int) -> np.dtype:
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+    read, apart = (".npy", ".labels.json"), (".origins.npy", ".sizes.npy")
+    return {name: hashes[name] for name in hashes if name.endswith(read) and not name.endswith(apart)}
 
 
 def save_array(path: Path | str, array: np.ndarray) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline import schema
-from data_pipeline.config import check_data_config
+from data_pipeline.check import check_data_config
 from lm.config import Config, ConfigError, LoraConfig, MeshConfig, UserError, mesh_shape
 from lm.hf.source import follow_source, saved_config
 

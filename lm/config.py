@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.schema import ConfigError as ConfigError
 from data_pipeline.schema import UserError as UserError
 from data_pipeline.schema import diff as diff
+from data_pipeline.schema import flat_items
 from data_pipeline.schema import from_mapping as from_mapping
 from data_pipeline.schema import to_json as to_json
 
@@ -244,9 +245,13 @@ def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:
 
 def changed_keys(config: Config) -> list[tuple[str, Any, Any]]:
     """Returns (key, default, value) for every key that differs from its default."""
+    return diff(_defaults(config.data.sources), to_json(config))
+
+
+def _defaults(sources: Iterable[str]) -> dict[str, Any]:
     default = to_json(Config())
-    default["data"]["sources"] = {name: to_json(SourceConfig()) for name in config.data.sources}
-    return diff(default, to_json(config))
+    default["data"]["sources"] = {name: to_json(SourceConfig()) for name in sources}
+    return default
 
 
 def last_layers(count: int, layers: int, also: str = "norm_out/.*") -> Table:
@@ -274,13 +279,18 @@ RESUME_REFUSED = re.compile(
     r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype)|train\.seed|init\..*|lora\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
 )
 RESUME_IGNORED = re.compile(
-    r"data\.(cache_dir|on_bad|max_bad_fraction|clean\.count_languages|sources\..*\.(license|citation|url))|debug\..*"
+    r"data\.(cache_dir|on_bad|max_bad_fraction|buffer_bytes|clean\.count_languages|sources\..*\.(license|citation|url))"
+    r"|debug\..*"
 )
 
 
 def check_resume(saved: Mapping[str, Any], config: Config, where: str) -> list[str]:
-    """Returns one line per key that differs from the run in `where`; raises ConfigError if one of them may not."""
-    changes = [c for c in diff(saved, to_json(config)) if not RESUME_IGNORED.fullmatch(c[0])]
+    """Returns one line per key that differs from the run in `where`; raises ConfigError if one of them may not.
+
+    A key that did not exist when `saved` was written had its default.
+    """
+    before = dict(flat_items(_defaults(saved.get("data", {}).get("sources", ())))) | dict(flat_items(saved))
+    changes = [c for c in diff(before, to_json(config)) if not RESUME_IGNORED.fullmatch(c[0])]
     lines = [
         f"{key} {old!r} -> {new!r} ({'refused' if RESUME_REFUSED.fullmatch(key) else 'allowed'})"
         for key, old, new in changes

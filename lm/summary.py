@@ -106,7 +106,7 @@ def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment) -
         "versions": versions(),
         "data_sha256": run.meta["data_sha256"],
         "tokenizer_sha256": run.meta["tokenizer_sha256"],
-        "data": run.data.summary(),
+        "data": run.data.summary(config.train.steps),
         "config_changes": {key: new for key, _, new in changed_keys(config)},
     }
     summary = {key: finite_or_none(value) for key, value in summary.items()}

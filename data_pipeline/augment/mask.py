@@ -23,7 +23,7 @@ def is_masking(config: AugmentConfig) -> bool:
 def augment_batch(batch: dict[str, Any], config: AugmentConfig, bos_id: int, mask_id: int) -> dict[str, Any]:
     """Masks inputs of a batch of tensors; `keys` (of seed, epoch and document) and `places` (in the document) are left out.
 
-    Targets, padding and begin tokens stay as they are. Both kinds together mask 1 - (1 - dropout)(1 - span_mask).
+    Targets, padding, begin tokens and documents of key 0 stay as they are. Both kinds together mask 1 - (1 - dropout)(1 - span_mask).
     """
     tf = import_tf()
     places = tf.cast(batch["places"], tf.uint64)
@@ -43,7 +43,7 @@ def augment_batch(batch: dict[str, Any], config: AugmentConfig, bos_id: int, mas
         before = tf.gather_nd(places, near)[:, None] - tf.constant(list(range(1, config.span_length)), tf.uint64)
         reached = tf.reduce_any(_draw(tf.gather_nd(batch["keys"], near)[:, None], before, SPAN, start), axis=1)
         masked = tf.tensor_scatter_nd_update(masked, near, tf.gather_nd(masked, near) | reached)
-    masked &= batch["segments"] > 0
+    masked &= (batch["segments"] > 0) & (batch["keys"] != 0)
     if bos_id >= 0:
         masked &= batch["tokens"] != bos_id
     out = {name: batch[name] for name in BATCH_DTYPES}

@@ -12,7 +12,6 @@ from data_pipeline.augment.mask import augment_batch, is_masking
 from data_pipeline.augment.reader import RewrittenRows
 from data_pipeline.augment.rewrite import Rewriter
 from data_pipeline.batch import Data
-from data_pipeline.mix import epoch_key
 from data_pipeline.quiet_tf import import_tf
 from data_pipeline.rows import RowReader
 from data_pipeline.schema import UserError
@@ -42,7 +41,7 @@ def _document(
     data: Data, reader: RowReader, document: int, epoch: int, colour: bool, write: Callable[[np.ndarray], list[str]]
 ) -> Iterator[str]:
     here = np.flatnonzero(reader.chunks.document == document)
-    key = epoch_key(data.config.seed, np.full(len(here), epoch))
+    key = data.epoch_keys(np.full(len(here), epoch))
     if isinstance(reader, RewrittenRows):
         stretches = reader.place(np.arange(len(here)), here, key)
     else:  # only masks

@@ -10,8 +10,7 @@ import numpy as np
 from data_pipeline.augment.draw import fold
 from data_pipeline.augment.rewrite import Piece, Rewriter
 from data_pipeline.augment.window import shift_windows
-from data_pipeline.mix import hash64
-from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, RowReader
+from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, UNCHANGED, RowReader, change_keys
 from data_pipeline.store import Shard
 from data_pipeline.tasks import PLAIN, Chunks
 
@@ -23,7 +22,7 @@ class Stretches(NamedTuple):
     chunk: np.ndarray
     place: np.ndarray  # of the first input, in its document
     length: np.ndarray
-    key: np.ndarray  # uint64: of seed, epoch and document
+    key: np.ndarray  # uint64: of seed, epoch and document; 0: it stays as it is
 
 
 class RewrittenRows(RowReader):
@@ -37,7 +36,8 @@ class RewrittenRows(RowReader):
         plain = chunks.answer == PLAIN
         full = plain & (chunks.length == self.window)
         room = np.where(full, rewriter.window_room(chunks.length), rewriter.room(chunks.length, plain))
-        room = np.where(chunks.answer < PLAIN, chunks.length, room)
+        still = (chunks.answer < PLAIN) | (shard.keys[chunks.document] == UNCHANGED)
+        room = np.where(still, chunks.length, room)
         super().__init__(shard, chunks, rewriter.seq_len, packing, bos_id, pad_id, room)
 
     def read(self, rows: np.ndarray, epoch_keys: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -78,7 +78,7 @@ class RewrittenRows(RowReader):
         """Returns where in their documents chunks are in an epoch."""
         chunks, offsets = self.chunks, self.shard.offsets
         document = chunks.document[chunk]
-        key = hash64(self.shard.keys[document] ^ epoch_keys)
+        key = change_keys(self.shard.keys[document], epoch_keys)
         if not self.window:
             return Stretches(row, chunk, chunks.start[chunk] - offsets[document], chunks.length[chunk], key)
         nth, place, length = shift(chunks, chunk, offsets, key, self.window)
@@ -103,7 +103,7 @@ class RewrittenRows(RowReader):
                 weights *= np.asarray(self.shard.learned)[start : start + n + 1]
             if chunks.put_bos[chunk]:
                 ids[0] = self.bos_id
-            out.append(Piece(ids, weights, fold(key, place), answer))
+            out.append(Piece(ids, weights, fold(key, place) if key else 0, answer))
         return out
 
 
@@ -112,7 +112,8 @@ def shift(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Moves the window of some chunks; returns of each piece (which of `chunk` it is of, place, length)."""
     document = chunks.document[chunk]
-    inputs = np.where(chunks.answer[chunk] == PLAIN, offsets[document + 1] - offsets[document] - 1, 0)
+    moves = (chunks.answer[chunk] == PLAIN) & (keys != 0)
+    inputs = np.where(moves, offsets[document + 1] - offsets[document] - 1, 0)
     places, lengths = shift_windows(chunks.start[chunk] - offsets[document], chunks.length[chunk], inputs, keys, window)
     some = np.flatnonzero(lengths.reshape(-1))
     return some // 2, places.reshape(-1)[some], lengths.reshape(-1)[some]
@@ -123,7 +124,7 @@ def shift_chunks(chunks: Chunks, offsets: np.ndarray, keys: np.ndarray, rewriter
     if not rewriter.config.window_shift:
         return chunks
     every = np.arange(len(chunks.document))
-    nth, place, length = shift(chunks, every, offsets, hash64(keys[chunks.document]), rewriter.limit())
+    nth, place, length = shift(chunks, every, offsets, change_keys(keys[chunks.document], 0), rewriter.limit())
     arrays = {f.name: getattr(chunks, f.name)[nth] for f in fields(chunks) if f.name != "cut"}
     start = offsets[arrays["document"]] + place
     return Chunks(**arrays | {"start": start, "length": length.astype(np.int32)}, cut=chunks.cut)

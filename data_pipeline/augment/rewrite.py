@@ -38,7 +38,7 @@ class Piece:
 
     ids: np.ndarray  # int32 [n + 1]
     weights: np.ndarray  # float32 [n + 1]: of each id as a target
-    key: int  # of seed, epoch, document and place
+    key: int  # of seed, epoch, document and place; 0: it stays as it is
     answer: int  # where in `ids` the completion begins; PLAIN, CHAT
 
 
@@ -74,7 +74,8 @@ class Rewriter:
         return [self._task(piece) for piece in pieces] if self.tasks else list(pieces)
 
     def _task(self, piece: Piece) -> Piece:
-        task = make_task(piece.ids, self.config, self.marks, piece.key) if piece.answer == PLAIN else None
+        turns = piece.key and piece.answer == PLAIN
+        task = make_task(piece.ids, self.config, self.marks, piece.key) if turns else None
         return replace(piece, ids=task[0], weights=task[1].astype(np.float32)) if task else piece
 
     def cut(self, piece: Piece, old: Piece) -> Piece:
@@ -96,7 +97,7 @@ class Rewriter:
         texts: list[str] = []
         for piece in pieces:
             edits.append([])
-            acts = draw(piece.key, CHANGES, 1)[0] < self.config.text_share
+            acts = piece.key and draw(piece.key, CHANGES, 1)[0] < self.config.text_share
             for number, (begin, end, text) in enumerate(self._texts(piece) if acts else ()):
                 new = augment_text(text, self.always, fold(piece.key, RUN, number))
                 if new != text:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipeline.config import check_data_config
+from data_pipeline.check import check_data_config
 from data_pipeline.prepare.beam import open_beam
 from data_pipeline.prepare.build import prepare, prepare_to
 from data_pipeline.prepare.plan import format_plan, make_plan

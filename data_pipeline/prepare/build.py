@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_pipeline import sealed
 from data_pipeline.accounts import Accounts
 from data_pipeline.augment.check import check_augment
@@ -34,10 +32,19 @@ from data_pipeline.prepare.decide import DECIDE, Tally, decide, read_fate
 from data_pipeline.prepare.encode import ENCODE, encode_part, join_parts, train_texts
 from data_pipeline.prepare.join import read_samples, show_clusters, write_documents
 from data_pipeline.prepare.manifest import about, totals
-from data_pipeline.prepare.read import PART_BYTES, READ, evaluation_sets, evaluation_source, read_arrays, read_part
+from data_pipeline.prepare.read import (
+    PART_BYTES,
+    READ,
+    evaluation_sets,
+    evaluation_source,
+    read_arrays,
+    read_labels,
+    read_part,
+)
 from data_pipeline.prepare.repeated import LINES, TABLE
 from data_pipeline.prepare.samples import merge
 from data_pipeline.prepare.stages import Context, run_stage
+from data_pipeline.prepare.write import PlacesWriter
 from data_pipeline.records import CREDITS, Named, Part, Source, credit
 from data_pipeline.report import format_report, recredit, write_view
 from data_pipeline.rules.pii_cipher import read_key
@@ -50,7 +57,6 @@ from data_pipeline.store import (
     explain_write,
     make_temporary,
     open_prepared,
-    save_array,
     set_aside,
     write_text,
 )
@@ -69,7 +75,7 @@ CODE = (
     "array_records", "built_in_templates", "chat", "chat_template", "clean", "conversation", "documents", "example", "find_files",
     "forms", "hf_dataset", "hf_folder", "hf_tokenizer", "html_file", "http_message", "line_file", "lines", "marks", "mix",
     "package_source", "packed", "page", "page_encoding", "page_process", "parse", "records", "row_file", "scan", "sealed",
-    "sentencepiece_tokenizer", "shard_writer", "sources", "split", "store", "tables", "tasks", "tfds_source", "tfrecord", "tokenizer",
+    "sentencepiece_tokenizer", "sources", "split", "store", "tables", "tasks", "tfds_source", "tfrecord", "tokenizer",
     "train_tokenizer", "warc",
 )  # fmt: skip
 
@@ -113,7 +119,7 @@ def prepare(config: DataConfig, log: Log) -> tuple[Prepared, Sequence[Named]]:
         return open_given(config)
     sources = open_sources(config, log)
     tokenizer = find_tokenizer(config.tokenizer)
-    assert tokenizer or not config.streaming  # check_data_config
+    assert tokenizer or not config.streaming  # data_pipeline/check.py
     made_of, key = _made_of(config, sources, tokenizer)
     cache = Path(config.cache_dir).expanduser()
     folder = cache / key
@@ -178,7 +184,8 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
     described = []
     for source in sources:
         keys = asdict(source.config)
-        for name in ("path", "weight", "tfds_dir", *CREDITS):  # the same bytes elsewhere, in another share, or of whom
+        # the same bytes elsewhere, more often, or of whom
+        for name in ("path", "weight", "epochs", "max_epochs", "tfds_dir", *CREDITS):
             del keys[name]
         described.append([source.name, keys, source.identity()])
     here = Path(__file__).parents[1]
@@ -253,7 +260,7 @@ def run_stages(
                 counts = join_parts(context, number, split, here, folder, tokenizer.vocab_size)
                 entry["splits"][split] = {**counts, "bytes": sum(encoded[i].get(split, 0) for i in here)}
         if config.streaming and tallies[number].kept["train"]:
-            _write_places(context, here, folder / f"{number:02d}.train")
+            _write_places(context, here, folder, number)
         entries.append(entry)
     write_documents(context, len(tasks), folder)
     accounts = Accounts(Documents(folder))
@@ -299,12 +306,16 @@ def _write_ledger(context: Context, parts: int, folder: Path) -> None:
                         shutil.copyfileobj(part, file)
 
 
-def _write_places(context: Context, numbers: list[int], stem: Path) -> None:
-    """Where the training documents of a source lie, for streaming."""
-    places, keys = [], []
-    for number in numbers:
-        arrays, training = read_arrays(context, number), read_fate(context, number) & 1 == 1
-        places.append(arrays["place"][training])
-        keys += [document_key(key.tobytes(), "train") for key in arrays["key"][training]]
-    save_array(f"{stem}.places.npy", np.concatenate(places))
-    save_array(f"{stem}.keys.npy", np.array(keys, np.uint64))
+def _write_places(context: Context, numbers: list[int], folder: Path, source: int) -> None:
+    """Where the training documents of a source lie, for streaming, with their sizes and labels."""
+    training = [read_fate(context, number) & 1 == 1 for number in numbers]
+    labelled = bool(context.held["sources"][source].config.label_field)
+    writer = PlacesWriter(folder, source, "train", sum(int(here.sum()) for here in training), labelled)
+    for number, here in zip(numbers, training):
+        arrays, labels = (
+            read_arrays(context, number),
+            list(itertools.compress(read_labels(context, number), here.tolist())),
+        )
+        keys = [document_key(key.tobytes(), "train") for key in arrays["key"][here]]
+        writer.add(arrays["place"][here], keys, arrays["bytes"][here], labels)
+    writer.close()

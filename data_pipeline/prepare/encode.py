@@ -28,12 +28,11 @@ from data_pipeline.prepare.read import (
 )
 from data_pipeline.prepare.repeated import read_changed
 from data_pipeline.prepare.stages import Context
+from data_pipeline.prepare.write import ShardWriter, ids_dtype
 from data_pipeline.records import Part, Place, Record, Source
 from data_pipeline.scan import document_key, part_for
 from data_pipeline.schema import UserError
 from data_pipeline.sealed import open_to_read, read_bytes
-from data_pipeline.shard_writer import ShardWriter
-from data_pipeline.store import ids_dtype
 from data_pipeline.tasks import to_ids
 from data_pipeline.tokenizer import STAND_IN, Tokenizer
 from data_pipeline.whole_file import written_aside

@@ -1,7 +1,8 @@
 """The first stage: what is in a part of a source, cleaned, and what became of every record?
 
 NUMBER.docs    the kept documents, packed (not when streaming, which reads them again)
-NUMBER.npz     of each: key (16 bytes), the splits it belongs to, characters that training would see, a hash of its label, its place
+NUMBER.npz     of each: key (16 bytes), the splits it belongs to, characters and UTF-8 bytes that training would see, a hash of its
+               label, its place
 NUMBER.where   [file:line, group, label] of each, one a line
 NUMBER.ledger  a line for each document that was dropped or edited
 NUMBER.rows    what is counted of every document, kept or dropped (documents.py)
@@ -14,7 +15,7 @@ import io
 import json
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,7 +112,7 @@ class _Reader:
         self.changed: Counter[str] = Counter()
         self.keys: list[bytes] = []
         self.labels: list[int] = []
-        self.numbers: list[tuple[int, ...]] = []  # splits, characters, place
+        self.numbers: list[tuple[int, ...]] = []  # splits, characters, bytes, place
         self.account: Account
 
     def run(
@@ -143,7 +144,7 @@ class _Reader:
                 self._note_bad(where, cleaned)
             reason = why_dropped(cleaned, match)
             key = text_key(outcome.cleaned) if outcome.cleaned else None
-            splits, chars = self._splits(key, outcome.cleaned) if key and outcome.cleaned else (0, 0)
+            splits, seen = self._splits(key, outcome.cleaned) if key and outcome.cleaned else (0, [])
             self.account.note(where, record, outcome, reason, match, key, splits)
             if reason or key is None or not isinstance(cleaned, Record):
                 self.dropped[reason] += 1
@@ -157,7 +158,8 @@ class _Reader:
                 ledger.write(ledger_line(name, where, key, rules=outcome.rules))
             self.keys.append(key)
             self.labels.append(document_key(b"", cleaned.label) if cleaned.label else 0)
-            self.numbers.append((splits, chars, *place))
+            size = sum(len(part.encode()) for part in seen)
+            self.numbers.append((splits, sum(map(len, seen)), size, *place))
             line = json.dumps([where, cleaned.group, cleaned.label], ensure_ascii=False)
             where_file.write(line.encode("utf-8", "surrogateescape") + b"\n")
             if docs is not None:
@@ -179,21 +181,20 @@ class _Reader:
             self.counts["bad"] += 1
             self.counts["first_bad"] = self.counts["first_bad"] or f"{where}: {bad.message}"
 
-    def _splits(self, key: bytes, cleaned: Record) -> tuple[int, int]:
-        """The bits of the splits that a document belongs to, and the characters of it that training sees."""
+    def _splits(self, key: bytes, cleaned: Record) -> tuple[int, Sequence[str]]:
+        """The bits of the splits that a document belongs to, and the parts of it that training sees."""
         config, pinned = self.config, self.source.config.split
         if config.split.by == "position" and not cleaned.is_whole() and not pinned:
             parts = [part_for(cleaned, split, pinned, config).text for split in SPLITS]
-            return CUT | sum(1 << n for n, text in enumerate(parts) if text), len(parts[0])
-        splits = 1 << SPLITS.index(pinned or split_of(cleaned.group, key, config.split))
-        return splits, sum(map(len, cleaned.parts()))
+            return CUT | sum(1 << n for n, text in enumerate(parts) if text), parts[:1]
+        return 1 << SPLITS.index(pinned or split_of(cleaned.group, key, config.split)), cleaned.parts()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        numbers = np.array(self.numbers, np.int64).reshape(-1, 6)
+        numbers = np.array(self.numbers, np.int64).reshape(-1, 7)
         return {
             "key": np.frombuffer(b"".join(self.keys), np.uint8).reshape(-1, 16),
-            "splits": numbers[:, 0].astype(np.uint8), "chars": numbers[:, 1], "place": numbers[:, 2:],
-            "label": np.array(self.labels, np.uint64),
+            "splits": numbers[:, 0].astype(np.uint8), "chars": numbers[:, 1], "bytes": numbers[:, 2],
+            "place": numbers[:, 3:], "label": np.array(self.labels, np.uint64),
         }  # fmt: skip
 
 

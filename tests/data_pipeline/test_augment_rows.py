@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from data_pipeline.augment.preview import preview
 from data_pipeline.augment.rewrite import Piece, Rewriter
 from data_pipeline.augment.spans import EXTREME, REGULAR, Marks, cut_spans, find_marks, make_task, restore
 from data_pipeline.augment.text import augment_text
+from data_pipeline.check import check_data_config
 from data_pipeline.config import (
     AugmentConfig,
     DataConfig,
     SourceConfig,
     SplitConfig,
     TokenizerConfig,
-    check_data_config,
 )
 from data_pipeline.mix import hash64
 from data_pipeline.schema import ConfigError, UserError
@@ -74,15 +75,27 @@ def mixed(tmp_path):
     return {name: SourceConfig(path=str(tmp_path / f"{name}.jsonl")) for name in rows}
 
 
-SLOW = (("text", TEXT), ("tasks", TASKS), ("masked", MASKED))
+REPEATS = replace(ALL, only_repeats=True)
+SLOW = (("text", TEXT), ("tasks", TASKS), ("masked", MASKED), ("repeats", REPEATS))
+
+
+def unchanged(data):
+    """Counts the segments that the train split has where nothing is augmented, however its chunks are cut."""
+    out = Counter()
+    for _, reader in data.readers["train"]:
+        for batch in (reader.read(np.array([row])) for row in range(len(reader))):
+            out.update(segments([batch]))
+    return out
 
 
 @pytest.mark.parametrize("augment", [pytest.param(a, id=n, marks=pytest.mark.slow) for n, a in SLOW] + [ALL])
 def test_prepared_and_streamed_rows_hold_the_same(monkeypatch, opened, mixed, augment):
     same = {"sources": mixed, "augment": augment, "split": TRAIN, "min_completion_kept": 0.0, "add_bos": True}
-    expected = epochs_of(opened(**same, batch_size=1), 2)
+    prepared = opened(**same, batch_size=1)
+    expected = epochs_of(prepared, 2)
+    assert (expected[0] == unchanged(prepared)) == augment.only_repeats
     assert len(expected[0] - expected[1]) > len(expected[0]) / 3  # drawn anew
-    monkeypatch.setattr("data_pipeline.stream.WINDOW_TOKENS", 1)  # windows of 64 chunks
+    monkeypatch.setattr("data_pipeline.buffers.WINDOW_TOKENS", 1)  # windows of 64 chunks
     streamed = opened(**same, streaming=True, shuffle_documents=1, batch_size=8)
     rows = sum(map(Counter.total, expected)) * 2 // 8  # more than two epochs
     assert not sum(expected, Counter()) - Counter(segments(take(streamed, 0, (0, 8), rows)))

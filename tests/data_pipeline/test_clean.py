@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.check import check_data_config
 from data_pipeline.clean import EDITS, RULES, clean_many, control, edit
-from data_pipeline.config import CLEAN_RULES, CleanConfig, DataConfig, check_data_config
+from data_pipeline.config import CLEAN_RULES, CleanConfig, DataConfig
 from data_pipeline.records import Record
 from tests.data_pipeline.clean_texts import clean_record
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data_pipeline.rules
+from data_pipeline.check import check_data_config
 from data_pipeline.clean import DROPS, EDITS, clean_many, edit
-from data_pipeline.config import PAGE_RULES, CleanConfig, DataConfig, check_data_config
+from data_pipeline.config import PAGE_RULES, CleanConfig, DataConfig
 from data_pipeline.records import Record
 from data_pipeline.rules.boilerplate import boilerplate
 from data_pipeline.rules.encoding import repair_encoding

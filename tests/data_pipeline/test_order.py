@@ -34,7 +34,7 @@ def test_permute_is_uniform_enough():
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 99))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_unweighted_mixture_gives_each_row_once_an_epoch(rows, seed):
     total = sum(rows)
     source, epoch, row = Mixture(["x"] * len(rows), rows, [0.0] * len(rows), seed).locate(np.arange(3 * total))
@@ -44,7 +44,7 @@ def test_unweighted_mixture_gives_each_row_once_an_epoch(rows, seed):
 
 
 @given(st.lists(st.floats(0.05, 10.0), min_size=2, max_size=4), st.integers(0, 9))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_weighted_mixture_visits_every_row_equally(weights, seed):
     rows = [7 * (i + 1) for i in range(len(weights))]
     mixture = Mixture(["x"] * len(rows), rows, weights, seed)
@@ -61,7 +61,7 @@ def test_weighted_mixture_visits_every_row_equally(weights, seed):
 
 
 def test_a_weight_too_small_is_refused():
-    with pytest.raises(ConfigError, match=r"sources.tiny.weight"):
+    with pytest.raises(ConfigError, match="tiny: a share of 1e-06 is less than one row in 100,000"):
         Mixture(["big", "tiny"], [5, 5], [1.0, 1e-6], 0)
 
 

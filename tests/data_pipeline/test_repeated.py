@@ -11,12 +11,12 @@ import pytest
 
 from data_pipeline.batch import open_data
 from data_pipeline.config import CleanConfig, SourceConfig, SplitConfig
+from data_pipeline.document_reader import DocumentReader, Texts
 from data_pipeline.explain import explain_file
 from data_pipeline.prepare import build
 from data_pipeline.prepare.build import prepare_to
 from data_pipeline.prepare.repeated import TABLE, open_table
 from data_pipeline.schema import ConfigError
-from data_pipeline.stream import DocumentReader
 from tests.data_pipeline.conftest import make_text
 from tests.data_pipeline.test_near import edited, split_texts
 from tests.data_pipeline.test_stages import hashes
@@ -83,8 +83,8 @@ def test_streaming_takes_out_the_same_lines(make, by):
     prepared, streamed = make(split=split), make(split=split, streaming=True)
     lines = open_table(streamed.prepared.folder / TABLE, CLEAN)
     for number, source in enumerate(streamed.sources):
-        parts = [(source, *streamed.prepared.places(number, "train"))]
-        reader = DocumentReader(streamed.config, parts, streamed.tokenizer, lines)
+        places, keys, sizes, _ = streamed.prepared.places(number, "train")
+        reader = DocumentReader(streamed.config, [Texts(source, places, keys, sizes)], streamed.tokenizer, lines)
         read = ["".join(record.parts()) for record in reader.read(np.arange(len(reader.order)))[0]]
         shard = prepared.prepared.shard(number, "train")
         pairs = zip(shard.offsets, shard.offsets[1:])

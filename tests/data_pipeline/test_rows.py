@@ -116,10 +116,10 @@ def test_batches_are_what_they_always_were(opened, corpus, pairs, name):
 def test_blocks_of_located_rows_leave_no_seam(monkeypatch, opened, corpus, pairs, weights):
     sources = {n: SourceConfig(path=str(p), weight=w) for n, p, w in zip("ab", (corpus, pairs), weights)}
     data = opened(sources=sources, min_completion_kept=0.0)
-    monkeypatch.setattr("data_pipeline.batch.LOCATED", 1)  # each step by itself
+    monkeypatch.setattr("data_pipeline.prepared_batches.LOCATED", 1)  # each step by itself
     expected = take(data, 0, (0, 8), 12)
     for located, start, rows in ((24, 0, (0, 8)), (40, 4, (0, 8)), (7, 2, (6, 8)), (4096, 1, (3, 4))):
-        monkeypatch.setattr("data_pipeline.batch.LOCATED", located)
+        monkeypatch.setattr("data_pipeline.prepared_batches.LOCATED", located)
         for step, batch in enumerate(take(data, start, rows, 12 - start), start):
             assert same(batch, {name: array[rows[0] : rows[1]] for name, array in expected[step].items()})
 

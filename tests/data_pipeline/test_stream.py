@@ -11,8 +11,8 @@ import pytest
 
 from data_pipeline.batch import open_data
 from data_pipeline.config import AugmentConfig, SourceConfig, SplitConfig, TokenizerConfig
+from data_pipeline.document_reader import DocumentReader, Texts
 from data_pipeline.schema import ConfigError, UserError, to_json
-from data_pipeline.stream import DocumentReader
 
 NEXT_BATCHES = """
 import json, sys
@@ -58,9 +58,8 @@ def test_streaming_reads_the_documents_that_preparation_keeps(opened, sources, b
         )
     got = Counter()
     for number, source in enumerate(streamed.sources):
-        reader = DocumentReader(
-            streamed.config, [(source, *streamed.prepared.places(number, "train"))], streamed.tokenizer
-        )
+        places, keys, sizes, _ = streamed.prepared.places(number, "train")
+        reader = DocumentReader(streamed.config, [Texts(source, places, keys, sizes)], streamed.tokenizer)
         records, epochs, _ = reader.read(np.arange(len(reader.order)))
         assert not epochs.any()
         got.update((number, "".join(record.parts())) for record in records)
@@ -136,7 +135,5 @@ def test_streaming_needs_a_tokenizer_and_says_when_a_file_has_changed(opened, co
         opened(corpus, streaming=True, tokenizer=TokenizerConfig(vocab_size=300))
     data = opened(corpus, streaming=True)
     corpus.write_bytes(corpus.read_bytes()[:200])
-    batches = data.train_batches(0, (0, 8))
     with pytest.raises(UserError, match=r"changed|shorter"):
-        take(batches, 50)
-    batches.close()
+        take(data.train_batches(0, (0, 8)), 50)

@@ -358,10 +358,21 @@ def test_whom_a_source_cites_cannot_matter():
     assert check_resume(old, edit(GOOD, data__path="", data__sources=after), "runs/a") == []
 
 
-def test_a_key_that_the_saved_run_did_not_have_is_judged_like_a_change():
-    old = saved()
-    del old["train"]["keep_last"]
-    assert check_resume(old, GOOD, "runs/a") == ["train.keep_last None -> 2 (allowed)"]
-    del old["model"]["qk_norm"]
-    with pytest.raises(ConfigError, match=r"model\.qk_norm None -> False \(refused\)"):
-        check_resume(old, GOOD, "runs/a")
+def test_a_key_that_did_not_exist_when_the_run_was_saved_had_its_default():
+    old = saved(edit(GOOD, data__path="", data__sources={"a": SourceConfig(path="a.txt")}))
+    now = edit(GOOD, data__path="", data__sources={"a": SourceConfig(path="a.txt")})
+    del (
+        old["train"]["keep_last"],
+        old["model"]["qk_norm"],
+        old["data"]["augment"],
+        old["data"]["sources"]["a"]["epochs"],
+    )
+    assert check_resume(old, now, "runs/a") == []
+    assert check_resume(old, edit(now, train__keep_last=5), "runs/a") == ["train.keep_last 2 -> 5 (allowed)"]
+    for changes, words in (
+        ({"model__qk_norm": True}, r"model\.qk_norm False -> True \(refused\)"),
+        ({"data__sources": {"a": SourceConfig(path="a.txt", epochs=2.0)}}, r"data\.sources\.a\.epochs 0\.0 -> 2\.0 \(refused\)"),
+        ({"data__sources": {**now.data.sources, "b": SourceConfig(path="b.txt")}}, r"data\.sources\.b\.kind None -> 'auto' \(refused\)"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=words):
+            check_resume(old, edit(now, **changes), "runs/a")
