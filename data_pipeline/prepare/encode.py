@@ -165,11 +165,11 @@ class _PartOfShard:
 
     def count(self, tokenizer: Tokenizer, fallback: np.ndarray, counts: np.ndarray) -> None:
         """Adds to the `counts` [documents of the part, 3] of those in this split."""
-        ids, sizes = np.concatenate([*self.ids, np.zeros(1, np.int32)]), np.array([len(one) for one in self.ids])
+        ids, sizes = np.concatenate(self.ids), np.array([len(one) for one in self.ids])
         found = np.zeros((len(sizes), 3), np.int64)
         found[:, 0] = sizes
         for column, marked in ((1, fallback[ids]), (2, ids == tokenizer.special.unk)):
-            sums = np.add.reduceat(marked, np.cumsum(sizes) - sizes, dtype=np.int64)
+            sums = np.add.reduceat(np.append(marked, False), np.cumsum(sizes) - sizes, dtype=np.int64)
             found[:, column] = np.where(sizes > 0, sums, 0)  # of nothing, reduceat takes what comes next
         counts[self.numbers] = np.maximum(counts[self.numbers], 0) + found
 
