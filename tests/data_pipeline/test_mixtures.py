@@ -141,7 +141,7 @@ MIXTURES = {  # name: (changes, of the mail source, of the web source, rows of e
 }  # fmt: skip
 
 
-FAST = ("phases", "limit", "uniform classes")
+FAST = ("limit", "uniform classes")
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MIXTURES])
