@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.forms import CHAT_FIELDS, record_from_fields
+from data_pipeline.forms import fields_of, record_from_fields
 from data_pipeline.parse import parse_row
 from data_pipeline.records import Bad, Record
 
@@ -41,14 +41,7 @@ def record_from_bytes(raw: bytes, form: str, config: SourceConfig) -> Record | B
     """Returns the record of one row; `form` is what `form_of_bytes` said of the first."""
     if form != "example":
         return parse_row(raw, form, config)
-    named = {
-        config.text_field,
-        config.prompt_field,
-        config.completion_field,
-        config.group_field,
-        config.label_field,
-        *CHAT_FIELDS,
-    }
+    named = fields_of(config)
     try:
         fields = parse_example(raw)
     except NotExample as error:

@@ -23,6 +23,12 @@ SPEAKERS = {
 CHAT_FIELDS = ("messages", "conversations", "instruction", "input", "output", "system", "tools")
 
 
+def fields_of(config: SourceConfig) -> set[str]:
+    """Names of the fields that a row can be read from."""
+    named = (config.text_field, config.prompt_field, config.completion_field, config.group_field, config.label_field)
+    return {*named, *CHAT_FIELDS}
+
+
 def record_from_fields(row: dict[str, Any], config: SourceConfig) -> Record | Bad:
     """Returns the record of one row, or what is wrong with it."""
     form = config.form if config.form != "auto" else find_form(row, config)

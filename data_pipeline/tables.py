@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.forms import CHAT_FIELDS
+from data_pipeline.forms import fields_of
 from data_pipeline.lines import WHOLE, Span, check_looks, open_bytes
 from data_pipeline.parse import parse_row
 from data_pipeline.records import Bad, Place, Record
@@ -27,14 +27,7 @@ class TableFile:
         import pyarrow
 
         self.path, self.config, self.errors = path, config, (pyarrow.ArrowException, OSError, EOFError)
-        named = {
-            config.text_field,
-            config.prompt_field,
-            config.completion_field,
-            config.group_field,
-            config.label_field,
-            *CHAT_FIELDS,
-        }
+        named = fields_of(config)
         try:
             names, self.groups = self._open()
         except self.errors as error:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.forms import CHAT_FIELDS, record_from_fields
+from data_pipeline.forms import fields_of, record_from_fields
 from data_pipeline.lines import hash_file
 from data_pipeline.quiet_tf import import_tf
 from data_pipeline.records import Bad, Found, Part, Place, Record
@@ -119,14 +119,7 @@ class TfdsSource:
         if row and all(value is None for value in row.values()):  # what array_record gives beyond a file's end
             raise UserError(f"{self.key}: a record of {self.config.path!r} is empty; a file is damaged or cut short")
         config = self.config
-        named = {
-            config.text_field,
-            config.prompt_field,
-            config.completion_field,
-            config.group_field,
-            config.label_field,
-            *CHAT_FIELDS,
-        }
+        named = fields_of(config)
         try:  # a field that is not asked for may hold bytes of any kind
             fields = {name: _plain(value) if name in named else value for name, value in row.items()}
         except UnicodeDecodeError as error:
