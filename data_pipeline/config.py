@@ -219,3 +219,7 @@ class DataConfig:
     max_bad_fraction: float = 0.01  # skip: more bad rows than this stop all the same
     max_line_bytes: int = 16_777_216  # longest line of a text, JSONL or CSV file, web page, or record
     allow_leak: bool = False  # go on although one text is in two splits (pinned splits can do that)
+
+    def named_sources(self) -> dict[str, SourceConfig]:
+        """The sources by name; `path` stands in their place."""
+        return {"data": SourceConfig(path=self.path)} if self.path else self.sources

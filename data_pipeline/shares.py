@@ -84,7 +84,7 @@ def check_shares(data: DataConfig) -> list[str]:
         if not ok:
             problems.append(f"config.data.{message}")
 
-    training = {name: source for name, source in data.sources.items() if source.split in ("", "train")}
+    training = {name: source for name, source in data.named_sources().items() if source.split in ("", "train")}
     for name, source in data.sources.items():
         for key in ("weight", "epochs", "max_epochs"):
             value = getattr(source, key)

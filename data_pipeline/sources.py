@@ -34,7 +34,7 @@ def open_sources(config: DataConfig, log: Log, twins: bool = True) -> list[Sourc
 
     Warns of files that hold the same bytes, which reads all of them, unless `twins` is False.
     """
-    named = {"data": SourceConfig(path=config.path)} if config.path else config.sources
+    named = config.named_sources()
     sources: list[Source] = []
     for name in sorted(named):
         source, key = named[name], "config.data.path" if config.path else f"config.data.sources.{name}.path"

@@ -147,7 +147,7 @@ def test_what_must_be_positive_is_not_zero(key):
         ({"data__sources": {"a": SourceConfig()}}, "data.sources.a.path: must name"),
         ({"data__sources": {"a": SourceConfig(path="a", kind="xml")}}, "data.sources.a.kind: must be one of"),
         (
-            {"data__sources": {"a": SourceConfig(path="a", weight=1.0), "b": SourceConfig(path="b")}},
+            {"data__path": "", "data__sources": {"a": SourceConfig(path="a", weight=1.0), "b": SourceConfig(path="b")}},
             "give every training source a weight > 0, or none",
         ),
         ({"data__split__validation": 0.5, "data__split__test": 0.5}, "leave nothing to train on"),
