@@ -34,10 +34,8 @@ REPEATS = (
     "near-duplicate",
     ONLY_REPEATED,
 )  # the last repeats no document, part -1
-AT_ONCE, RANGES = (
-    2**18,
-    64,
-)  # documents whose keys are compared at once, of 80 bytes each; but in so many ranges at most
+# Documents whose keys are compared at once, of 80 bytes each; but in so many ranges at most.
+AT_ONCE, RANGES = 2**16, 64
 
 
 @dataclass

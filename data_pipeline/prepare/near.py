@@ -28,7 +28,7 @@ from data_pipeline.sealed import read_bytes
 from data_pipeline.whole_file import written_aside
 
 NEAR = "near"
-MEMORY_BYTES = 2**26  # that a process sorts at a time
+MEMORY_BYTES = 2**25  # that a process sorts at a time
 
 
 def read_texts(context: Context, number: int, task: tuple[int, Part]) -> Iterator[tuple[bytes, str, str]]:

@@ -33,7 +33,7 @@ COUNT, LINES = "count", "lines"
 RULE = "repeated_lines"  # in the ledger
 ONLY_REPEATED = "only repeated lines"
 TABLE = "repeated_lines.npy"  # what streaming needs: hash of a line, key of the first document that has it
-MEMORY_BYTES = 2**26  # that are sorted at a time
+MEMORY_BYTES = 2**25  # that are sorted at a time
 HEAD = struct.Struct("<QQ")  # of a changed document: its number, bytes
 BATCH = 500  # documents looked at together
 
