@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from data_pipeline.schema import UserError
 AT_ONCE = 1000  # rows that are held as Python objects
 
 
-class TableFile:
+class TableFile(abc.ABC):
     """An opened file of groups of rows; only columns that a source can use are read."""
 
     kind, nothing = "", "no rows in it"
@@ -36,13 +37,13 @@ class TableFile:
         self.rows = sum(self.groups)
         self.held: tuple[int, int, list[bytes]] = (0, 0, [])  # rows from, to, and they
 
+    @abc.abstractmethod
     def _open(self) -> tuple[list[str], list[int]]:
         """Opens the file; returns the names of its columns and how many rows each group has."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _batches(self, group: int) -> Iterator[Any]:
         """A group as record batches of the columns that are used."""
-        raise NotImplementedError
 
     def read(self, span: Span = WHOLE) -> Iterator[Row]:
         """Yields the rows of a span, which counts rows and is cut between groups."""
@@ -71,7 +72,7 @@ class TableFile:
         return spans_of_rows(self.groups, Path(self.path).stat().st_size, goal)
 
     def close(self) -> None:
-        pass
+        self.held = (0, 0, [])
 
     def _parse(self, raw: bytes) -> Record | Bad:
         return parse_row(raw, "jsonl", self.config)

@@ -289,7 +289,7 @@ def _train(context: Context, tasks: list[tuple[int, Part]], log: Log) -> Tokeniz
     config: DataConfig = context.held["config"]
     total = 0
     for number in range(len(tasks)):
-        total += int(read_arrays(context, number)["chars"][read_fate(context, number) & 1 == 1].sum())
+        total += int(read_arrays(context, number, "chars")["chars"][read_fate(context, number) & 1 == 1].sum())
     if not total:
         raise UserError("no document is in the train split, so there is nothing to train a tokenizer on")
     limit = total if config.tokenizer.kind == "char" else config.tokenizer.train_chars
@@ -313,7 +313,7 @@ def _write_places(context: Context, numbers: list[int], folder: Path, source: in
     writer = PlacesWriter(folder, source, "train", sum(int(here.sum()) for here in training), labelled)
     for number, here in zip(numbers, training):
         arrays, labels = (
-            read_arrays(context, number),
+            read_arrays(context, number, "place", "key", "bytes"),
             list(itertools.compress(read_labels(context, number), here.tolist())),
         )
         keys = [document_key(key.tobytes(), "train") for key in arrays["key"][here]]

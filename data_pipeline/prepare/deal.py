@@ -98,7 +98,7 @@ class Dealer:
 
         def members(number: int) -> tuple[np.ndarray, list[bytes]]:
             left = np.flatnonzero(fates[number])
-            keys, groups = read_arrays(self.context, number)["key"], read_groups(self.context, number)
+            keys, groups = read_arrays(self.context, number, "key")["key"], read_groups(self.context, number)
             return left, [node_of(keys[i].tobytes(), groups[i]) for i in left.tolist()]
 
         return members

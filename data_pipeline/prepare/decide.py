@@ -94,7 +94,9 @@ def decide(
         with written_aside(context.path(DECIDE, number, "repeats")) as file:
             file.write(rows.tobytes())
         with written_aside(context.path(DECIDE, number, "ledger")) as file:
-            where, keys = (read_where(context, number), read_arrays(context, number)["key"]) if len(gone) else ([], [])
+            where, keys = (
+                (read_where(context, number), read_arrays(context, number, "key")["key"]) if len(gone) else ([], [])
+            )
             for i, reason in zip(gone.tolist(), (REPEATS[number] for number in why)):
                 tally.dropped[reason] += 1
                 file.write(ledger_line(sources[source].name, where[i], keys[i].tobytes(), reason=reason))
@@ -117,14 +119,14 @@ def _compare(
 ) -> tuple[list[np.ndarray], list[set[int]], Leaks]:
     """Finds documents that repeat an earlier one, by keys of one range after the other: fates, those that had another label."""
     relabelled: list[set[int]] = [set() for _ in tasks]
-    fates = [read_arrays(context, number)["splits"].copy() for number in range(len(tasks))]
+    fates = [read_arrays(context, number, "splits")["splits"] for number in range(len(tasks))]
     total, leaks = sum(map(len, fates)), Leaks()
     ranges = min(max(1, -(-total // AT_ONCE)), RANGES)
     pinned = np.array([bool(source.config.split) for source in sources])
     for turn in range(ranges):
         chosen = []
         for number, (source, _) in enumerate(tasks):
-            arrays = read_arrays(context, number)
+            arrays = read_arrays(context, number, "key", "label")
             keys = arrays["key"]
             index = np.flatnonzero(keys[:, 0].astype(np.int64) * ranges // 256 == turn)
             halves = keys[index].view(">u8").reshape(-1, 2).astype(np.uint64)

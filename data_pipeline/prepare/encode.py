@@ -22,8 +22,7 @@ from data_pipeline.prepare.read import (
     CUT,
     kept_records,
     read_arrays,
-    read_labels,
-    read_where,
+    read_lines,
     tokenizer_of,
 )
 from data_pipeline.prepare.repeated import read_changed
@@ -59,7 +58,7 @@ def read_documents(
     """The documents of a part that stay in any of `splits`, in their order."""
     config: DataConfig = context.held["config"]
     source: Source = context.held["sources"][task[0]]
-    arrays, fate = read_arrays(context, number), read_fate(context, number)
+    arrays, fate = read_arrays(context, number, "key", "place"), read_fate(context, number)
     wanted = fate & sum(1 << SPLITS.index(split) for split in splits)
     changed = read_changed(context, number)
     for i, record in kept_records(context, number, task, wanted):
@@ -109,8 +108,8 @@ def encode_part(context: Context, number: int, task: tuple[int, Part]) -> dict[s
             flush()
             context.tick(done)
     flush()
-    where = [split_where(where) for where in read_where(context, number)] if shards else []
-    labels = read_labels(context, number) if shards else []
+    lines = read_lines(context, number) if shards else []
+    where, labels = [split_where(where) for where, _, _ in lines], [label for _, _, label in lines]
     fallback = tokenizer.fallback()
     counts = np.full((len(read_fate(context, number)), 3), -1)
     for split, shard in shards.items():

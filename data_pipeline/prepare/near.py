@@ -33,7 +33,7 @@ MEMORY_BYTES = 2**25  # that a process sorts at a time
 
 def read_texts(context: Context, number: int, task: tuple[int, Part]) -> Iterator[tuple[bytes, str, str]]:
     """(key, text, group) of the documents of a part that exact comparison left."""
-    keys, groups = read_arrays(context, number)["key"], read_groups(context, number)
+    keys, groups = read_arrays(context, number, "key")["key"], read_groups(context, number)
     left = np.frombuffer(read_bytes(context.path(NEAR, number, "left")), np.uint8)
     for i, record in kept_records(context, number, task, left):
         yield keys[i].tobytes(), "\n".join(record.parts()), groups[i]

@@ -198,27 +198,29 @@ class _Reader:
         }  # fmt: skip
 
 
-def read_arrays(context: Context, number: int) -> dict[str, np.ndarray]:
+def read_arrays(context: Context, number: int, *names: str) -> dict[str, np.ndarray]:
+    """Of the documents of a part the arrays with these names; the others are not read."""
     with open_to_read(context.path(READ, number, "npz")) as file, np.load(file) as arrays:
-        return dict(arrays)
+        return {name: arrays[name] for name in names}
 
 
 def read_where(context: Context, number: int) -> list[str]:
     """file:line of each document of a part."""
-    return [where for where, _, _ in _read_lines(context, number)]
+    return [where for where, _, _ in read_lines(context, number)]
 
 
 def read_groups(context: Context, number: int) -> list[str]:
     """The group of each document of a part."""
-    return [group for _, group, _ in _read_lines(context, number)]
+    return [group for _, group, _ in read_lines(context, number)]
 
 
 def read_labels(context: Context, number: int) -> list[str]:
     """The label of each document of a part; "" where it has none."""
-    return [label for _, _, label in _read_lines(context, number)]
+    return [label for _, _, label in read_lines(context, number)]
 
 
-def _read_lines(context: Context, number: int) -> list[list[str]]:
+def read_lines(context: Context, number: int) -> list[list[str]]:
+    """[file:line, group, label] of each document of a part."""
     lines = read_bytes(context.path(READ, number, "where")).decode("utf-8", "surrogateescape")
     return json.loads(f"[{lines[:-1].replace(chr(10), ',')}]")  # at once: ten times as fast as line by line
 
@@ -234,7 +236,7 @@ def kept_records(
                 if wanted[i]:
                     yield i, unpack_record(content)
         return
-    source, places = context.held["sources"][task[0]], read_arrays(context, number)["place"]
+    source, places = context.held["sources"][task[0]], read_arrays(context, number, "place")["place"]
     cleaner = Cleaner(context.held["config"], tokenizer_of(context, context.held["tokenizer"]))
     for i in np.flatnonzero(wanted).tolist():
         cleaned = cleaner.clean(source.load(Place(*places[i].tolist())))

@@ -70,7 +70,7 @@ def take_out(
 
 def count_part(context: Context, number: int, task: tuple[int, Part]) -> int:
     """Notes which documents of a part have which long lines."""
-    keys = read_arrays(context, number)["key"]
+    keys = read_arrays(context, number, "key")["key"]
     with SignatureWriter(_stem(context, number), near=False, lines=rule_of(context.held["config"].clean)) as writer:
         for i, record in _texts(context, number, task):
             writer.add(keys[i].tobytes(), record.text)
@@ -82,7 +82,7 @@ def remove_part(context: Context, number: int, task: tuple[int, Part]) -> dict[s
     clean: CleanConfig = context.held["config"].clean
     if TABLE not in context.loaded:
         context.loaded[TABLE] = open_table(context.folder / TABLE, clean)
-    arrays, name = read_arrays(context, number), context.held["sources"][task[0]].name
+    arrays, name = read_arrays(context, number, "key"), context.held["sources"][task[0]].name
     where, emptied, changed = read_where(context, number), [], 0
     with (
         written_aside(context.path(LINES, number, "changed")) as file,
