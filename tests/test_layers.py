@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -298,3 +299,10 @@ def test_files_are_small_and_named_by_the_question_they_answer():
         if path.name in DRAWERS:
             faults.append(f"{path.relative_to(ROOT)}: a drawer; name a file by the question it answers")
     assert not faults, "\n".join(faults)
+
+
+def test_every_package_is_installed():
+    """An editable install finds what pyproject.toml forgot; a wheel does not."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {module_name(p.relative_to(ROOT)) for name in PACKAGES for p in (ROOT / name).rglob("__init__.py")}
+    assert set(listed) == there
