@@ -6,17 +6,15 @@ the bytes in the buffers are counted, and the memory that is left is looked at: 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from data_pipeline.config import DataConfig
+from data_pipeline.machine import memory_left
 from data_pipeline.schema import ConfigError, UserError
 
 DOCUMENTS_AT_ONCE = 16  # read, or tokenised, in one call of Python
@@ -35,7 +33,6 @@ CUT_BUFFER = "documents read and tokenised"
 OVER = 1.25  # of the budget: what the buffers may hold before reading stops, since documents are shuffled by chance
 LEFT = 2**28  # bytes that reading leaves to the machine, or a hundredth of its memory if that is more
 LOOK_SECONDS = 0.5  # between two looks at the memory that is left
-GROUPS, GROUP_OF = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -192,41 +189,6 @@ class Buffers:
             f"{what}. The largest buffer of the data: {name}, {size(self.held[name])}. Lower {self.remedies[name]}, or give the "
             "run more memory; it goes on from its last checkpoint"
         )
-
-
-def memory_left() -> tuple[int, int]:
-    """Returns (bytes that this process can still have without swapping, of how many): the machine's or its control group's."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = left = page * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo") as file:
-        left = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    for limit, used in _groups():
-        if limit < total:
-            left, total = min(left, max(limit - used, 0)), limit
-    return left, total
-
-
-def _groups() -> Iterator[tuple[int, int]]:
-    """Yields (limit, bytes used, but not for files that can be read again) of each control group that this process is in."""
-    try:
-        lines = GROUP_OF.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, kinds, name = line.split(":", 2)
-        if kinds not in ("", "memory") and "memory" not in kinds.split(","):
-            continue
-        root, limit, used = (
-            (GROUPS, "memory.max", "memory.current")
-            if kinds == ""
-            else (GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
-        )
-        path = root / name.lstrip("/")
-        for folder in {root, path, *(parent for parent in path.parents if root in parent.parents)}:
-            with contextlib.suppress(OSError, ValueError):  # "max", or no such file
-                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                idle = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
-                yield int((folder / limit).read_text()), int((folder / used).read_text()) - idle
 
 
 def size(count: float) -> str:

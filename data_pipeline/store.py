@@ -34,9 +34,9 @@ import numpy as np
 
 from data_pipeline import sealed
 from data_pipeline.lines import hash_file
+from data_pipeline.machine import sync
 from data_pipeline.schema import UserError
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
-from data_pipeline.whole_file import sync
 
 MANIFEST, MADE_OF, VIEW = "manifest.json", "made_of.json", "report.html"
 HIDDEN = ("made_of", "inputs")  # of the manifest, where files are encrypted

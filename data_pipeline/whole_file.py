@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from data_pipeline.machine import sync
 from data_pipeline.sealed import open_to_write
 
 
@@ -24,12 +25,3 @@ def written_aside(path: Path) -> Iterator[IO[bytes]]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Returns when what was written to a file, or to the list of files of a folder, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

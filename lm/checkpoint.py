@@ -26,6 +26,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
+from data_pipeline.machine import sync
 from lm.config import UserError
 from lm.hosts import from_main, is_main
 from lm.params import join_stacks, keeps, layer_paths, leaf_paths, split_stacks
@@ -54,28 +55,20 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def sign(folder: Path) -> None:
     """Writes the manifest of a complete step, and makes it and all files of the step durable."""
     files = _files(folder)
     sums = {str(p.relative_to(folder)): [p.stat().st_size, _sha256(p)] for p in files}
     for path in files:
-        _fsync(path)
+        sync(path)
     temporary = folder / (MANIFEST + ".tmp")
     with open(temporary, "w") as file:
         json.dump({"format": FORMAT, "files": sums}, file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / MANIFEST)
-    _fsync(folder)
-    _fsync(folder.parent)
+    sync(folder)
+    sync(folder.parent)
 
 
 def find_damage(folder: Path) -> str | None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
 import os
-import platform
-import resource
-import sys
 import time
 from pathlib import Path
+
+from data_pipeline.machine import glibc, memory_left, release_memory
+from data_pipeline.machine import resident_bytes as resident_bytes
 
 
 def keep_memory() -> None:
@@ -22,19 +19,12 @@ def keep_memory() -> None:
     """
     found = any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*"))
     platforms = os.environ.get("JAX_PLATFORMS") or ("accelerator" if found else "cpu")
-    libc, trim_threshold, mmap_max, arena_max = _glibc(), -1, -4, -8
+    libc, trim_threshold, mmap_max, arena_max = glibc(), -1, -4, -8
     if platforms != "cpu" or libc is None:
         return
     libc.mallopt(arena_max, 1)  # the others, one a thread, are too small for a step's temporaries
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, -1)
-
-
-def release_memory() -> None:
-    """Gives the freed memory of this moment back: compiling and evaluating leave holes that no step fits in."""
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
 
 
 class MemoryWatch:
@@ -50,7 +40,7 @@ class MemoryWatch:
     SETTLE = 0.005  # seconds; 0.002 were enough in 70 steps of 6 x 384
 
     def __init__(self, active: bool) -> None:
-        self.active = active and _glibc() is not None
+        self.active = active and glibc() is not None
         self.crowded = False
         self.full = False  # now, so to be released when no step runs
         self.needed: int | None = None
@@ -77,25 +67,4 @@ class MemoryWatch:
         release_memory()
         self.full, self.needed = False, None
         freed = before - resident_bytes()
-        self.crowded |= self.active and 2 * freed > self.SHARE * available_bytes()
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now; where the system has no /proc, the most that it ever held."""
-    if not sys.platform.startswith("linux"):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def available_bytes() -> int:
-    """Memory that a program could still have without swapping; where the system does not say, all of the machine's."""
-    with contextlib.suppress(OSError), open("/proc/meminfo") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
-    """The C library of this process; None where it is another one. To find out reads the interpreter's file."""
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+        self.crowded |= self.active and 2 * freed > self.SHARE * memory_left()[0]

@@ -39,7 +39,7 @@ COMMANDS = {
 }  # what entry points alone import, and which may import what they may
 EXTRAS = ("lm.lora", "lm.serve")  # which the core never imports, nor they each other
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
-FOR_LM = {"data_pipeline.check", *SCHEMA}
+FOR_LM = {"data_pipeline.check", "data_pipeline.machine", *SCHEMA}
 FOR_CONFIGS = {"lm.config", *SCHEMA}
 
 # A library of others -> the modules that may import it (a package stands for all in it).

@@ -27,6 +27,7 @@ from data_pipeline.config import SPLITS, DataConfig, SourceConfig
 from data_pipeline.dedup.stages import Each
 from data_pipeline.documents import Documents
 from data_pipeline.lines import hash_file
+from data_pipeline.machine import release_memory
 from data_pipeline.prepare.deal import DEALT, NAMES, known_sha256
 from data_pipeline.prepare.decide import DECIDE, Tally, decide, read_fate
 from data_pipeline.prepare.encode import ENCODE, encode_part, join_parts, train_texts
@@ -294,7 +295,9 @@ def _train(context: Context, tasks: list[tuple[int, Part]], log: Log) -> Tokeniz
         raise UserError("no document is in the train split, so there is nothing to train a tokenizer on")
     limit = total if config.tokenizer.kind == "char" else config.tokenizer.train_chars
     log(f"{TRAINING} {config.tokenizer.kind} tokenizer on {min(total, limit):,} of {total:,} characters")
-    return train_tokenizer(config.tokenizer, train_texts(context, tasks, total, limit))
+    tokenizer = train_tokenizer(config.tokenizer, train_texts(context, tasks, total, limit))
+    release_memory()  # sentencepiece frees 200 MB that the encoding of any corpus would add to
+    return tokenizer
 
 
 def _write_ledger(context: Context, parts: int, folder: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from data_pipeline.machine import sync
 from lm.config import UserError
 from lm.hf.safetensors_header import AGAIN, CODES, Shape, parse_json, read_bytes, read_header
 
@@ -212,9 +213,7 @@ def write_folder(
                 _sync(file)
         for part in parts:
             part.replace(part.with_suffix(""))
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        sync(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     finally:

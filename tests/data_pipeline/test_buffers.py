@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipeline import buffers
-from data_pipeline.buffers import Buffers, Stream, memory_left, plan_prefetch, plan_stream
+from data_pipeline import buffers, machine
+from data_pipeline.buffers import Buffers, Stream, plan_prefetch, plan_stream
 from data_pipeline.config import DataConfig
+from data_pipeline.machine import memory_left
 from data_pipeline.schema import ConfigError, UserError
 
 MB = 10**6
@@ -158,8 +159,8 @@ def test_a_control_group_is_a_limit_too(tmp_path, monkeypatch, version):
         (folder / "memory.stat").write_text(f"anon 1\ninactive_file {15 * MB}\n")
     line = "0::/box/run" if version == 2 else "4:memory:/box/run"
     (tmp_path / "self").write_text(f"9:cpu:/\n{line}\n")
-    monkeypatch.setattr(buffers, "GROUPS", tmp_path)
-    monkeypatch.setattr(buffers, "GROUP_OF", tmp_path / "self")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
+    monkeypatch.setattr(machine, "GROUP_OF", tmp_path / "self")
     assert memory_left() == (25 * MB, 50 * MB)
 
 
