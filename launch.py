@@ -8,9 +8,10 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.schema import run_main, split_flags
-from lm.check import count_steps, read_config
+from lm.check import count_steps, name_classes, read_config
 from lm.config import Config, ConfigError, UserError, changed_keys, to_json
 from lm.peers import FLAGS, Peers
 
@@ -75,6 +76,13 @@ def main(argv: list[str]) -> None:
     raise SystemExit(code)
 
 
+def follow_data(config: Config, data: Any) -> Config:
+    """Returns the config with what the data decide: steps, where it says epochs, and the classes of a classifier."""
+    if data.classes:
+        config = name_classes(config, data.classes.names, data.classes.counts)
+    return count_steps(config, data.summary()["rows"]["train"])
+
+
 def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
     """Says what a run would need, on the page and in plan.json; trains nothing."""
     from data_pipeline.batch import open_data
@@ -89,13 +97,13 @@ def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
             print(text, flush=True)
 
     before, data, batch, host_bytes = resident_bytes(), None, None, None
-    if config.data.path or config.data.sources or config.data.prepared:
+    if config.data.is_named():
         data = open_data(config.data, log=say)
         batches = data.train_batches(0, (0, config.data.batch_size))
         batch = next(batches)
         batches.close()
         host_bytes = resident_bytes() - before
-        config = count_steps(config, data.summary()["rows"]["train"])
+        config = follow_data(config, data)
         say("\n".join(data.describe_steps(config.train.steps)))
     elif not config.model.vocab_size:
         raise ConfigError("config.model.vocab_size: without data a plan needs the size of the vocabulary")
@@ -159,7 +167,7 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
         if hosts.is_main():
             hosts.from_main(0)
         hosts.check_same("the data", data.fingerprint)
-        config = count_steps(config, data.summary()["rows"]["train"])
+        config = follow_data(config, data)
         say("\n".join(data.describe_steps(config.train.steps)))
         if hosts.is_main():
             clock.open(workdir / EVENTS)

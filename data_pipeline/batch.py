@@ -6,7 +6,7 @@ Rows are an index in memory over the prepared ids (chunks, packing, mixture); on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from data_pipeline.augment.mask import augment_batch, is_masking
 from data_pipeline.augment.reader import RewrittenRows
 from data_pipeline.augment.rewrite import Rewriter, rewrites
 from data_pipeline.check import check_data_config
+from data_pipeline.classes import find_classes
 from data_pipeline.config import SPLITS, DataConfig
 from data_pipeline.dedup.lines import RepeatedLines
 from data_pipeline.document_reader import DocumentReader, Texts
@@ -28,7 +29,7 @@ from data_pipeline.prepare.build import prepare
 from data_pipeline.prepare.repeated import TABLE, open_table
 from data_pipeline.prepared_batches import ENDED, prepared_batches
 from data_pipeline.records import Named, credits_of
-from data_pipeline.rows import UNCHANGED, RowReader, read_rows
+from data_pipeline.rows import UNCHANGED, Labelled, RowReader, read_rows
 from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.shares import Part, describe_epochs, format_epochs, make_mixture
 from data_pipeline.store import Prepared, Shard
@@ -52,10 +53,14 @@ class Data:
         check_augment(config.augment, self.tokenizer)
         check_labels(config, prepared)
         self.rewriter = Rewriter(config.augment, self.tokenizer, config.seq_len) if rewrites(config.augment) else None
+        self.classes = find_classes(config, prepared) if config.task == "classify" else None
         self.cuts: list[list[Cut]] = [[] for _ in sources]
         self.readers = {split: self._open(split) for split in SPLITS}
         self._check(log)
-        self.fingerprint = hash_data(config, prepared, sources)
+        known = (
+            replace(config, labels=self.classes.names) if self.classes else config
+        )  # named or found, the same classes
+        self.fingerprint = hash_data(known, prepared, sources)
 
     def has_split(self, split: str) -> bool:
         """Says whether a split has any row."""
@@ -209,18 +214,28 @@ class Data:
                     config.loss_on_prompt,
                     shard.learned,
                     rewriter.limit() if rewriter else None,
+                    self.classes is not None,
                 )
-                reader = self._pack(shard, chunks, rewriter)
+                reader = self._pack(shard, chunks, rewriter, self._labelled(number, split))
                 self.cuts[number].append(chunks.cut)
                 if len(reader):
                     readers.append((number, reader))
         return readers
 
-    def _pack(self, shard: Shard, chunks: Chunks, rewriter: Rewriter | None) -> RowReader:
+    def _labelled(self, source: int, split: str) -> Labelled | None:
+        if self.classes is None:
+            return None
+        number = self.classes.numbers(self.prepared, source, split)
+        weight = self.classes.weights[number] if split == "train" else np.ones(len(number), np.float32)
+        return Labelled(number, weight)
+
+    def _pack(
+        self, shard: Shard, chunks: Chunks, rewriter: Rewriter | None, labelled: Labelled | None = None
+    ) -> RowReader:
         config, bos_id = self.config, self.tokenizer.special.bos
         if rewriter:
-            return RewrittenRows(shard, chunks, config.packing, bos_id, self.pad_id, rewriter)
-        return RowReader(shard, chunks, config.seq_len, config.packing, bos_id, self.pad_id)
+            return RewrittenRows(shard, chunks, config.packing, bos_id, self.pad_id, rewriter, labelled=labelled)
+        return RowReader(shard, chunks, config.seq_len, config.packing, bos_id, self.pad_id, labelled=labelled)
 
     def _check(self, log: Callable[[str], None]) -> None:
         """Raises UserError for data that cannot train; says what is allowed but unexpected."""
@@ -234,6 +249,15 @@ class Data:
                     f"source {source.name}: config.data.seq_len={config.seq_len} cuts the end of {cut} of {answers} {what}; "
                     f"raise it, or lower config.data.min_completion_kept={config.min_completion_kept:g}"
                 )
+            long = sum(c.cut_documents for c in cuts)
+            if self.classes and long:
+                documents = sum(
+                    len(reader.chunks.document) for split in SPLITS for n, reader in self.readers[split] if n == number
+                )
+                log(
+                    f"source {source.name}: {long:,} of {documents:,} texts are longer than config.data.seq_len={config.seq_len} "
+                    "tokens; their end is not read"
+                )
             if lost:
                 log(
                     f"source {source.name}: {lost} conversations have no answer within {config.seq_len} tokens and are left out"
@@ -242,6 +266,8 @@ class Data:
         streamed = config.streaming and any(entry["kept"].get("train") for entry in self.prepared.manifest["sources"])
         if not rows and not streamed:
             raise UserError("the train split is empty: lower config.data.split.validation and test, or add documents")
+        for line in self.classes.describe() if self.classes else ():
+            log(line)
         pinned = {source.config.split for source in self.sources}
         for split, share in (("validation", config.split.validation), ("test", config.split.test)):
             if not self.has_split(split) and (share > 0 or split in pinned):

@@ -12,11 +12,12 @@ from data_pipeline.config import (
     PII_WAYS,
     SOURCE_KINDS,
     SPLITS,
+    TASKS,
     TOKENIZER_KINDS,
     DataConfig,
 )
 from data_pipeline.rules.quality import read_bounds
-from data_pipeline.shares import check_shares
+from data_pipeline.shares import check_shares, read_table
 
 
 def _is_date(text: str) -> bool:
@@ -40,6 +41,32 @@ def _check_split(data: DataConfig) -> list[str]:
     return [message for ok, message in rules if not ok]
 
 
+def _check_task(data: DataConfig) -> list[str]:
+    """Returns one line for each key that does not go with the task."""
+    classify, augment, weights = data.task == "classify", data.augment, data.class_weights
+    problems = [] if data.task in TASKS else [f"task: must be one of {', '.join(TASKS)}, got {data.task!r}"]
+    unlabelled = [name for name, source in data.named_sources().items() if not source.label_field]
+    if not classify:
+        return [f"config.data.{problem}" for problem in problems] + [
+            f"config.data.{key}: only config.data.task='classify' reads it"
+            for key in ("labels", "class_weights")
+            if getattr(data, key)
+        ]
+    table, wrong = ({}, []) if weights in (("inverse",), ("effective",)) or not weights else read_table(weights)
+    rules = (
+        (not data.streaming, "streaming: labelled texts are prepared first; set streaming=False"),
+        (data.split.by == "hash", "split.by: the label belongs to the whole text; set by='hash'"),
+        (not unlabelled, f"sources: {', '.join(unlabelled)}: give each a label_field, the field that holds the class"),
+        (len(set(data.labels)) == len(data.labels), "labels: names a class twice"),
+        (len(data.labels) != 1, "labels: one class leaves nothing to tell apart"),
+        (not (augment.span_corruption or augment.fill_in_middle), "augment: span_corruption and fill_in_middle make texts to write; set both to 0"),
+        (not augment.window_shift, "augment.window_shift: only the beginning of a text is read; set it to False"),
+        (all(table.values()), "class_weights: a class of weight 0 is never learned; give each a weight > 0"),
+    )  # fmt: skip
+    problems += [message for ok, message in rules if not ok]
+    return [f"config.data.{problem}" for problem in problems + [f"class_weights: {problem}" for problem in wrong]]
+
+
 def check_data_config(data: DataConfig) -> list[str]:
     """Returns one line for each impossible value or combination; reads no file."""
     problems = []
@@ -52,10 +79,17 @@ def check_data_config(data: DataConfig) -> list[str]:
         must(value in valid, f"{key}: must be one of {', '.join(repr(v) for v in valid)}, got {value!r}")
 
     must(
-        bool(data.path or data.sources or data.prepared),
+        data.is_named(),
         "path: name a file, folder or glob, as in --config.data.path=FILE (or fill sources)",
     )
     must(not (data.prepared and data.path), "prepared: stands in place of path; set one of them")
+    must(
+        not (data.train_path and (data.path or data.prepared)),
+        "train_path: stands in place of path and prepared; set one of them",
+    )
+    for key in ("validation_path", "test_path"):
+        must(bool(data.train_path) or not getattr(data, key), f"{key}: needs train_path")
+    problems += _check_task(data)
     must(not (data.prepared and data.streaming), "prepared: is not streamed; set streaming=False")
     must(
         not (data.encrypt_key_env and data.streaming),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 SPLITS = ("train", "validation", "test")
 SOURCE_KINDS = (
     "auto", "text", "markdown", "html", "jsonl", "csv", "parquet", "arrow", "warc", "tfrecord", "arrayrecord", "hf", "package", "tfds",
 )  # fmt: skip
+TASKS = ("lm", "classify")
 CLEAN_RULES = (
     "line_ends", "repair_encoding", "nfc", "control", "trailing_space", "blank_lines", "width", "html_entities", "boilerplate",
     "simplified", "secrets", "mojibake", "quality",
@@ -219,7 +220,36 @@ class DataConfig:
     max_bad_fraction: float = 0.01  # skip: more bad rows than this stop all the same
     max_line_bytes: int = 16_777_216  # longest line of a text, JSONL or CSV file, web page, or record
     allow_leak: bool = False  # go on although one text is in two splits (pinned splits can do that)
+    task: str = "lm"  # "lm": predict the next token; "classify": predict the label of each text (label_field)
+    train_path: str = ""  # in place of path: the train split; without validation_path, validation is dealt from it
+    validation_path: str = ""
+    test_path: str = ""  # is then the test split, and split.test is 0
+    labels: tuple[str, ...] = ()  # classify: the classes in the order of their numbers; (): those of the train split
+    class_weights: tuple[
+        str, ...
+    ] = ()  # classify, train split: ("inverse",) of the documents, ("effective",) number, or ("spam=5", "ham=1")
+
+    def __post_init__(self) -> None:
+        if self.train_path and self.test_path:
+            object.__setattr__(self, "split", replace(self.split, test=0.0))
 
     def named_sources(self) -> dict[str, SourceConfig]:
-        """The sources by name; `path` stands in their place."""
-        return {"data": SourceConfig(path=self.path)} if self.path else self.sources
+        """The sources by name; `path`, or `train_path` and its kin, stand in their place."""
+        source = SourceConfig(label_field="label" if self.task == "classify" else "")
+        if self.path:
+            return {"data": replace(source, path=self.path)}
+        if not self.train_path:
+            return self.sources
+        dealt = replace(source, path=self.train_path, split="train" if self.validation_path else "")
+        more = (("validation", self.validation_path), ("test", self.test_path))
+        return {"train": dealt} | {name: replace(source, path=path, split=name) for name, path in more if path}
+
+    def is_named(self) -> bool:
+        """Says whether there is anything to read."""
+        return bool(self.path or self.train_path or self.sources or self.prepared)
+
+    def key_of(self, source: str) -> str:
+        """The key that says where a source lies."""
+        if self.path:
+            return "config.data.path"
+        return f"config.data.{source}_path" if self.train_path else f"config.data.sources.{source}.path"

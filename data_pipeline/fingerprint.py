@@ -16,10 +16,17 @@ from data_pipeline.store import Prepared
 VERSION = 1  # raise it when the same prepared data gives other batches
 # These decide what is prepared, and its content is hashed; or nothing of what is read.
 LEFT_OUT = (
-    "path", "sources", "prepared", "split", "tokenizer", "cache_dir", "encrypt_key_env", "on_bad", "max_bad_fraction",
+    "path", "train_path", "validation_path", "test_path", "sources", "prepared", "split", "tokenizer", "cache_dir", "encrypt_key_env", "on_bad", "max_bad_fraction",
     "max_line_bytes", "allow_leak", "min_completion_kept", "buffer_bytes",
 )  # fmt: skip
-LATER = ("mixture", "temperature", "label_shares")  # keys that came later: unused, they leave no trace
+LATER = (
+    "mixture",
+    "temperature",
+    "label_shares",
+    "task",
+    "labels",
+    "class_weights",
+)  # keys that came later: unused, they leave no trace
 
 
 def hash_data(config: DataConfig, prepared: Prepared, sources: Sequence[Named]) -> str:

@@ -26,7 +26,7 @@ SAMPLE, SAMPLE_BYTES = 16, 2**18  # documents of a source that say how many toke
 
 def prepared_parts(
     config: DataConfig, prepared: Prepared, sources: Sequence[Named], readers: Sequence[tuple[int, RowReader]],
-    pack: Callable[[Shard, Chunks], RowReader],
+    pack: Callable[..., RowReader],
 ) -> list[tuple[Part, RowReader]]:  # fmt: skip
     """Returns the parts of prepared data, with what reads them. Classes that are told apart do not share a row."""
     parts = []
@@ -38,7 +38,7 @@ def prepared_parts(
             continue
         label_of = labels[reader.chunks.document]
         for label in sorted(range(len(names)), key=names.__getitem__):
-            part = pack(reader.shard, take(reader.chunks, np.flatnonzero(label_of == label)))
+            part = pack(reader.shard, take(reader.chunks, np.flatnonzero(label_of == label)), labelled=reader.labelled)
             documents = int(np.count_nonzero(labels == label))
             if len(part):
                 parts.append((Part(**about, rows=len(part), documents=documents, label=names[label]), part))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -31,15 +31,23 @@ def change_keys(documents: np.ndarray, epochs: np.ndarray | int) -> np.ndarray:
     return np.where((documents != UNCHANGED) & (epochs != UNCHANGED), hash64(documents ^ epochs), np.uint64(0))
 
 
+class Labelled(NamedTuple):
+    """What the rows of texts with a class aim at: each text has one target, at its last place."""
+
+    number: np.ndarray  # int32: the number of the class of each document
+    weight: np.ndarray  # float32: how much each document counts
+
+
 class RowReader:
     """Rows of one source and split: an index in memory, ids on disk."""
 
     def __init__(
         self, shard: Shard, chunks: Chunks, seq_len: int, packing: str, bos_id: int, pad_id: int,
-        lengths: np.ndarray | None = None,
+        lengths: np.ndarray | None = None, labelled: Labelled | None = None,
     ):  # fmt: skip
-        """`lengths` is the room of each chunk, where that is more than its length."""
+        """`lengths` is the room of each chunk, where that is more than its length; `labelled`: the task is to classify."""
         self.shard, self.chunks, self.seq_len, self.bos_id, self.pad_id = shard, chunks, seq_len, bos_id, pad_id
+        self.labelled = labelled
         self.rows: Rows = pack(chunks.length if lengths is None else lengths, seq_len, packing)
         self.padding = np.full(seq_len, pad_id, shard.ids.dtype)
         self.ones = np.ones(seq_len, np.uint8)
@@ -104,6 +112,10 @@ class RowReader:
                 said[at : at + n] if is_masked else self.ones[:n]
                 for at, n, is_masked in zip((start + 1).tolist(), length.tolist(), masked.tolist())
             ])  # fmt: skip
+        if self.labelled:
+            ends, document = (begin + length - 1)[real], chunks.document[chunk[real]]
+            targets, weights = np.zeros_like(targets), np.zeros_like(weights)
+            targets[ends], weights[ends] = self.labelled.number[document], self.labelled.weight[document]
         batch = dict(zip(BATCH_DTYPES, (tokens, targets, segments, positions, weights)))
         if epoch_keys is not None:
             document = chunks.document[chunk]

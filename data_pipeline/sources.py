@@ -37,7 +37,7 @@ def open_sources(config: DataConfig, log: Log, twins: bool = True) -> list[Sourc
     named = config.named_sources()
     sources: list[Source] = []
     for name in sorted(named):
-        source, key = named[name], "config.data.path" if config.path else f"config.data.sources.{name}.path"
+        source, key = named[name], config.key_of(name)
         if source.kind == "package":
             sources.append(PackageSource(name, source, key))
         elif source.kind == "tfds":

@@ -83,7 +83,7 @@ class Cut:
     cut_prompts: int = 0  # of those: prompt cut from the left
     chats: int = 0  # conversations
     lost_chats: int = 0  # of those: no answer is left, so they are not used
-    cut_documents: int = 0  # pairs and conversations that do not fit whole
+    cut_documents: int = 0  # pairs, conversations and texts of a class that do not fit whole
     answers: int = 0  # completions, and answers in conversations
     cut_answers: int = 0  # of those: the end cut, or all of it
     answer_tokens: int = 0
@@ -106,20 +106,21 @@ class Chunks:
 
 def cut_chunks(
     offsets: np.ndarray, loss_start: np.ndarray, seq_len: int, add_bos: bool, learn_prompt: bool,
-    learned: np.ndarray | None = None, plain_len: int | None = None,
+    learned: np.ndarray | None = None, plain_len: int | None = None, only_beginning: bool = False,
 ) -> Chunks:  # fmt: skip
     """Cuts documents to at most `seq_len` inputs each, plain texts to `plain_len` where it is given.
 
     A plain text gives as many chunks as it needs, and every id but its first is the target of exactly one. A prompt/completion
     document gives one chunk: the prompt is cut from the left first, then the completion's end. A conversation gives one
     chunk, its beginning; where no answer is in that, none. `learned` (uint8, of all ids) says what assistants said.
+    `only_beginning`: a plain text gives one chunk too.
     """
     sizes = np.diff(offsets)
     inputs = np.maximum(sizes - 1, 0)
     is_pair, is_chat = loss_start >= 0, loss_start == CHAT
     lost, chat_cut = _count_chats(offsets, is_chat, seq_len, learned)
     plain_len = plain_len or seq_len
-    count = np.where(is_pair | is_chat, np.minimum(inputs, 1), -(-inputs // plain_len))
+    count = np.where(is_pair | is_chat | only_beginning, np.minimum(inputs, 1), -(-inputs // plain_len))
     if not learn_prompt:
         count[lost] = 0
     document = np.repeat(np.arange(len(sizes)), count)
@@ -143,7 +144,9 @@ def cut_chunks(
             pairs=int(pair.sum()),
             cut_prompts=int((pair & (cut > 0)).sum()),
             lost_chats=0 if learn_prompt else chat_cut.lost_chats,
-            cut_documents=chat_cut.cut_documents + int((pair & (size - 1 > seq_len)).sum()),
+            cut_documents=chat_cut.cut_documents
+            + int((pair & (size - 1 > seq_len)).sum())
+            + int((only_beginning & (size - 1 > length)).sum()),
             answers=chat_cut.answers + int(pair.sum()),
             cut_answers=chat_cut.cut_answers + int((pair & (kept < whole)).sum()),
             answer_tokens=chat_cut.answer_tokens + int(whole[pair].sum()),

@@ -38,8 +38,11 @@ class Data(Protocol):
     def summary(self, steps: int = 0) -> dict[str, Any]: ...
 
 
-def check_batch(batch: Batch, vocab_size: int, where: str) -> None:
-    """Raises UserError unless `batch` has the five arrays, of one shape, with every id in [0, vocab_size)."""
+def check_batch(batch: Batch, vocab_size: int, where: str, classes: int = 0) -> None:
+    """Raises UserError unless `batch` has the five arrays, of one shape, with every id in [0, vocab_size).
+
+    Targets are numbers of `classes` where there are any.
+    """
     missing = [key for key in BATCH_KEYS if key not in batch]
     if missing:
         raise UserError(f"{where}: the batch has no {', '.join(missing)}; it has {', '.join(batch)}")
@@ -47,8 +50,8 @@ def check_batch(batch: Batch, vocab_size: int, where: str) -> None:
     for key in BATCH_KEYS:
         if batch[key].shape != shape:
             raise UserError(f"{where}: {key} has shape {batch[key].shape}, tokens have {shape}")
-    for key in ("tokens", "targets"):
+    for key, limit in (("tokens", vocab_size), ("targets", classes or vocab_size)):
         low, high = int(batch[key].min()), int(batch[key].max())
-        if low < 0 or high >= vocab_size:
-            bad = low if low < 0 else high
-            raise UserError(f"{where}: {key} holds id {bad}, outside the model's vocabulary of {vocab_size}")
+        if low < 0 or high >= limit:
+            bad, what = low if low < 0 else high, "classes" if key == "targets" and classes else "vocabulary"
+            raise UserError(f"{where}: {key} holds id {bad}, outside the model's {what} of {limit}")

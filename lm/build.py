@@ -212,11 +212,16 @@ class Loaded:
     tokenizer_sha256: str
 
 
-def load_run(workdir: str, step: str, log: Log, seq_len: int = 0) -> Loaded:
-    """Loads a run's weights by its own config, for rows of `seq_len` (0: its own); `step` is best, last or a number."""
+def load_run(workdir: str, step: str, log: Log, seq_len: int = 0, any_task: bool = False) -> Loaded:
+    """Loads a run's weights by its own config, for rows of `seq_len` (0: its own); `step` is best, last or a number.
+
+    Raises UserError for a classifier, which writes no text, unless `any_task`.
+    """
     number = checkpoint.find_step(workdir, step, log)
     meta = read_meta(workdir, number)
     config = from_mapping(Config, meta["config"])
+    if config.model.classes and not any_task:
+        raise UserError(f"{workdir} is a classifier, which writes no text; python -m lm.classify reads texts with it")
     try:
         mesh = make_mesh(config.mesh)
     except ConfigError:  # other devices than the run had

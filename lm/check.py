@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("auto", "xla", "chunked", "cudnn", "splash"),
     "model.remat": ("none", "dots", "full"),
+    "model.pooling": ("last", "mean"),
     "optim.name": ("adamw", "sgd", "lion", "adafactor", "muon"),
     "optim.frozen_dtype": ("float32", "bfloat16", "int8", "nf4"),
     "optim.schedule": ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "plateau"),
@@ -40,7 +41,7 @@ AT_LEAST: dict[str, float] = {
     "train.micro_batches": 1, "train.loss_chunk": 0, "train.z_loss": 0, "train.balance_loss": 0, "train.log_every": 1, "train.eval_every": 0,
     "train.eval_batch_size": 1, "train.eval_rows": 0, "train.save_every": 0, "train.keep_last": 1,
     "train.early_stop_patience": 0, "train.early_stop_min_delta": 0, "train.max_bad_steps": 1,
-    "train.sample_tokens": 1, "train.peak_tflops": 0,
+    "train.sample_tokens": 1, "train.peak_tflops": 0, "train.focal_gamma": 0, "train.logit_adjustment": 0, "model.classes": 0,
 }  # fmt: skip
 
 BELOW_ONE = (
@@ -79,6 +80,8 @@ def read_config(
 
     config = follow_source(schema.read_config(path, overrides, Config, check), workdir)
     saved = saved_config(workdir)
+    if saved:
+        config = follow_classes(config, saved)
     if saved and config.train.epochs and saved.train.epochs == config.train.epochs:
         return replace(config, train=replace(config.train, steps=saved.train.steps))
     return config
@@ -97,6 +100,27 @@ def count_steps(config: Config, rows: int) -> Config:
     if problems:
         raise ConfigError([f"{problem} (train.epochs={config.train.epochs:g})" for problem in problems])
     return config
+
+
+def name_classes(config: Config, names: Sequence[str], counts: Sequence[int]) -> Config:
+    """Returns the config of a classifier with what its data decide; raises ConfigError where it says something else."""
+    if config.model.classes not in (0, len(names)):
+        raise ConfigError(f"config.model.classes={config.model.classes}, but the data have {len(names)}; leave it out")
+    if len(config.train.class_counts) not in (0, len(names)):
+        raise ConfigError("config.train.class_counts: give one number a class, or leave it out")
+    return replace(
+        config,
+        data=replace(config.data, labels=tuple(names)),
+        model=replace(config.model, classes=len(names)),
+        train=replace(config.train, class_counts=config.train.class_counts or tuple(counts)),
+    )
+
+
+def follow_classes(config: Config, saved: Config) -> Config:
+    """Returns a classifier's config with the classes of a saved run, where it names none itself."""
+    if config.data.task != "classify" or saved.data.task != "classify" or config.data.labels:
+        return config
+    return name_classes(config, saved.data.labels, saved.train.class_counts) if saved.data.labels else config
 
 
 def check_config(config: Config, devices: int | None = None) -> None:
@@ -160,13 +184,14 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
     must(is_step, f"init.step: must be 'best', 'last' or a step number, got {config.init.step!r}")
     whole = train.micro_batches < 1 or data.batch_size % train.micro_batches == 0
     must(whole, f"data.batch_size={data.batch_size} is not divisible by train.micro_batches={train.micro_batches}")
-    pinned = any(source.split == "validation" for source in data.sources.values())
+    pinned = any(source.split == "validation" for source in data.named_sources().values())
     watches = [key for key, on in _validation_users(config) if on]
     if data.split.validation == 0 and not pinned and watches:
         must(
             False,
             f"{watches[0]} needs validation data: set data.split.validation=0.05 or a source's split='validation'",
         )
+    problems += _check_task(config)
     problems += _check_profile(config)
     return problems + _check_mesh(config, devices)
 
@@ -199,6 +224,25 @@ def _check_rope(config: Config) -> list[str]:
     if scaling.kind == "llama3" and scaling.low_freq_factor >= scaling.high_freq_factor:
         problems.append("config.model.rope_scaling: low_freq_factor must be below high_freq_factor")
     return problems
+
+
+def _check_task(config: Config) -> list[str]:
+    model, train = config.model, config.train
+    if config.data.task == "classify":
+        rules = (
+            (not train.sample_prompts, "train.sample_prompts: a classifier writes no text"),
+            (model.classes != 1, "model.classes: one class leaves nothing to tell apart"),
+            (not train.class_counts or min(train.class_counts) > 0, "train.class_counts: every class needs a document"),
+        )
+    else:
+        read = "only data.task='classify' reads it"
+        rules = (
+            (not model.classes, f"model.classes: {read}"),
+            (model.pooling == "last", f"model.pooling: {read}"),
+            (not train.logit_adjustment, f"train.logit_adjustment: {read}"),
+            (not train.class_counts, f"train.class_counts: {read}"),
+        )
+    return [f"config.{message}" for ok, message in rules if not ok]
 
 
 def _check_profile(config: Config) -> list[str]:

@@ -107,12 +107,26 @@ class ModelConfig:
     dtype: str = "float32"  # of the computation: float32 | bfloat16; master weights are always float32
     scan: bool = False  # loop over runs of layers instead of unrolling: compile time stays flat in depth
     remat: str = "none"  # recompute in the backward: none | dots (keep matmul results) | full
+    classes: int = 0  # what a classifier tells apart, by a head of its own; 0: a language model (or what the data have)
+    pooling: str = "last"  # classifier: it reads the last place of each text, or the mean of all its places
 
     adapters = Adapters()  # no key, so no field: `AdaptedModel` has those of config.lora
 
     def is_local(self, layer: int) -> bool:
         """Says whether a layer has the window."""
         return self.window > 0 and layer not in self.global_layers
+
+    @property
+    def head_path(self) -> str:
+        """The parameter that turns hidden states into logits."""
+        if self.classes:
+            return "classifier"
+        return "embed" if self.tie_embeddings else "head"
+
+    @property
+    def outputs(self) -> int:
+        """How many logits there are at a place."""
+        return self.classes or self.vocab_size
 
     @property
     def q_head_dim(self) -> int:
@@ -191,6 +205,9 @@ class TrainConfig:
     max_bad_steps: int = 8  # steps with a non-finite loss are skipped; this many in a row end the run
     sample_prompts: tuple[str, ...] = ()  # a sample is written for each at every evaluation
     sample_tokens: int = 64
+    focal_gamma: float = 0.0  # losses times (1 - p) ** gamma, p the probability of the target
+    logit_adjustment: float = 0.0  # classifier: add so much of log(share of the class) to the logits in training
+    class_counts: tuple[int, ...] = ()  # training documents of each class, for logit_adjustment; (): what the data have
     peak_tflops: float = 0.0  # of one device, for `mfu`; 0: the chip's known figure, or a measured matmul
 
 

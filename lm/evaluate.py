@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from lm.batch import check_batch
 from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
-from lm.metrics import bits, perplexity
+from lm.metrics import bits, macro_f1, perplexity
 from lm.model.transformer import Model
 from lm.params import Params, to_host
 from lm.sharding import put_batch, row_shards
@@ -30,7 +30,8 @@ EvalStep = Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
 def make_eval_step(model: Model, token_bytes: np.ndarray, chunk: int = 0) -> EvalStep:
     """Returns a jitted (params, batch) -> per-row sums [B]: nll, objective, correct, bytes, weight.
 
-    `token_bytes` [V] says how many bytes of text each id stands for; `chunk` as in train.loss_chunk.
+    `token_bytes` [V] says how many bytes of text each id stands for; `chunk` as in train.loss_chunk. Of a classifier also
+    `labels` and `predicted` [B, T]: numbers of classes, -1 in `labels` where there is no target.
     """
     padded = np.zeros(model.config.vocab_size, np.float32)
     padded[: len(token_bytes)] = token_bytes
@@ -38,6 +39,12 @@ def make_eval_step(model: Model, token_bytes: np.ndarray, chunk: int = 0) -> Eva
     @jax.jit
     def eval_step(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
+        if model.config.classes:
+            logits_BTC, targets_BT = model.unembed(params[model.head_path], x_BTD), batch["targets"]
+            losses, predicted_BT = token_losses(logits_BTC, targets_BT), logits_BTC.argmax(-1)
+            losses |= {"correct": predicted_BT == targets_BT, "bytes": jnp.zeros_like(losses["nll"])}
+            labels_BT = jnp.where(batch["weights"] > 0, targets_BT, -1)
+            return sum_losses(losses, batch["weights"], axis=1) | {"labels": labels_BT, "predicted": predicted_BT}
 
         def sum_piece(head: jax.Array, x_BTD: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
             logits_BTV, targets_BT = model.unembed(head, x_BTD), batch["targets"]
@@ -59,28 +66,38 @@ def make_eval_step(model: Model, token_bytes: np.ndarray, chunk: int = 0) -> Eva
 def evaluate(
     eval_step: EvalStep, params: Params, batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, batch_size: int,
     vocab_size: int, max_rows: int = 0, stopped: Callable[[], bool] = lambda: False,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda done: None, classes: int = 0,
 ) -> dict[str, float] | None:  # fmt: skip
     """Evaluates all batches (or the first `max_rows` rows); returns metrics, or None if `stopped()` said so.
 
-    loss is in nats a token; loss_stderr its standard error, taking rows as independent (ratio estimator).
+    loss is in nats a token; loss_stderr its standard error, taking rows as independent (ratio estimator). Of a classifier,
+    whose number of `classes` is given, loss is in nats a text, and macro_f1 and the number of texts stand beside it.
     """
     rows: list[np.ndarray] = []
+    told: list[tuple[np.ndarray, np.ndarray]] = []
     for number, batch in enumerate(batches):
         if max_rows and number * batch_size >= max_rows:
             break
         if stopped():
             return None
-        check_batch(batch, vocab_size, f"evaluation batch {number}")
+        check_batch(batch, vocab_size, f"evaluation batch {number}", classes)
         sums = eval_step(params, put_batch(batch, mesh, batch_size))
         part = np.stack([to_host(sums[key]) for key in ("nll", "correct", "bytes", "weight")], axis=1)
         rows.append(part.astype(np.float64))
+        if "labels" in sums:
+            told.append((to_host(sums["labels"]), to_host(sums["predicted"])))
         progress((number + 1) * batch_size)
     table = np.concatenate(rows) if rows else np.zeros((0, 4))
     if max_rows:
         table = table[:max_rows]
-    table = table[table[:, 3] > 0]
-    return summarise(table)
+    result = summarise(table[table[:, 3] > 0])
+    if told:
+        labels, predicted = (np.concatenate(arrays)[: len(table)] for arrays in zip(*told))
+        result["macro_f1"] = macro_f1(labels[labels >= 0], predicted[labels >= 0])
+        result["texts"] = result.pop("tokens")
+        for key in ("bits_per_byte", "perplexity"):
+            result.pop(key, None)
+    return result
 
 
 def summarise(table: np.ndarray) -> dict[str, float]:
@@ -117,7 +134,7 @@ def main(argv: list[str]) -> None:
     from data_pipeline.batch import open_data
     from data_pipeline.schema import split_flags
     from lm import build
-    from lm.check import read_config
+    from lm.check import follow_classes, read_config
     from lm.config import ConfigError, UserError
     from lm.logger import Ticker
 
@@ -134,9 +151,10 @@ def main(argv: list[str]) -> None:
         )
     theirs = read_config(flags["config"], overrides) if flags["config"] else None
     loaded = build.load_run(
-        flags["workdir"], flags["step"], lambda text: print(text, file=sys.stderr), theirs.data.seq_len if theirs else 0
-    )
-    config = theirs or loaded.config
+        flags["workdir"], flags["step"], lambda text: print(text, file=sys.stderr), theirs.data.seq_len if theirs else 0,
+        any_task=True,
+    )  # fmt: skip
+    config = follow_classes(theirs, loaded.config) if theirs else loaded.config
     data = open_data(config.data, log=lambda text: print(text, file=sys.stderr))
     if data.tokenizer.sha256 != loaded.tokenizer_sha256:
         raise UserError(
@@ -152,8 +170,9 @@ def main(argv: list[str]) -> None:
     step = make_eval_step(loaded.model, data.tokenizer.token_bytes(), config.train.loss_chunk)
     batches: Any = data.eval_batches(split, size, (0, size))
     result = evaluate(
-        step, loaded.params, batches, loaded.mesh, size, loaded.model.config.vocab_size, progress=ticker.update
-    )
+        step, loaded.params, batches, loaded.mesh, size, loaded.model.config.vocab_size, progress=ticker.update,
+        classes=loaded.model.config.classes,
+    )  # fmt: skip
     ticker.close()
     print(json.dumps({"workdir": flags["workdir"], "step": loaded.step, "split": split, **(result or {})}))
 

@@ -15,11 +15,13 @@ SKIP_BYTES = 64 * 2**20  # the same where pieces without a weight are left out: 
 
 
 def token_losses(
-    logits_BTV: jax.Array, targets_BT: jax.Array, label_smoothing: float = 0.0, z_loss: float = 0.0
-) -> dict[str, jax.Array]:
+    logits_BTV: jax.Array, targets_BT: jax.Array, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    focal_gamma: float = 0.0,
+) -> dict[str, jax.Array]:  # fmt: skip
     """Returns [B, T] arrays: `nll` (nats) and `objective` (what is minimised).
 
-    objective = (1 - s) nll + s mean_v(-log p_v) + z log(Z)^2 (smoothing: arXiv:1512.00567; z-loss: arXiv:2204.02311).
+    objective = (1 - p)^g ((1 - s) nll + s mean_v(-log p_v)) + z log(Z)^2, p the probability of the target (smoothing:
+    arXiv:1512.00567; z-loss: arXiv:2204.02311; g, focal loss: arXiv:1708.02002).
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
@@ -28,6 +30,9 @@ def token_losses(
     if label_smoothing:
         spread_BT = log_z_BT - logits_BTV.mean(-1)
         objective_BT = (1 - label_smoothing) * nll_BT + label_smoothing * spread_BT
+    if focal_gamma:
+        missed_BT = -jnp.expm1(jnp.minimum(-nll_BT, -1e-7))  # 1 - p, never 0: a power below 1 has no gradient there
+        objective_BT = missed_BT**focal_gamma * objective_BT
     if z_loss:
         objective_BT += z_loss * jnp.square(log_z_BT)
     return {"nll": nll_BT, "objective": objective_BT}

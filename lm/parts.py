@@ -52,11 +52,13 @@ def model_config(config: Config, vocab_size: int) -> ModelConfig:
 def make_loss(model: Model, config: Config, head_trained: bool = True, whole: bool = False) -> Loss:
     """Cross-entropy of a batch as (sum to minimise, sums); `whole`: all logits at once."""
     smoothing, z_loss, mesh = config.train.label_smoothing, config.train.z_loss, model.mesh
-    balance_loss = config.train.balance_loss
+    balance_loss, gamma, prior_C = config.train.balance_loss, config.train.focal_gamma, log_prior(config)
 
     def loss_of(head: jax.Array, x_BTD: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
-        losses = token_losses(model.unembed(head, x_BTD), batch["targets"], smoothing, z_loss)
-        return sum_losses(losses, batch["weights"])
+        logits_BTV = model.unembed(head, x_BTD)
+        if prior_C is not None:
+            logits_BTV += prior_C
+        return sum_losses(token_losses(logits_BTV, batch["targets"], smoothing, z_loss, gamma), batch["weights"])
 
     def shard_head(gradient: jax.Array) -> jax.Array:
         if mesh is None:
@@ -75,7 +77,7 @@ def make_loss(model: Model, config: Config, head_trained: bool = True, whole: bo
         shards = 1 if mesh is None else row_shards(mesh) * mesh.shape["context"]
         # A frozen head has no gradient to sum, and finer pieces cost nothing: those in which nobody learns are left out.
         skip = not head_trained and (mesh is None or mesh.shape["context"] == 1)
-        pieces = count_pieces(B * T // shards, T, model.config.vocab_size, config.train.loss_chunk, skip)
+        pieces = count_pieces(B * T // shards, T, model.config.outputs, config.train.loss_chunk, skip)
         if whole or pieces == 1:
             sums = loss_of(head, x_BTD, targets)
         else:
@@ -87,6 +89,14 @@ def make_loss(model: Model, config: Config, head_trained: bool = True, whole: bo
         return sums["objective"], sums
 
     return loss
+
+
+def log_prior(config: Config) -> jax.Array | None:
+    """Returns what `train.logit_adjustment` adds to the logits of each class in training [C], float32 (arXiv:2007.07314)."""
+    if not config.train.logit_adjustment:
+        return None
+    counts_C = jnp.asarray(config.train.class_counts, jnp.float32)
+    return config.train.logit_adjustment * jnp.log(counts_C / counts_C.sum())
 
 
 def param_shapes(model: Model) -> dict[str, jax.ShapeDtypeStruct]:

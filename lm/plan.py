@@ -92,9 +92,11 @@ def shard_bytes(tree: Any) -> int:
 
 
 def random_batch(config: Config, vocab_size: int) -> dict[str, np.ndarray]:
-    """Random ids in one document a row; targets are random too."""
+    """Random ids in one document a row; targets are random too, of a classifier too at every place."""
     rng, shape = np.random.default_rng(0), (config.data.batch_size, config.data.seq_len)
-    tokens, targets = (rng.integers(0, vocab_size, shape, dtype=np.int32) for _ in range(2))
+    tokens, targets = (
+        rng.integers(0, n, shape, dtype=np.int32) for n in (vocab_size, config.model.classes or vocab_size)
+    )
     ones = np.ones(shape, np.int32)
     places = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     return dict(zip(BATCH_KEYS, (tokens, targets, ones.astype(np.float32), ones, places)))

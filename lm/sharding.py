@@ -32,7 +32,7 @@ TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r".*(attn/out|mlp/down)_lora_a", ("tensor", None)),
     (r".*(attn/out|mlp/down)_lora_b", (None, "fsdp")),
     (r"embed", ("tensor", "fsdp")),
-    (r"head", ("fsdp", "tensor")),
+    (r"head|classifier", ("fsdp", "tensor")),
     (r"positions", (None, "fsdp")),
     (r".*(scale|bias)", ()),
 )

@@ -77,7 +77,7 @@ def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
     keep = match_table([*((p, True) for p in init.fresh), (".*", False)], list(shapes), "init.fresh")
     adapters = [path for path in shapes if base_of(path) != path]
     if is_foreign(init.source):
-        keep |= dict.fromkeys(adapters, True)
+        keep |= dict.fromkeys([*adapters, *({"classifier"} & shapes.keys())], True)
         stored = _open_foreign(init, shapes, keep)
     else:
         stored = _open_checkpoint(init, shapes, keep, adapters, tokenizer_sha256, log)
@@ -121,9 +121,9 @@ def find_twins(parts: Parts, params: Params, ids: Sequence[int]) -> dict[int, in
     Tokens that a model never saw keep the row they began with, but for decay. If it is that of an end token, no training of other weights
     can tell the end from the others.
     """
-    if parts.treatment.trained[parts.model.head_path]:
+    if parts.treatment.trained[parts.model.head_path] or parts.model.config.classes:
         return {}
-    rows = params[parts.model.head_path] if parts.model.config.tie_embeddings else params[parts.model.head_path].T
+    rows = params["embed"] if parts.model.head_path == "embed" else params[parts.model.head_path].T
 
     def count_same(rows: jax.Array) -> jax.Array:
         rows = rows.astype(jnp.float32)
@@ -135,7 +135,7 @@ def find_twins(parts: Parts, params: Params, ids: Sequence[int]) -> dict[int, in
 
 
 def _open_foreign(init: InitConfig, shapes: Mapping[str, Any], keep: Mapping[str, bool]) -> Stored:
-    base = {path: leaf for path, leaf in shapes.items() if base_of(path) == path}
+    base = {path: leaf for path, leaf in shapes.items() if base_of(path) == path and path != "classifier"}
     weights = open_weights(find_foreign(init.source), base, frozenset(path for path in base if keep[path]))
     return Stored(f"{init.source} ({weights.place})", lambda abstract, cast: weights.load(abstract), weights.close)
 
@@ -157,6 +157,9 @@ def _open_checkpoint(
     stored = checkpoint.stored_shapes(init.source, step)
     if not any(f"params/{path}" in stored for path in adapters):
         keep |= dict.fromkeys(adapters, True)
+    if "classifier" in shapes and "params/classifier" not in stored:  # a language model: its head has no use here
+        keep["classifier"] = True
+        stored = {path: leaf for path, leaf in stored.items() if path != "params/head"}
     wanted = {path for path in shapes if not keep[path]}
     extra = [p.removeprefix("params/") for p in stored if p.startswith("params/")]
     extra = [p for p in extra if p not in wanted and not any(re.fullmatch(f, p) for f in init.fresh)]

@@ -146,7 +146,7 @@ class _Loop:
         run, progress, clock = self.run, self.run.progress, self.run.clock
         with clock.part("input"):
             batch = next(batches)
-            check_batch(batch, run.vocab_size, f"batch of step {progress.step}")
+            check_batch(batch, run.vocab_size, f"batch of step {progress.step}", run.config.model.classes)
         with clock.part("put"):
             arrays = put_batch(batch, run.mesh, self.batch_size)
         if self.memory.crowded:
@@ -261,8 +261,9 @@ class _Loop:
         batches = run.data.eval_batches("validation", size, local_rows(run.mesh, size))
         began = time.perf_counter()
         result = evaluate(
-            run.eval_step, self.state.params, batches, run.mesh, size, run.vocab_size, config.eval_rows, stopped
-        )
+            run.eval_step, self.state.params, batches, run.mesh, size, run.vocab_size, config.eval_rows, stopped,
+            classes=run.config.model.classes,
+        )  # fmt: skip
         if result is None:
             return False
         loss, moved = result["loss"], progress.step > 0  # unmoved weights are no result of this run
@@ -280,11 +281,16 @@ class _Loop:
         mark = " *" if improved else "" if moved else " before training"
         run.logger.say(
             f"step {progress.step}: eval loss {loss:.4f} +- {result.get('loss_stderr', math.nan):.4f}, "
-            f"{result.get('bits_per_byte', math.nan):.4f} bits/byte ({duration(time.perf_counter() - began)}){mark}"
+            f"{self._also(result)} ({duration(time.perf_counter() - began)}){mark}"
         )
         self._sample()
         run.logger.plot(progress.history)
         return True
+
+    def _also(self, result: Mapping[str, float]) -> str:
+        if self.run.config.model.classes:
+            return f"accuracy {result.get('accuracy', math.nan):.4f}, macro-F1 {result.get('macro_f1', math.nan):.4f}"
+        return f"{result.get('bits_per_byte', math.nan):.4f} bits/byte"
 
     def _sample(self) -> None:
         run = self.run

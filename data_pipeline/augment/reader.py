@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline.augment.draw import fold
 from data_pipeline.augment.rewrite import Piece, Rewriter
 from data_pipeline.augment.window import shift_windows
-from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, UNCHANGED, RowReader, change_keys
+from data_pipeline.rows import BATCH_DTYPES, ORIGIN_DTYPES, UNCHANGED, Labelled, RowReader, change_keys
 from data_pipeline.store import Shard
 from data_pipeline.tasks import PLAIN, Chunks
 
@@ -29,7 +29,8 @@ class RewrittenRows(RowReader):
     """Rows whose chunks are rewritten when they are read for training. `shifted`: the window has moved them already."""
 
     def __init__(
-        self, shard: Shard, chunks: Chunks, packing: str, bos_id: int, pad_id: int, rewriter: Rewriter, shifted: bool = False
+        self, shard: Shard, chunks: Chunks, packing: str, bos_id: int, pad_id: int, rewriter: Rewriter, shifted: bool = False,
+        labelled: Labelled | None = None,
     ):  # fmt: skip
         self.rewriter = rewriter
         self.window = rewriter.limit() if rewriter.config.window_shift and not shifted else 0
@@ -38,18 +39,21 @@ class RewrittenRows(RowReader):
         room = np.where(full, rewriter.window_room(chunks.length), rewriter.room(chunks.length, plain))
         still = (chunks.answer < PLAIN) | (shard.keys[chunks.document] == UNCHANGED)
         room = np.where(still, chunks.length, room)
-        super().__init__(shard, chunks, rewriter.seq_len, packing, bos_id, pad_id, room)
+        super().__init__(shard, chunks, rewriter.seq_len, packing, bos_id, pad_id, room, labelled)
 
     def read(self, rows: np.ndarray, epoch_keys: np.ndarray | None = None) -> dict[str, np.ndarray]:
         if epoch_keys is None:
             return super().read(rows)
         dtypes = BATCH_DTYPES | ORIGIN_DTYPES
         batch = {name: np.zeros((len(rows), self.seq_len), dtype) for name, dtype in dtypes.items()}
-        batch["tokens"][:], batch["targets"][:] = self.pad_id, self.pad_id
+        batch["tokens"][:], batch["targets"][:] = self.pad_id, 0 if self.labelled else self.pad_id
         stretches = self.stretches(rows, epoch_keys)
         ends, segments = [0] * len(rows), [0] * len(rows)
         rewritten = self.rewriter.rewrite(self.pieces(stretches))
-        for piece, row, place, key in zip(rewritten, stretches.row.tolist(), stretches.place.tolist(), stretches.key):
+        documents = self.chunks.document[stretches.chunk]
+        for piece, row, place, key, document in zip(
+            rewritten, stretches.row.tolist(), stretches.place.tolist(), stretches.key, documents.tolist()
+        ):
             n = len(piece.ids) - 1
             at, end = ends[row], ends[row] + n
             assert 0 <= n <= self.seq_len - at
@@ -57,6 +61,10 @@ class RewrittenRows(RowReader):
             batch["tokens"][row, at:end], batch["targets"][row, at:end] = piece.ids[:-1], piece.ids[1:]
             batch["segments"][row, at:end], batch["keys"][row, at:end] = segments[row], key
             batch["weights"][row, at:end] = piece.weights[1:]
+            if self.labelled and n:
+                batch["targets"][row, at:end], batch["weights"][row, at:end] = 0, 0
+                batch["targets"][row, end - 1] = self.labelled.number[document]
+                batch["weights"][row, end - 1] = self.labelled.weight[document]
             batch["positions"][row, at:end] = np.arange(n)
             batch["places"][row, at:end] = np.arange(place, place + n)
         return batch

@@ -23,7 +23,7 @@ from lm.hf.families import read_config
 ORIGIN = "hf_origin.json"  # in a workdir
 KINDS = ("hf:", "gguf:")
 # What a config decides, whatever the source is. All other keys of `model` follow the source.
-OWN = {"init_std", "init_out", "dropout", "attention", "dtype", "scan", "remat"}
+OWN = {"init_std", "init_out", "dropout", "attention", "dtype", "scan", "remat", "classes", "pooling"}
 FOLLOWS = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in OWN]
 FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]  # of a hub repository
 
@@ -95,14 +95,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def follow_source(config: Config, workdir: Path | None = None) -> Config:
-    """Returns the config with the architecture and tokenizer of its `init.source`, where that is an open-weight model.
+    """Returns the config with the architecture and tokenizer of its `init.source`.
 
-    A run in `workdir` that was begun from the same source is followed instead: it goes on without the source's files.
+    Those of a run of ours are taken where the config names none. A run in `workdir` that was begun from the same source is followed instead: it goes on without the source's files.
     Raises ConfigError for a model key that says something else than the source.
     """
     source = config.init.source
     if not is_foreign(source):
-        return config
+        return _follow_run(config, source)
     saved = saved_config(workdir)
     if saved and saved.init.source == source:
         model, place = saved.model, saved.data.tokenizer.path
@@ -124,6 +124,21 @@ def follow_source(config: Config, workdir: Path | None = None) -> Config:
     tokenizer = config.data.tokenizer
     if not tokenizer.path:
         tokenizer = replace(tokenizer, kind="auto", path=place)
+    return replace(config, model=model, data=replace(config.data, tokenizer=tokenizer))
+
+
+def _follow_run(config: Config, source: str) -> Config:
+    theirs = saved_config(Path(source)) if source else None
+    if theirs is None:
+        return config
+    default, model = ModelConfig(), config.model
+    if all(getattr(model, key) == getattr(default, key) for key in FOLLOWS):
+        max_len = theirs.model.max_len or (theirs.data.seq_len if theirs.model.position == "learned" else 0)
+        followed = {key: getattr(theirs.model, key) for key in FOLLOWS} | {"max_len": max_len}
+        model = replace(model, **followed)
+    tokenizer = config.data.tokenizer
+    if not tokenizer.path:
+        tokenizer = replace(tokenizer, kind="auto", path=str(Path(source) / "tokenizer"))
     return replace(config, model=model, data=replace(config.data, tokenizer=tokenizer))
 
 

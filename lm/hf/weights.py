@@ -17,6 +17,7 @@ from lm.hf.source import Foreign
 from lm.hf.tensors import Tensors, open_folder
 from lm.params import Params, layer_paths, to_host
 
+HEADS = ("lm_head.weight", "embed_out.weight")
 SHOWN = 40  # problems listed by name
 
 
@@ -41,6 +42,8 @@ class Source:
         self.spared = {row.hf for row in rows if fresh.issuperset(row.ours)}
         self.names = plain_names(family, list(tensors.shapes))
         self._last = ("", np.empty(0))
+        if "head" not in shapes and not config.tie_embeddings:  # a classifier has another
+            self.names = {ours: name for ours, name in self.names.items() if ours not in HEADS}
         self._drop_tied_head()
         problems = self._problems()
         if problems:
@@ -51,7 +54,7 @@ class Source:
 
     def _drop_tied_head(self) -> None:
         """A head that is held beside the embedding it is tied to, must be equal to it."""
-        head = next((name for name in ("lm_head.weight", "embed_out.weight") if name in self.names), None)
+        head = next((name for name in HEADS if name in self.names), None)
         embed = self.names.get(self.rows["embed"][0].hf)
         if head and embed and self.config.tie_embeddings:
             ours, theirs = self.tensors.read(self.names[head]), self.tensors.read(embed)

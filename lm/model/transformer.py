@@ -131,8 +131,10 @@ class Transformer(nn.Module):
             keys, values = (tuple(part[which] for part in layers) for which in (0, 1))
             cache = {"k": keys, "v": values, "segments": k_segments, "positions": k_positions, "index": end}
         x_BTD = Norm(config, name="norm_out")(x_BTD)
-        if not config.tie_embeddings:
-            self.param("head", init_matrix(config), (config.dim, config.vocab_size))  # used by Model.unembed
+        if config.classes and config.pooling == "mean":
+            x_BTD = mean_of_segments(x_BTD, segments_BT)
+        if config.head_path != "embed":
+            self.param(config.head_path, init_matrix(config), (config.dim, config.outputs))  # used by Model.unembed
         return x_BTD, cache, uneven
 
     def _blocks(
@@ -164,6 +166,18 @@ class Transformer(nn.Module):
         return x_BTD, parts, uneven
 
 
+def mean_of_segments(x_BTD: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """Returns at each place the mean over all places of its document; summed in float32, document by document."""
+
+    def of_row(x_TD: jax.Array, segments_T: jax.Array) -> jax.Array:
+        ends = len(segments_T) + 1  # documents of a row count from 1, and there are no more than places
+        sums = jax.ops.segment_sum(x_TD.astype(jnp.float32), segments_T, ends)
+        sizes = jax.ops.segment_sum(jnp.ones(len(segments_T)), segments_T, ends)
+        return (sums[segments_T] / sizes[segments_T][:, None]).astype(x_TD.dtype)
+
+    return jax.vmap(of_row)(x_BTD, segments_BT)
+
+
 @dataclass(frozen=True)
 class Model:
     """The decoder as functions of `params`, a flat dict {path: array}; `config` has vocab_size and max_len filled in."""
@@ -178,7 +192,7 @@ class Model:
     @property
     def head_path(self) -> str:
         """The parameter that turns hidden states into logits."""
-        return "embed" if self.config.tie_embeddings else "head"
+        return self.config.head_path
 
     def init_params(self, key: jax.Array) -> Params:
         """Random weights; the same numbers for any grouping into runs."""
@@ -222,9 +236,11 @@ class Model:
         return module.apply({"params": unflatten_dict(params, sep="/")}, *inputs, rngs=rngs)
 
     def unembed(self, head: jax.Array, x_BTD: jax.Array) -> jax.Array:
-        """Returns logits [B, T, V] in float32; `head` is the parameter at `head_path`."""
-        equation = "BTD,VD->BTV" if self.config.tie_embeddings else "BTD,DV->BTV"
+        """Returns logits [B, T, V] (of a classifier [B, T, C]) in float32; `head` is the parameter at `head_path`."""
+        equation = "BTD,VD->BTV" if self.head_path == "embed" else "BTD,DV->BTV"
         logits_BTV: Any = einsum_f32(equation, x_BTD, head.astype(x_BTD.dtype))
+        if self.config.classes:
+            return logits_BTV
         return softcap(logits_BTV, self.config.logit_softcap)
 
     def apply(
