@@ -32,6 +32,7 @@ from data_pipeline.rules.measures import Measures
 from data_pipeline.rules.quality import BOUNDS
 from data_pipeline.schema import UserError
 
+AT_ONCE = 1 << 13  # rows that are read; 1 << 16 take 90 MB more, and no less time
 DOCUMENTS = "documents.parquet"
 MEASURED, WHOLE, EMPTY = (
     1,
@@ -175,7 +176,7 @@ class Documents:
 
     def read(self, *names: str) -> Iterator[dict[str, Any]]:
         """Yields the columns `names` of a stretch of rows: arrays; texts as (names, numbers); keys as uint64 [n, 2], 0 for null."""
-        for batch in self.file.iter_batches(1 << 16, columns=list(names)):
+        for batch in self.file.iter_batches(AT_ONCE, columns=list(names)):
             yield {name: _to_numpy(name, batch.column(name)) for name in names}
 
     def measures(self) -> Iterator[Measures]:

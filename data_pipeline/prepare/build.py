@@ -251,6 +251,7 @@ def run_stages(
     context.loaded[work / "tokenizer"] = tokenizer
     sizes = [part.size for _, part in tasks]
     encoded = run_stage(context, ENCODE, encode_part, tasks, sizes, workers, log, "encoding")
+    release_memory()
     tokenizer.save(folder / "tokenizer")
     entries = []
     for number, source in enumerate(sources):
