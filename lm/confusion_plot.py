@@ -13,7 +13,7 @@ import numpy as np
 from lm.score_report import cell
 
 NAMED = 40  # classes of which the picture shows the names
-COUNTED = 25  # classes of which it shows the counts
+COUNTED = 20  # classes of which it shows the counts
 LONGEST = 24  # characters of a name
 # Fonts with Han, in the order in which they are looked for, after matplotlib's own.
 FONTS = (
@@ -70,9 +70,8 @@ def plot_confusion(path: Path, confusion: Sequence[Sequence[int]] | np.ndarray, 
                 axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
-    figure.tight_layout()
     temporary = path.with_name(path.stem + ".tmp.png")
-    figure.savefig(temporary)
+    figure.savefig(temporary, bbox_inches="tight")
     temporary.replace(path)
     plt.close(figure)
     return "" if font else "Classes: " + ", ".join(f"{i} {cell(name)}" for i, name in enumerate(classes)) + "."

@@ -48,7 +48,7 @@ def macro_f1(labels: np.ndarray, predictions: np.ndarray, classes: int) -> float
 
 
 def tune_threshold(logits: np.ndarray, labels: np.ndarray, target: str = "f1") -> float:
-    """Returns the least probability of class 1 at which to say class 1: that with the best F1 of class 1, or macro F1.
+    """Returns the probability above which to say class 1: that with the best F1 of class 1, or macro F1.
 
     `logits` [N, 2]. Of thresholds that are as good, the one nearest 1/2; 1/2 where none is better.
     """
@@ -61,7 +61,7 @@ def tune_threshold(logits: np.ndarray, labels: np.ndarray, target: str = "f1") -
 
 
 def at_threshold(threshold: float) -> Decision:
-    """The rule that says class 1 from this probability on, as an offset of its logit."""
+    """The rule that says class 1 above this probability, as an offset of its logit."""
     p = min(max(threshold, 1e-300), 1 - 1e-16)
     return Decision(offsets=(0.0, float(np.log1p(-p) - np.log(p))))
 
