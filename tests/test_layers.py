@@ -23,6 +23,8 @@ LAYERS = {
     "lm.model": 2, "lm.model.adapters": 2, "lm.model.codes": 2, "lm.model.rope": 2, "lm.model.products": 2,
     "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
     "lm.model.grouped": 2, "lm.model.experts": 2, "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
+    "lm.calibration": 0, "lm.scores": 0, "lm.decisions": 0, "lm.score_report": 0, "lm.confusion_plot": 0, "lm.baselines": 0,
+    "lm.text_measures": 0, "lm.text_scores": 7,
     "lm.losses": 3, "lm.optim": 3, "lm.sampling": 3, "lm.step": 3,
     "lm.checkpoint": 4,
     "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
@@ -36,6 +38,7 @@ COMMANDS = {
     "lm.hf.folder",
     "lm.hf.verify",
     "lm.hf.tokenizer_json",
+    "lm.text_scores",
 }  # what entry points alone import, and which may import what they may
 EXTRAS = ("lm.lora", "lm.serve")  # which the core never imports, nor they each other
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
@@ -48,7 +51,9 @@ LIBRARIES = {
     "optax": ("lm.losses", "lm.optim", "lm.step"),
     "orbax": ("lm.checkpoint",),
     "tensorboardX": ("lm.logger",),
-    "matplotlib": ("lm.logger",),
+    "matplotlib": ("lm.logger", "lm.confusion_plot"),
+    "sklearn": ("lm.baselines",),
+    "sacrebleu": ("lm.text_measures",),
     "tensorflow": ("data_pipeline",),
     "tensorflow_datasets": ("data_pipeline",),
     "sentencepiece": ("data_pipeline",),
@@ -72,7 +77,7 @@ LIBRARIES = {
 INSIDE_FUNCTIONS = {
     "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "gguf", "jinja2", "matplotlib",
     "tensorboardX", "cryptography", "apache_beam", "resiliparse", "brotli", "google_crc32c", "pyarrow", "array_record",
-    "yaml",
+    "yaml", "sklearn", "sacrebleu",
 }  # fmt: skip
 NO_JAX = {module for module, layer in LAYERS.items() if layer == 0}
 DRAWERS = {
