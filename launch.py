@@ -7,13 +7,18 @@ import shlex
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.schema import run_main, split_flags
 from lm.check import count_steps, name_classes, read_config
 from lm.config import Config, ConfigError, UserError, changed_keys, to_json
 from lm.peers import FLAGS, Peers
+
+if TYPE_CHECKING:
+    from lm.parts import Parts
+    from lm.train import Outcome, Run
 
 USAGE = """
 usage: python launch.py --config=FILE [--workdir=DIR] [--plan [--topology=v5e:4x4]] [--config.KEY=VALUE ...]
@@ -81,6 +86,33 @@ def follow_data(config: Config, data: Any) -> Config:
     if data.classes:
         config = name_classes(config, data.classes.names, data.classes.counts)
     return count_steps(config, data.summary()["rows"]["train"])
+
+
+def judge(job: Run, parts: Parts, outcome: Outcome, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
+    """Scores the best classifier of a run on its validation split, beside baselines."""
+    from data_pipeline.labelled_texts import read_texts
+    from lm import classify
+    from lm.checkpoint import load
+    from lm.hosts import is_main
+    from lm.sharding import local_rows, row_shards
+
+    if not job.data.has_split("validation"):
+        return {}, ""
+    params, best = outcome.state.params, job.progress.best_step
+    if best not in (None, job.progress.step):
+        params = load(job.workdir, best, parts.state.params, "params/")
+    size = -(-job.config.train.eval_batch_size // row_shards(job.mesh)) * row_shards(job.mesh)
+    batches = job.data.eval_batches("validation", size, local_rows(job.mesh, size))
+    scored = classify.score(parts.model, params, batches, job.mesh, size)
+    if not is_main():
+        return {}, ""
+    rule = classify.fit_rule(scored, job.config.data.labels, job.config.train.refusal)
+    rule.save(job.workdir)
+    data: Any = job.data
+    train, texts = (classify.Texts(*read_texts(data, name, classify.MOST_TEXTS)) for name in ("train", "validation"))
+    numbers, page = classify.report(job.workdir, "validation", scored, rule, train, texts, say)
+    say(f"\n{page}")
+    return {key if key.startswith("baseline/") else f"best/eval/{key}": value for key, value in numbers.items()}, page
 
 
 def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
@@ -184,7 +216,8 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
             if not is_out_of_memory(error):
                 raise
             raise UserError(f"out of memory: {describe_shortage(error, parts)}") from None
-        summary = finish(job, outcome, receipt, parts.treatment)
+        judged = judge(job, parts, outcome, say) if config.model.classes else ({}, "")
+        summary = finish(job, outcome, receipt, parts.treatment, *judged)
         job.logger.close()
     except BaseException as error:
         clock.note("exit", status=f"failed: {type(error).__name__}")

@@ -240,6 +240,7 @@ def _check_task(config: Config) -> list[str]:
             (not model.classes, f"model.classes: {read}"),
             (model.pooling == "last", f"model.pooling: {read}"),
             (not train.logit_adjustment, f"train.logit_adjustment: {read}"),
+            (not train.refusal, f"train.refusal: {read}"),
             (not train.class_counts, f"train.class_counts: {read}"),
         )
     return [f"config.{message}" for ok, message in rules if not ok]

@@ -208,6 +208,7 @@ class TrainConfig:
     focal_gamma: float = 0.0  # losses times (1 - p) ** gamma, p the probability of the target
     logit_adjustment: float = 0.0  # classifier: add so much of log(share of the class) to the logits in training
     class_counts: tuple[int, ...] = ()  # training documents of each class, for logit_adjustment; (): what the data have
+    refusal: str = ""  # classifier: the class that stands for no answer, for what it is not sure of; "": none
     peak_tflops: float = 0.0  # of one device, for `mfu`; 0: the chip's known figure, or a measured matmul
 
 

@@ -19,9 +19,10 @@ from jax.sharding import Mesh
 
 from lm.batch import check_batch
 from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
-from lm.metrics import bits, macro_f1, perplexity
+from lm.metrics import bits, perplexity
 from lm.model.transformer import Model
 from lm.params import Params, to_host
+from lm.scores import count_confusion, score_confusion
 from lm.sharding import put_batch, row_shards
 
 EvalStep = Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
@@ -93,7 +94,8 @@ def evaluate(
     result = summarise(table[table[:, 3] > 0])
     if told:
         labels, predicted = (np.concatenate(arrays)[: len(table)] for arrays in zip(*told))
-        result["macro_f1"] = macro_f1(labels[labels >= 0], predicted[labels >= 0])
+        confusion = count_confusion(labels[labels >= 0], predicted[labels >= 0], classes)
+        result["macro_f1"] = score_confusion(confusion)["macro_f1"]
         result["texts"] = result.pop("tokens")
         for key in ("bits_per_byte", "perplexity"):
             result.pop(key, None)

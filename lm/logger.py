@@ -211,8 +211,10 @@ def describe_time(summary: Mapping[str, Any]) -> str:
     return f"{duration(time['seconds'])} in {starts}: {', '.join([steps, *shares])}"
 
 
-def run_card(summary: Mapping[str, Any], receipt: Mapping[str, Any], commands: Mapping[str, str]) -> str:
-    """The README.md of a workdir: what was trained, from what, how well, and what to run next."""
+def run_card(
+    summary: Mapping[str, Any], receipt: Mapping[str, Any], commands: Mapping[str, str], page: str = ""
+) -> str:
+    """The README.md of a workdir: what was trained, from what, how well, and what to run next; `page` goes in between."""
     data, versions = summary["data"], summary["versions"]
 
     def number(key: str, digits: str = ".4f") -> str:
@@ -224,6 +226,15 @@ def run_card(summary: Mapping[str, Any], receipt: Mapping[str, Any], commands: M
         return f"| {label} | {' | '.join(number(column + key, digits) for column in columns)} |"
 
     before = " before training |" if "start/eval/loss" in summary else ""
+    shown = [("eval/loss", "eval/loss, nats a token"), ("eval/perplexity", "eval/perplexity", ".3f"),
+             ("eval/bits_per_byte", "eval/bits_per_byte"), ("eval/accuracy", "eval/accuracy")]  # fmt: skip
+    if "eval/macro_f1" in summary:  # a classifier
+        shown = [
+            ("eval/loss", "eval/loss, nats a text"),
+            ("eval/accuracy", "eval/accuracy"),
+            ("eval/macro_f1", "eval/macro_f1"),
+        ]
+    rows = "\n".join(line(*row) for row in shown)
     splits = ""
     for name, source in data["sources"].items():
         for split, part in source["splits"].items():
@@ -244,16 +255,14 @@ after {duration(summary["wall_seconds"])}; {summary["tokens_seen"]:,} target tok
 
 | | last | best (step {summary["best_step"]}) |{before}
 |---|---|---|{"---|" if before else ""}
-{line("eval/loss", "eval/loss, nats a token")}
-{line("eval/perplexity", "eval/perplexity", ".3f")}
-{line("eval/bits_per_byte", "eval/bits_per_byte")}
-{line("eval/accuracy", "eval/accuracy")}
+{rows}
 
 Last training loss {number("train/loss")}; {summary["tokens_per_sec"]:,.0f} target tokens a second on \
 {summary["devices"]}; mfu {number("mfu", ".3f")} (peak: {summary["peak"]}).
 
 Time: {describe_time(summary)}.
 
+{page}
 ## Model
 
 {receipt["trained_params"]:,} parameters trained, {receipt["frozen_params"]:,} frozen, {receipt["optimizer_numbers"]:,} \

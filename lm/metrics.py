@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lm.config import ModelConfig
 from lm.params import block_name
@@ -132,19 +131,6 @@ def token_flops(
         q, k, v = (below or any(trained.get(f"{attn}/{x}{end}", False) for end in ends) for x in "qkv")
         flops[f"{attn}/scores"] = product * (2 + v + (q or k) + q + k)  # P = QK, PV; dV, dP, dQ, dK
     return flops
-
-
-def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Returns the mean of the F1 scores of the classes that stand in `labels` or `predicted` [N].
-
-    >>> macro_f1(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]))
-    0.7333333333333334
-    """
-    scores = []
-    for one in np.union1d(labels, predicted):
-        both = np.count_nonzero((labels == one) & (predicted == one))
-        scores.append(2 * both / (np.count_nonzero(labels == one) + np.count_nonzero(predicted == one)))
-    return float(np.mean(scores)) if scores else math.nan
 
 
 def bits(nats: float) -> float:

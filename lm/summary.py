@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -59,6 +59,11 @@ def versions() -> dict[str, str]:
 def next_commands(run: Run) -> dict[str, str]:
     """The commands a person would run next, and what each does."""
     workdir = shlex.quote(str(run.workdir))
+    if run.config.model.classes:
+        commands = {f'python -m lm.classify --workdir={workdir} --text="..."': "tell the class of a text"}
+        if run.data.has_split("test"):
+            commands[f"python -m lm.classify --workdir={workdir} --split=test"] = "open the test split"
+        return commands | {f"tensorboard --logdir={workdir}": "look at its curves"}
     commands = {f'python -m lm.generate --workdir={workdir} --prompt="..."': "write text with it"}
     if run.data.has_split("test"):
         commands[f"python -m lm.evaluate --workdir={workdir} --split=test"] = "measure it on unseen text"
@@ -70,8 +75,18 @@ def next_commands(run: Run) -> dict[str, str]:
     return commands
 
 
-def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment) -> dict[str, Any]:
-    """Checks that nothing frozen moved, writes all that a run leaves, and returns the summary."""
+def finish(
+    run: Run,
+    outcome: Outcome,
+    receipt: Receipt,
+    treatment: Treatment,
+    numbers: Mapping[str, Any] | None = None,
+    page: str = "",
+) -> dict[str, Any]:
+    """Checks that nothing frozen moved, writes all that a run leaves, and returns the summary.
+
+    `numbers` come into the summary and `page` into the run card, as they are.
+    """
     receipt = check_frozen(receipt, outcome.state.params, treatment)
     digest = params_sha256(outcome.state.params)
     progress, config = run.progress, run.config
@@ -92,6 +107,7 @@ def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment) -
         **{key: value for key, value in (evals[-1] if evals else {}).items() if key != "step"},
         **{f"best/{key}": value for key, value in best.items() if key != "step"},
         **{f"start/{key}": value for key, value in start.items() if key != "step"},
+        **(numbers or {}),
         "params_sha256": digest,
         "tokens_per_sec": rate,
         "mfu": rate * run.flops_per_token / run.peak_flops,
@@ -113,7 +129,7 @@ def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment) -
     if is_main():
         write_json(run.workdir / "receipt.json", receipt)
         run.logger.plot(progress.history)
-        card = run_card(summary, receipt, next_commands(run))
+        card = run_card(summary, receipt, next_commands(run), page)
         (run.workdir / "README.md").write_text(card)
         write_json(run.workdir / "summary.json", summary)  # last: it says that the run has ended
     return summary

@@ -24,7 +24,7 @@ LAYERS = {
     "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
     "lm.model.grouped": 2, "lm.model.experts": 2, "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
     "lm.calibration": 0, "lm.scores": 0, "lm.decisions": 0, "lm.score_report": 0, "lm.confusion_plot": 0, "lm.baselines": 0,
-    "lm.text_measures": 0, "lm.text_scores": 7,
+    "lm.text_measures": 0, "lm.text_scores": 7, "lm.classify": 7,
     "lm.losses": 3, "lm.optim": 3, "lm.sampling": 3, "lm.step": 3,
     "lm.checkpoint": 4,
     "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
@@ -39,6 +39,7 @@ COMMANDS = {
     "lm.hf.verify",
     "lm.hf.tokenizer_json",
     "lm.text_scores",
+    "lm.classify",
 }  # what entry points alone import, and which may import what they may
 EXTRAS = ("lm.lora", "lm.serve")  # which the core never imports, nor they each other
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}

@@ -1,0 +1,273 @@
+"""Which class has each text, and how good is a classifier on a split, beside what counting words reaches?
+
+    python -m lm.classify --workdir=runs/classify --split=test
+    python -m lm.classify --workdir=runs/classify --file=texts.jsonl --out=told.jsonl
+
+What is decided beyond the likeliest class (a temperature, a threshold, when to refuse) is fitted on the validation split.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lm.baselines import baselines
+from lm.batch import check_batch
+from lm.calibration import fit_temperature, log_softmax
+from lm.config import UserError
+from lm.confusion_plot import plot_confusion
+from lm.decisions import Decision, at_threshold, tune_refusal, tune_threshold
+from lm.logger import Ticker, write_json
+from lm.model.transformer import Model
+from lm.params import Params, to_host
+from lm.score_report import format_baselines, format_report
+from lm.scores import Report, classification_report
+from lm.sharding import put_batch
+
+DECISION = "decision.json"  # in a workdir
+CHIEF = ("accuracy", "macro_f1", "weighted_f1", "auroc", "nll", "ece", "temperature", "ece_after_temperature")
+MOST_TEXTS = 100_000  # of the train split that the baselines learn from
+
+
+class Scored(NamedTuple):
+    """What a model says of the texts of a split."""
+
+    logits: np.ndarray  # [N, C]
+    labels: np.ndarray  # [N], numbers of classes
+
+
+class Texts(NamedTuple):
+    """Texts of a split, in any order."""
+
+    texts: list[str]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a class is told from logits, as decision.json holds it."""
+
+    names: tuple[str, ...]
+    temperature: float
+    decision: Decision
+
+    def save(self, workdir: Path) -> None:
+        write_json(
+            workdir / DECISION,
+            {"names": self.names, "temperature": self.temperature, "decision": self.decision.to_json()},
+        )
+
+    @staticmethod
+    def load(workdir: Path, names: Sequence[str]) -> Rule:
+        """The rule of a run; the likeliest class where it has none."""
+        try:
+            found = json.loads((workdir / DECISION).read_text("utf-8"))
+            decision = Decision(**{**found["decision"], "offsets": tuple(found["decision"]["offsets"])})
+            return Rule(tuple(found["names"]), float(found["temperature"]), decision)
+        except FileNotFoundError:
+            return Rule(tuple(names), 1.0, Decision())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{workdir / DECISION} is damaged ({error}): delete it, or run lm.classify --split"
+            ) from None
+
+
+Predictor = Callable[[Params, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
+
+
+def make_predictor(model: Model) -> Predictor:
+    """Returns a jitted (params, batch) -> logits [B, T, C] and labels [B, T], -1 where no text ends."""
+
+    @jax.jit
+    def predict(params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
+        labels_BT = jnp.where(batch["weights"] > 0, batch["targets"], -1)
+        return model.unembed(params[model.head_path], x_BTD), labels_BT
+
+    return predict
+
+
+def score(
+    model: Model, params: Params, batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Scored:  # fmt: skip
+    """Returns what the model says of every text in `batches`, row by row and place by place."""
+    predictor, found = make_predictor(model), []
+    for number, batch in enumerate(batches):
+        check_batch(batch, model.config.vocab_size, f"batch {number}", model.config.classes)
+        logits, labels = map(to_host, predictor(params, put_batch(batch, mesh, batch_size)))
+        found.append((logits[labels >= 0], labels[labels >= 0]))
+        progress((number + 1) * batch_size)
+    if not found:
+        return Scored(np.zeros((0, model.config.classes), np.float32), np.zeros(0, np.int64))
+    logits, labels = (np.concatenate(arrays) for arrays in zip(*found))
+    return Scored(logits, labels.astype(np.int64))
+
+
+def fit_rule(validation: Scored, names: Sequence[str], refusal: str = "") -> Rule:
+    """Returns the temperature, and for two classes the threshold, or with `refusal` when to say that class."""
+    temperature = fit_temperature(*validation)
+    decision = Decision()
+    if refusal:
+        if refusal not in names:
+            raise UserError(f"the refusal class {refusal!r} is none of {', '.join(names[:8])}")
+        decision = tune_refusal(*validation, list(names).index(refusal))
+    elif len(names) == 2:
+        decision = at_threshold(tune_threshold(*validation, target="macro_f1"))
+    return Rule(tuple(names), temperature, decision)
+
+
+def report(
+    workdir: Path, split: str, scored: Scored, rule: Rule, train: Texts, texts: Texts, log: Callable[[str], None]
+) -> tuple[dict[str, float], str]:
+    """Writes classification-SPLIT.json, .md and confusion-SPLIT.png; returns the chief numbers and the page.
+
+    Numbers: those of CHIEF, as lm/scores.py names them, and `baseline/NAME/...`; classification-SPLIT.json has all.
+    """
+    found = classification_report(*scored, rule.names, temperature=rule.temperature)
+    others: dict[str, Report] = {}
+    try:
+        others = baselines(*train, *texts, rule.names)
+    except UserError as error:  # scikit-learn is missing
+        log(f"no baselines: {error}")
+    parts = [format_report(found, f"Classes, {split} split")]
+    tuned = None
+    if rule.decision != Decision():
+        tuned = classification_report(*scored, rule.names, predictions=rule.decision.decide(scored.logits))
+        where = ", to which it was fitted" if split == "validation" else ""
+        parts.append(
+            f"Decided by the rule of {DECISION} (fitted on the validation split) in place of the likeliest class: accuracy "
+            f"{tuned['accuracy']:.4f}, macro F1 {tuned['macro_f1']:.4f} on the {split} split{where}.\n"
+        )
+    if others:
+        parts.append(format_baselines(found, others))
+    legend = plot_confusion(workdir / f"confusion-{split}.png", found["confusion"], rule.names)
+    parts.append(f"![confusion](confusion-{split}.png)\n" + (f"\n{legend}\n" if legend else ""))
+    page = "\n".join(parts)
+    write_json(
+        workdir / f"classification-{split}.json",
+        {"split": split, "model": found, "decided": tuned, "baselines": others},
+    )
+    (workdir / f"classification-{split}.md").write_text(page, encoding="utf-8")
+    reports = {"": found, **{f"baseline/{name}/": other for name, other in others.items()}}
+    numbers = {prefix + key: one[key] for prefix, one in reports.items() for key in CHIEF if one[key] is not None}
+    return numbers, page
+
+
+USAGE = """
+usage: python -m lm.classify --workdir=DIR [--step=best|last|N] [--batch_size=32] [--refusal=CLASS]
+                             (--split=test | --text="..." | --file=FILE.jsonl [--out=FILE.jsonl])
+
+With --split, scores a split of the run's data beside two baselines and writes the report into the workdir. --text and
+--file (rows {"text"}, JSONL or CSV) tell the class of texts. --refusal names the class that stands for no answer, such as
+out-of-scope: what the model is less sure of than a threshold, found on the validation split, is given to it.
+
+example: python -m lm.classify --workdir=runs/classify --text="where is my parcel"
+"""
+
+
+def tell(rule: Rule, logits: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Yields for each row of logits [N, C] the class that is said, its probability, and those of the likeliest three."""
+    probabilities = np.exp(log_softmax(logits / rule.temperature))
+    for said, row in zip(rule.decision.decide(logits).tolist(), probabilities):
+        best = np.argsort(-row, kind="stable")[:3]
+        likeliest = {rule.names[i]: round(float(row[i]), 6) for i in best.tolist()}
+        yield {"label": rule.names[said], "probability": round(float(row[said]), 6), "likeliest": likeliest}
+
+
+def main(argv: list[str]) -> None:
+    from data_pipeline.schema import split_flags
+    from lm.config import ConfigError
+
+    names = {
+        "workdir": "", "step": "best", "batch_size": "32", "refusal": "", "split": "", "text": "", "file": "", "out": "",
+    }  # fmt: skip
+    flags, overrides = split_flags(argv, names, USAGE)
+    asked = [key for key in ("split", "text", "file") if flags[key]]
+    size = int(flags["batch_size"]) if flags["batch_size"].isdigit() else 0
+    if not flags["workdir"] or len(asked) != 1 or size < 1 or overrides:
+        raise ConfigError("python -m lm.classify --workdir=DIR and one of --split=, --text=, --file=; see --help")
+    if asked == ["split"]:
+        _score_split(flags, size)
+    else:
+        _tell_texts(flags, size)
+
+
+def _score_split(flags: Mapping[str, str], size: int) -> None:
+    from data_pipeline.batch import open_data
+    from data_pipeline.labelled_texts import read_texts
+    from lm import build
+    from lm.sharding import row_shards
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    run = _load(build, flags, say)
+    data = open_data(run.config.data, log=say)
+    split, workdir = flags["split"], Path(flags["workdir"])
+    for name in {split, "validation"}:
+        if not data.has_split(name):
+            raise UserError(f"this run's data has no {name!r} split; see config.data.split")
+    size = -(-size // row_shards(run.mesh)) * row_shards(run.mesh)
+    scored = {}
+    for name in {split, "validation"}:
+        ticker = Ticker(f"reading {name}", data.summary()["rows"][name])
+        batches = data.eval_batches(name, size, (0, size))
+        scored[name] = score(run.model, run.params, batches, run.mesh, size, ticker.update)
+        ticker.close()
+    rule = fit_rule(scored["validation"], run.config.data.labels, flags["refusal"])
+    rule.save(workdir)
+    train, texts = (Texts(*read_texts(data, name, MOST_TEXTS)) for name in ("train", split))
+    numbers, page = report(workdir, split, scored[split], rule, train, texts, say)
+    print(page, file=sys.stderr)
+    print(json.dumps({"workdir": flags["workdir"], "step": run.step, "split": split, **numbers}))
+
+
+def _load(build: Any, flags: Mapping[str, str], say: Callable[[str], None]) -> Any:
+    run = build.load_run(flags["workdir"], flags["step"], say, any_task=True)
+    if not run.config.model.classes:
+        raise UserError(f"{flags['workdir']} is a language model, not a classifier; see configs/classify.py")
+    return run
+
+
+def _tell_texts(flags: Mapping[str, str], size: int) -> None:
+    from data_pipeline.labelled_texts import batches_of, read_file
+    from data_pipeline.tokenizer import load_tokenizer
+    from lm import build
+    from lm.sharding import row_shards
+
+    run = _load(build, flags, lambda text: print(text, file=sys.stderr))
+    workdir = Path(flags["workdir"])
+    rule = Rule.load(workdir, run.config.data.labels)
+    if flags["refusal"]:
+        raise UserError("--refusal is fitted with --split; run that first")
+    size = -(-size // row_shards(run.mesh)) * row_shards(run.mesh)
+    tokenizer = load_tokenizer(workdir / "tokenizer")
+    texts = read_file(run.config.data, flags["file"]) if flags["file"] else [flags["text"]]
+    order, batches = batches_of(run.config.data, tokenizer, texts, size)
+    ticker = Ticker("rows of texts read", len(texts))
+    found = score(run.model, run.params, batches, run.mesh, size, ticker.update).logits
+    ticker.close()
+    logits = np.empty_like(found)
+    logits[order] = found
+    lines = [json.dumps({"text": text, **told}, ensure_ascii=False) for text, told in zip(texts, tell(rule, logits))]
+    if flags["out"]:
+        Path(flags["out"]).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        print(f"{len(lines):,} texts in {flags['out']}", file=sys.stderr)
+    else:
+        print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    from data_pipeline.schema import run_main
+
+    run_main(main)
