@@ -17,7 +17,7 @@ from data_pipeline.tokenizer import MODEL_FILE, OURS, SpecialIds, Tokenizer, end
 WORD_SPACE = "\u2581"  # sentencepiece writes a space as this character
 LINE = re.compile(r"[^\n]+\n*|\n+")  # a line with the line ends after it
 WORD = re.compile(r" *[^ \n]+| +|\n+")  # a word with the spaces before it
-CACHED_CHARS = 2**20  # of words whose ids are kept; then they are forgotten, all at once: some 20 MB
+CACHED_CHARS = 2**21  # of words whose ids are kept; then they are forgotten, all at once: some 40 MB
 
 
 class SentencePieceTokenizer(Tokenizer):

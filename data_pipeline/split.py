@@ -17,6 +17,12 @@ NOT_COMPARED = re.compile(
     r"[\s\x00-/:-@\[-`{-\xa9\xab-\xb1\xb4\xb6-\xb8\xbb\xbf\u2000-\u206f\u3000-\u3003\u3008-\u3020\u3030"
     "\ufe10-\ufe1f\ufe30-\ufe6f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]+"
 )
+# The same in two steps, of which the second, of bytes, takes next to no time.
+WIDE = re.compile(
+    "[\x80-\xa9\xab-\xb1\xb4\xb6-\xb8\xbb\xbf\u1680\u2000-\u206f\u3000-\u3003\u3008-\u3020\u3030"
+    "\ufe10-\ufe1f\ufe30-\ufe6f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]+"
+)
+NARROW = bytes(code for code in range(0x80) if NOT_COMPARED.match(chr(code)))
 
 
 def text_key(record: Record) -> bytes:
@@ -29,9 +35,14 @@ def text_key(record: Record) -> bytes:
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in record.parts() if record.chat is None else _said(record.chat):
-        compared = NOT_COMPARED.sub("", part.casefold()) or part  # a text of signs only is compared as it stands
-        digest.update(compared.encode() + b"\0")
+        digest.update((compared_bytes(part) or part.encode()) + b"\0")  # a text of signs only is compared as it stands
     return digest.digest()
+
+
+def compared_bytes(text: str) -> bytes:
+    """Returns what is compared of a text, as UTF-8: case-folded, without NOT_COMPARED."""
+    text = text.casefold()
+    return (text if text.isascii() else WIDE.sub("", text)).encode().translate(None, NARROW)
 
 
 def _said(chat: Conversation) -> Iterator[str]:

@@ -24,6 +24,7 @@ FULL_WIDTH |= {0xFF21 + i: ord("A") + i for i in range(26)} | {0xFF41 + i: ord("
 FULL_WIDTH_CHAR = re.compile("[" + "".join(map(chr, FULL_WIDTH)) + "]")
 WIDE_SPACE = re.compile("(?<=\\S)\u3000+")  # not where it indents a line, as Chinese paragraphs are
 LINE_SPACE = " \t\u3000\xa0"
+SPACE_ENDS = tuple(f"{char}\n" for char in LINE_SPACE)
 
 
 def line_ends(text: str) -> str:
@@ -64,6 +65,8 @@ def trailing_space(text: str) -> str:
     >>> trailing_space("one \\t\\n  二　\\n")
     'one\\n  二\\n'
     """
+    if not any(end in text for end in SPACE_ENDS) and text.rstrip(LINE_SPACE) == text:
+        return text
     return "\n".join([line.rstrip(LINE_SPACE) for line in text.split("\n")])
 
 

@@ -18,6 +18,7 @@ from data_pipeline.schema import UserError
 
 LOOKED_AT = 1000  # characters
 HAN, KANA = re.compile("[\u3400-\u9fff\uf900-\ufaff]+"), re.compile("[\u3041-\u30fa\u31f0-\u31ff\uff66-\uff9d]+")
+KANA_OR_HANGUL = re.compile("[\u3041-\u30fa\u31f0-\u31ff\uac00-\ud7a3\uff66-\uff9d]")
 HANGUL, LETTERS = re.compile("[\uac00-\ud7a3]+"), re.compile(r"[^\W\d_]+")
 UNKNOWN = "und"  # a text without letters
 SCRIPTS = {
@@ -79,7 +80,10 @@ def script_of(text: str, counts: Measures) -> str:
 def _by_script(text: str) -> str:
     """ "zh", "ja", "ko", or "und" where there are no letters; "" where only a model can tell."""
     if not text.isascii():
-        han, kana, hangul = (sum(map(len, script.findall(text))) for script in (HAN, KANA, HANGUL))
+        han = sum(map(len, HAN.findall(text)))
+        kana = hangul = 0
+        if KANA_OR_HANGUL.search(text):
+            kana, hangul = (sum(map(len, script.findall(text))) for script in (KANA, HANGUL))
         if han + kana + hangul:
             other = sum(map(len, LETTERS.findall(text))) - han - kana - hangul
             if 5 * (han + kana + hangul) > other:  # a word has some five letters
