@@ -13,7 +13,7 @@ import numpy as np
 
 from lm.calibration import log_softmax
 from lm.config import UserError
-from lm.scores import check_scores, count_confusion, score_confusion
+from lm.scores import check_scores, count_confusion, rank_auroc, score_confusion
 
 ROUNDS, ROUND_GAIN = 10, 1e-4  # over all classes: at most, and what a round must bring for another
 LEAST_GAIN = 1e-9
@@ -41,6 +41,15 @@ class Decision:
 def confidence(logits: np.ndarray) -> np.ndarray:
     """Returns the largest probability of each row."""
     return np.exp(log_softmax(logits).max(axis=1))
+
+
+def refusal_auroc(logits: np.ndarray, labels: np.ndarray, refusal: int) -> float | None:
+    """Returns the AUROC of telling rows of the class `refusal` from others by how sure the model is of any other class.
+
+    None where there are only rows of one kind.
+    """
+    log_probs = np.delete(log_softmax(logits), refusal, axis=1)
+    return rank_auroc(-log_probs.max(axis=1), labels == refusal)
 
 
 def macro_f1(labels: np.ndarray, predictions: np.ndarray, classes: int) -> float:

@@ -8,7 +8,16 @@ import pytest
 
 from lm.calibration import calibration_errors, fit_temperature, log_softmax, mean_nll
 from lm.config import UserError
-from lm.decisions import Decision, at_threshold, confidence, macro_f1, tune_offsets, tune_refusal, tune_threshold
+from lm.decisions import (
+    Decision,
+    at_threshold,
+    confidence,
+    macro_f1,
+    refusal_auroc,
+    tune_offsets,
+    tune_refusal,
+    tune_threshold,
+)
 from lm.score_report import format_baselines, format_report
 from lm.scores import auroc, bootstrap, classification_report, count_confusion, numbers_of, rank_auroc
 
@@ -141,6 +150,9 @@ def test_refusal_is_the_best_of_all_and_found_on_rare_classes_too():
         rule = tune_refusal(logits, labels, refusal=3)
         best = max(macro_f1(labels, np.where(sure < t, 3, said), 4) for t in (0, 2, *(sure + 1e-9)))
         assert macro_f1(labels, rule.decide(logits), 4) == pytest.approx(best)
+    others = np.exp(log_softmax(logits))[:, :3].max(1)
+    assert refusal_auroc(logits, labels, 3) == pytest.approx(metrics.roc_auc_score(labels == 3, -others))
+    assert refusal_auroc(logits, labels % 3, 3) is None
     with pytest.raises(UserError, match="no validation row is of the refusal class"):
         tune_refusal(logits, labels % 3, refusal=3)
 
