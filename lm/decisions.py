@@ -13,7 +13,7 @@ import numpy as np
 
 from lm.calibration import log_softmax
 from lm.config import UserError
-from lm.scores import check_scores, count_confusion, score_confusion
+from lm.scores import check_scores, count_confusion, rank_auroc, score_confusion
 
 ROUNDS, ROUND_GAIN = 10, 1e-4  # over all classes: at most, and what a round must bring for another
 LEAST_GAIN = 1e-9
@@ -34,6 +34,11 @@ class Decision:
             predictions[confidence(logits) < self.least_probability] = self.refusal
         return predictions
 
+    def threshold(self) -> float:
+        """Of two classes: the probability above which class 1 is said."""
+        zero, one = self.offsets or (0.0, 0.0)
+        return float(1 / (1 + np.exp(np.clip(one - zero, -700, 700))))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -43,27 +48,30 @@ def confidence(logits: np.ndarray) -> np.ndarray:
     return np.exp(log_softmax(logits).max(axis=1))
 
 
+def refusal_auroc(logits: np.ndarray, labels: np.ndarray, refusal: int) -> float | None:
+    """Returns the AUROC of telling rows of the class `refusal` from others by how sure the model is of any other class.
+
+    None where there are only rows of one kind.
+    """
+    log_probs = np.delete(log_softmax(logits), refusal, axis=1)
+    return rank_auroc(-log_probs.max(axis=1), labels == refusal)
+
+
 def macro_f1(labels: np.ndarray, predictions: np.ndarray, classes: int) -> float:
     return score_confusion(count_confusion(labels, predictions, classes))["macro_f1"]
 
 
-def tune_threshold(logits: np.ndarray, labels: np.ndarray, target: str = "f1") -> float:
-    """Returns the probability above which to say class 1: that with the best F1 of class 1, or macro F1.
+def tune_threshold(logits: np.ndarray, labels: np.ndarray, target: str = "f1") -> Decision:
+    """Returns the rule, for logits [N, 2], with the best F1 of class 1, or with target "macro_f1" of both; see `threshold`.
 
-    `logits` [N, 2]. Of thresholds that are as good, the one nearest 1/2; 1/2 where none is better.
+    Of thresholds that are as good, the one nearest 1/2; 1/2 where none is better.
     """
     check_scores(logits, labels, 2)
     if target not in ("f1", "macro_f1"):
         raise UserError(f"a threshold is tuned for f1 or macro_f1, got {target!r}")
     odds = logits[:, 1].astype(np.float64) - logits[:, 0]
     cut, _ = _best_cut(-odds, np.zeros(len(labels), int), 1, labels, 2, 0.0, only=target == "f1")
-    return float(1 / (1 + np.exp(np.clip(cut, -700, 700))))
-
-
-def at_threshold(threshold: float) -> Decision:
-    """The rule that says class 1 above this probability, as an offset of its logit."""
-    p = min(max(threshold, 1e-300), 1 - 1e-16)
-    return Decision(offsets=(0.0, float(np.log1p(-p) - np.log(p))))
+    return Decision(offsets=(0.0, cut))  # class 1 where -odds < cut
 
 
 def tune_offsets(logits: np.ndarray, labels: np.ndarray) -> Decision:
@@ -95,7 +103,8 @@ def tune_offsets(logits: np.ndarray, labels: np.ndarray) -> Decision:
 def tune_refusal(logits: np.ndarray, labels: np.ndarray, refusal: int, offsets: tuple[float, ...] = ()) -> Decision:
     """Returns the rule with the best macro F1 (the class `refusal` included): rows less sure than its threshold are refused.
 
-    Threshold 0, which refuses nothing, where none is better; just above 1, which refuses everything, where that is best. Validation needs rows of the class `refusal`.
+    Threshold 0, which refuses nothing, where none is better; just above 1, which refuses everything, where that is best.
+    Raises UserError where no row is of the class `refusal`.
     """
     classes = logits.shape[1]
     check_scores(logits, labels, classes)

@@ -138,11 +138,10 @@ def classification_report(
     """
     logits, labels, C = np.asarray(logits), np.asarray(labels), len(classes)
     check_scores(logits, labels, C)
-    if predictions is None:
-        predictions = logits.argmax(axis=1)
-    elif predictions.shape != labels.shape or predictions.min() < 0 or predictions.max() >= C:
+    said = logits.argmax(axis=1) if predictions is None else np.asarray(predictions)
+    if said.shape != labels.shape or said.min() < 0 or said.max() >= C:
         raise UserError(f"expected predictions [{len(labels)}] among the classes 0 .. {C - 1}")
-    confusion = count_confusion(labels, predictions, C)
+    confusion = count_confusion(labels, said, C)
     scores, interval = score_confusion(confusion), bootstrap(confusion, seed)
     area, left_out = auroc(logits, labels)
     ece, mce = calibration_errors(logits, labels)

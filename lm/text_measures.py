@@ -45,7 +45,10 @@ def repeated_runs(text: str) -> tuple[int, int]:
     codes = np.frombuffer(text.rstrip("\ufffd \n").encode("utf-32-le", "replace"), np.uint32)
     longest = last = 0
     for period in range(1, min(PERIOD, len(codes) // COPIES) + 1):
-        differs = np.flatnonzero(codes[period:] != codes[:-period])
+        same = codes[period:] == codes[:-period]
+        if np.count_nonzero(same) < (COPIES - 1) * period:  # the usual case, soon done with
+            continue
+        differs = np.flatnonzero(~same)
         edges = np.concatenate([[-1], differs, [len(codes) - period]])
         runs = np.diff(edges) - 1 + period  # characters that go on with this period
         if runs.max() >= COPIES * period:

@@ -8,7 +8,15 @@ import pytest
 
 from lm.calibration import calibration_errors, fit_temperature, log_softmax, mean_nll
 from lm.config import UserError
-from lm.decisions import Decision, at_threshold, confidence, macro_f1, tune_offsets, tune_refusal, tune_threshold
+from lm.decisions import (
+    Decision,
+    confidence,
+    macro_f1,
+    refusal_auroc,
+    tune_offsets,
+    tune_refusal,
+    tune_threshold,
+)
 from lm.score_report import format_baselines, format_report
 from lm.scores import auroc, bootstrap, classification_report, count_confusion, numbers_of, rank_auroc
 
@@ -124,13 +132,20 @@ def test_the_threshold_is_the_best_of_all():
                 t: metrics.f1_score(labels, (p > t).astype(int), average=average, zero_division=0)
                 for t in (-1.0, 0.5, 1.1, *(p - 1e-9))
             }
-            found = tune_threshold(logits, labels, target)
-            said = at_threshold(found).decide(logits)
+            rule = tune_threshold(logits, labels, target)
+            found, said = rule.threshold(), rule.decide(logits)
             np.testing.assert_array_equal(said, (p > found).astype(int))
             reached = metrics.f1_score(labels, said, average=average, zero_division=0)
             assert reached == pytest.approx(max(scores.values()))
             if scores[0.5] == max(scores.values()):
                 assert found == 0.5
+
+
+def test_a_threshold_tells_apart_what_probabilities_round_to_one():
+    logits = np.array([[0.0, 50.0], [0.0, 60.0], [0.0, 61.0]])
+    rule = tune_threshold(logits, np.array([0, 1, 1]))
+    np.testing.assert_array_equal(rule.decide(logits), [0, 1, 1])
+    assert Decision().threshold() == 0.5
 
 
 def test_refusal_is_the_best_of_all_and_found_on_rare_classes_too():
@@ -141,6 +156,9 @@ def test_refusal_is_the_best_of_all_and_found_on_rare_classes_too():
         rule = tune_refusal(logits, labels, refusal=3)
         best = max(macro_f1(labels, np.where(sure < t, 3, said), 4) for t in (0, 2, *(sure + 1e-9)))
         assert macro_f1(labels, rule.decide(logits), 4) == pytest.approx(best)
+    others = np.exp(log_softmax(logits))[:, :3].max(1)
+    assert refusal_auroc(logits, labels, 3) == pytest.approx(metrics.roc_auc_score(labels == 3, -others))
+    assert refusal_auroc(logits, labels % 3, 3) is None
     with pytest.raises(UserError, match="no validation row is of the refusal class"):
         tune_refusal(logits, labels % 3, refusal=3)
 
