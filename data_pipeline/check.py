@@ -29,7 +29,8 @@ def _is_date(text: str) -> bool:
 
 def _check_split(data: DataConfig) -> list[str]:
     split, key = data.split, "config.data.split"
-    labelled = any(source.label_field for source in data.named_sources().values() if not source.split)
+    dealt = [source for source in data.named_sources().values() if not source.split]
+    labelled = any(source.label_field for source in dealt) or (not dealt and data.task == "classify")
     rules = (
         (split.folds == 0 or split.folds >= 2, f"{key}.folds: must be 0 (off) or >= 2, got {split.folds}"),
         (0 <= split.fold < max(split.folds, 1), f"{key}.fold: must be from 0 to folds - 1 = {max(split.folds, 1) - 1}, got {split.fold}"),

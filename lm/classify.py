@@ -25,7 +25,7 @@ from lm.batch import check_batch
 from lm.calibration import fit_temperature, log_softmax
 from lm.config import UserError
 from lm.confusion_plot import plot_confusion
-from lm.decisions import Decision, at_threshold, tune_refusal, tune_threshold
+from lm.decisions import Decision, tune_refusal, tune_threshold
 from lm.logger import Ticker, write_json
 from lm.model.transformer import Model
 from lm.params import Params, to_host
@@ -122,7 +122,7 @@ def fit_rule(validation: Scored, names: Sequence[str], refusal: str = "") -> Rul
             raise UserError(f"the refusal class {refusal!r} is none of {', '.join(names[:8])}")
         decision = tune_refusal(*validation, list(names).index(refusal))
     elif len(names) == 2:
-        decision = at_threshold(tune_threshold(*validation, target="macro_f1"))
+        decision = tune_threshold(*validation, target="macro_f1")
     return Rule(tuple(names), temperature, decision)
 
 
