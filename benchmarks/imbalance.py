@@ -28,7 +28,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data_pipeline.records import Record
 from data_pipeline.schema import ConfigError, UserError, run_main, split_flags
+from data_pipeline.split import text_key
 
 WAYS: dict[str, dict[str, str]] = {
     "plain": {},
@@ -54,10 +56,14 @@ def made_up(classes: int, rows: int) -> dict[str, list[str]]:
 
 def read_rows(path: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
+    seen: set[bytes] = set()
     try:
         for line in Path(path).read_text("utf-8").splitlines():
             row = json.loads(line)
-            found[row["label"]].append(row["text"])
+            key = text_key(Record(row["text"]))
+            if key not in seen:  # else one text could be in two splits
+                found[row["label"]].append(row["text"])
+            seen.add(key)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path}: not lines of {{"text", "label"}}: {error}') from None
     return found
@@ -66,14 +72,14 @@ def read_rows(path: str) -> dict[str, list[str]]:
 def deal(rows: Mapping[str, list[str]], flags: Mapping[str, int], seed: int, folder: Path) -> list[str]:
     """Writes train.jsonl, validation.jsonl and test.jsonl; returns the rare classes."""
     rng = np.random.default_rng(seed)
-    names = sorted(name for name, texts in rows.items() if len(set(texts)) >= flags["common"] + HELD)
+    names = sorted(name for name, texts in rows.items() if len(texts) >= flags["common"] + HELD)
     if len(names) < flags["classes"]:
         raise UserError(f"{len(names)} classes have {flags['common'] + HELD} texts, {flags['classes']} are needed")
     chosen = rng.permutation(names)[: flags["classes"]].tolist()
     rare = chosen[len(chosen) // 2 :]
     parts: dict[str, list[str]] = defaultdict(list)
     for name in chosen:
-        texts = rng.permutation(sorted(set(rows[name]))).tolist()
+        texts = rng.permutation(rows[name]).tolist()
         count = max(flags["common"] // flags["ratio"], 1) if name in rare else flags["common"]
         for part, some in (("test", texts[10:HELD]), ("validation", texts[:10]), ("train", texts[HELD:][:count])):
             parts[part] += [json.dumps({"text": text, "label": name}, ensure_ascii=False) for text in some]
