@@ -25,9 +25,9 @@ from lm.logger import duration
 from lm.metrics import peak_flops, token_flops
 from lm.model.transformer import Model
 from lm.params import layer_paths
-from lm.parts import Parts, abstract_batch, make_parts, param_shapes
+from lm.parts import Parts, abstract_batch, lower_step, make_parts, param_shapes
 from lm.receipt import Receipt, format_receipt, make_receipt
-from lm.sharding import batch_sharding, local_rows, put_batch, row_shards
+from lm.sharding import local_rows, put_batch, row_shards
 from lm.start import start_state
 
 Log = Callable[[str], None]
@@ -48,12 +48,7 @@ class Program:
 
 def compile_step(parts: Parts) -> Program:
     """Compiles the run's step; a program that its device cannot hold is an answer too, not an error."""
-    rows = batch_sharding(parts.mesh)
-    batch = {
-        key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
-        for key, leaf in abstract_batch(parts.config).items()
-    }
-    lowered = parts.train_step.lower(parts.state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    lowered = lower_step(parts)
     began = time.perf_counter()
     try:
         compiled = lowered.compile()

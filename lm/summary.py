@@ -72,7 +72,7 @@ def next_commands(run: Run) -> dict[str, str]:
 
 def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment) -> dict[str, Any]:
     """Checks that nothing frozen moved, writes all that a run leaves, and returns the summary."""
-    receipt = check_frozen(receipt, outcome.state.params, treatment)
+    receipt = check_frozen(receipt, outcome.state.params, treatment.at(run.progress.step - 1))
     digest = params_sha256(outcome.state.params)
     progress, config = run.progress, run.config
     evals = [record for record in progress.history if "eval/loss" in record and record["step"]]
@@ -94,7 +94,7 @@ def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment) -
         **{f"start/{key}": value for key, value in start.items() if key != "step"},
         "params_sha256": digest,
         "tokens_per_sec": rate,
-        "mfu": rate * run.flops_per_token / run.peak_flops,
+        "mfu": outcome.train_flops / outcome.train_seconds / run.peak_flops if outcome.train_seconds else 0.0,
         "peak": run.peak_source,
         "tokens_seen": int(progress.targets),
         "tokens_processed": progress.tokens,
