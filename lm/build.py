@@ -24,7 +24,7 @@ from lm.generate import generate
 from lm.hosts import from_main, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger
-from lm.metrics import peak_flops, token_flops
+from lm.metrics import peak_flops
 from lm.model.kernels import compare, windows
 from lm.model.transformer import Model
 from lm.optim import observe_eval
@@ -35,6 +35,7 @@ from lm.parts import (
     cast_frozen,
     make_model,
     model_config,
+    needed_flops,
     param_shapes,
     treat,
     with_shardings,
@@ -158,14 +159,12 @@ def make_run(
 def programs_of(parts: Parts, tokenizer: Any) -> dict[str, Any]:
     """What of a `Run` follows from what trains now."""
     config = parts.config
-    shapes = {p: leaf.shape for p, leaf in param_shapes(Model(parts.model.config)).items()}
-    per_token = token_flops(parts.model.config, shapes, parts.treatment.trained, config.data.seq_len)
     return {
         "train_step": parts.train_step,
         "eval_step": make_eval_step(parts.model, tokenizer.token_bytes(), config.train.loss_chunk),
         "observe_eval": _observer(parts),
         "sample": make_sampler(parts.model, tokenizer, config),
-        "flops_per_token": sum(per_token.values()),
+        "flops_per_token": needed_flops(parts),
     }
 
 

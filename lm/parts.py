@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from lm.batch import BATCH_KEYS
 from lm.config import AdaptedModel, Config, ConfigError, ModelConfig, OptimConfig, UserError
 from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
+from lm.metrics import token_flops
 from lm.model.adapters import MATRIX, base_of, make_adapters
 from lm.model.codes import KINDS, encode
 from lm.model.kernels import choose, make_kernels, refusal
@@ -210,6 +211,12 @@ def make_parts(
     )
     state = with_shardings(state, shardings)
     return Parts(config, mesh, model, treatment, peak_lr, train_step, state, make_step, attention)
+
+
+def needed_flops(parts: Parts) -> float:
+    """What the model needs for one token, with what trains in these parts."""
+    shapes = {p: leaf.shape for p, leaf in param_shapes(Model(parts.model.config)).items()}
+    return sum(token_flops(parts.model.config, shapes, parts.treatment.trained, parts.config.data.seq_len).values())
 
 
 def lower_step(parts: Parts) -> Any:

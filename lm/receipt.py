@@ -141,6 +141,19 @@ def format_receipt(receipt: Receipt) -> str:
     return "\n".join(lines)
 
 
+def format_rates(treatment: Treatment, peak_lr: float) -> str:
+    """The peak rate of each block and of what is in none, on one line for all that share it."""
+    found: dict[str, set[float]] = {}
+    for path, on in treatment.trained.items():
+        if on:
+            found.setdefault(path.split("/")[0], set()).add(peak_lr * treatment.lr_multiplier[path])
+    shared: dict[tuple[float, ...], list[str]] = {}
+    for name, rates in found.items():
+        shared.setdefault(tuple(sorted(rates)), []).append(name)
+    lines = [f"{' and '.join(f'{rate:.3g}' for rate in rates):20} {', '.join(n)}" for rates, n in shared.items()]
+    return "\n".join(["peak rate            of", *lines])
+
+
 def hash_frozen(params: Mapping[str, Any], treatment: Treatment) -> dict[str, str]:
     """SHA-256 of each leaf that does not train now."""
     return hash_leaves({p: leaf for p, leaf in params.items() if not treatment.trained[layer_paths(p)[0]]})
