@@ -72,7 +72,7 @@ def next_commands(run: Run) -> dict[str, str]:
 
 def finish(run: Run, outcome: Outcome, receipt: Receipt, treatment: Treatment) -> dict[str, Any]:
     """Checks that nothing frozen moved, writes all that a run leaves, and returns the summary."""
-    receipt = check_frozen(receipt, outcome.state.params, treatment.at(run.progress.step - 1))
+    receipt = check_frozen(receipt, outcome.state.params, treatment.at(max(run.progress.step - 1, 0)))
     digest = params_sha256(outcome.state.params)
     progress, config = run.progress, run.config
     evals = [record for record in progress.history if "eval/loss" in record and record["step"]]
