@@ -19,7 +19,7 @@ from lm.sharding import put_batch
 from lm.start import start_state
 from lm.step import TrainState
 
-OPTIMIZERS = ("adamw", "sgd", "lion", "adafactor", "muon")
+OPTIMIZERS = ("adamw", "sgd", "lion", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adafactor", "muon")))
 SMALL = {"layers": 3, "mlp_gated": False, "qk_norm": False, "position": "none"}
 TABLE = unfreeze_gradually(layers=3, every=2, blocks=2)
 B1, B2, EPS, DECAY, CLIP, RATE = 0.9, 0.999, 1e-4, 0.3, 0.5, 1e-2
