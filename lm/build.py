@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lm.generate import generate
 from lm.hosts import from_main, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger
-from lm.metrics import peak_flops, token_flops
+from lm.metrics import peak_flops
 from lm.model.kernels import compare, windows
 from lm.model.transformer import Model
 from lm.optim import observe_eval
@@ -33,13 +34,14 @@ from lm.parts import (
     abstract_batch,
     cast_frozen,
     make_model,
-    make_parts,
     model_config,
+    needed_flops,
     param_shapes,
     treat,
     with_shardings,
 )
-from lm.receipt import Receipt, make_receipt
+from lm.phases import add_phases, make_later, make_phases, phase_after
+from lm.receipt import Receipt, hash_frozen, make_receipt
 from lm.sampling import Sampling
 from lm.sharding import local_rows, make_mesh, param_shardings
 from lm.start import find_peak_lr, find_twins, load_params, start_state
@@ -74,7 +76,10 @@ def check_kernel(parts: Parts, data: Any, log: Log) -> None:
 def make_run(
     config: Config, data: Any, workdir: Path, lease: Lease | None, log: Log, clock: Clock
 ) -> tuple[Run, Receipt, Parts]:
-    """Builds a run that `train` can run. Start rule: resume this run > init from a checkpoint > scratch."""
+    """Builds a run that `train` can run, its receipt, and the parts of its last phase.
+
+    Start rule: resume this run > init from a checkpoint > scratch.
+    """
     tokenizer = data.tokenizer
     if config.train.eval_every and not data.has_split("validation"):
         raise UserError(
@@ -95,9 +100,10 @@ def make_run(
                 f"{meta['data_sha256'][:12]}). Bring the files back, or use another --workdir"
             )
     peak_lr = meta["peak_lr"] if meta and config.optim.peak_lr == "auto" else find_peak_lr(config, log)
-    parts = make_parts(config, tokenizer.vocab_size, peak_lr)
+    phases = make_phases(config, tokenizer.vocab_size, peak_lr)
+    parts, last = phases[phase_after(phases, step)], phases[max(phases)]
     check_kernel(parts, data, log)
-    check_disk(workdir, checkpoint.state_bytes(parts.state), config.train.keep_last)
+    check_disk(workdir, checkpoint.state_bytes(last.state), config.train.keep_last)
     progress, data_state = Progress(), None
     if meta is not None:
         state = load(workdir, step, parts.state)
@@ -117,7 +123,7 @@ def make_run(
         if config.init.source:
             params = load_params(parts, tokenizer.sha256, log)
             for end, twins in find_twins(
-                parts, params, sorted({tokenizer.special.eos, *tokenizer.stop_ids} - {-1})
+                last, params, sorted({tokenizer.special.eos, *tokenizer.stop_ids} - {-1})
             ).items():
                 log(
                     f"warning: the end token {end} has a row of {parts.model.head_path} that {twins - 1} others have too, and it is "
@@ -128,28 +134,38 @@ def make_run(
             state = start_state(parts)
             log(f"starting from random weights (seed {config.train.seed})")
     receipt = make_receipt(
-        config, parts.model, parts.treatment, state.params, state.opt_state, parts.make_step, abstract_batch(config)
-    )
+        config, last.model, last.treatment, last.state.params, last.state.opt_state, last.make_step,
+        abstract_batch(config), hashes=False,
+    )  # fmt: skip
+    receipt = add_phases(receipt, phases) | {"frozen_sha256_before": hash_frozen(state.params, parts.treatment)}
     log(describe_tokens(config, data))
     run_meta = {
         "config": to_json(config), "data_sha256": data.fingerprint, "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": parts.model.config.vocab_size, "peak_lr": peak_lr, "start": start, "saved_step": step or None,
     }  # fmt: skip
-    shapes = {p: leaf.shape for p, leaf in param_shapes(Model(parts.model.config)).items()}
-    per_token = token_flops(parts.model.config, shapes, parts.treatment.trained, config.data.seq_len)
+    programs = partial(programs_of, tokenizer=tokenizer)
     peak, peak_source = peak_flops(config.train.peak_tflops)
     run = Run(
         config=config, workdir=workdir, mesh=parts.mesh, state=state, key=jax.random.key(config.train.seed),
-        train_step=parts.train_step, eval_step=make_eval_step(
-            parts.model, tokenizer.token_bytes(), config.train.loss_chunk
-        ),
-        observe_eval=_observer(parts), sample=make_sampler(parts.model, tokenizer, config), data=data,
-        data_state=data_state, vocab_size=parts.model.config.vocab_size, flops_per_token=sum(per_token.values()),
+        data=data, data_state=data_state, vocab_size=parts.model.config.vocab_size, **programs(parts),
         peak_flops=peak * parts.mesh.size, peak_source=peak_source,
         checkpoints=Checkpoints(workdir, config.train.keep_last, log), meta=run_meta, progress=progress,
         logger=Logger(workdir, is_main(), progress.history, step), lease=lease, clock=clock,
+        later=make_later(phases, step, receipt, programs, log),
     )  # fmt: skip
-    return run, receipt, parts
+    return run, receipt, last
+
+
+def programs_of(parts: Parts, tokenizer: Any) -> dict[str, Any]:
+    """What of a `Run` follows from what trains now."""
+    config = parts.config
+    return {
+        "train_step": parts.train_step,
+        "eval_step": make_eval_step(parts.model, tokenizer.token_bytes(), config.train.loss_chunk),
+        "observe_eval": _observer(parts),
+        "sample": make_sampler(parts.model, tokenizer, config),
+        "flops_per_token": needed_flops(parts),
+    }
 
 
 def describe_tokens(config: Config, data: Any) -> str:
@@ -228,7 +244,7 @@ def load_run(workdir: str, step: str, log: Log, seq_len: int = 0, any_task: bool
         mesh = make_mesh(MeshConfig())
     resolved = replace(model_config(config, meta["vocab_size"]), remat="none", attention="auto")
     treatment = treat(config.optim, param_shapes(Model(resolved)))
-    runs = make_runs(treatment.trained, resolved.layers) if resolved.scan else ()
+    runs = make_runs(treatment.kinds, resolved.layers) if resolved.scan else ()
     model, _ = make_model(resolved, runs, mesh, seq_len or config.data.seq_len)
     shapes = cast_frozen(param_shapes(model), treatment, config.optim.frozen_dtype)
     params = load(workdir, number, with_shardings(shapes, param_shardings(shapes, mesh)), "params/")

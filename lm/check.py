@@ -54,7 +54,7 @@ BELOW_ONE = (
     "optim.plateau_factor",
 )
 ABOVE_ZERO = (
-    "lora.alpha", "model.rope_theta", "model.rope_fraction", "model.norm_eps", "model.rope_scaling.factor",
+    "lora.alpha", "optim.layer_decay", "model.rope_theta", "model.rope_fraction", "model.norm_eps", "model.rope_scaling.factor",
     "model.rope_scaling.attention_factor", "model.rope_scaling.beta_fast", "model.rope_scaling.beta_slow",
     "model.rope_scaling.low_freq_factor", "model.rope_scaling.high_freq_factor", "optim.eps", "optim.plateau_factor",
 )  # fmt: skip
@@ -173,7 +173,12 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
     must(optim.schedule == "wsd" or not optim.decay_steps, "optim.decay_steps: only optim.schedule='wsd' reads it")
     for key in ("train", "decay", "lr_multipliers"):
         problems += _check_patterns(f"optim.{key}", [pattern for pattern, _ in getattr(optim, key)])
+    begins = [value for _, value in optim.train if not isinstance(value, bool)]
     must(any(on for _, on in optim.train), "optim.train: no row says True, so nothing would be trained")
+    must(min(begins, default=1) >= 1, f"optim.train: {begins} must be steps >= 1; True trains from the beginning")
+    first = any(on is True for _, on in optim.train) or not begins
+    must(first, f"optim.train: nothing trains before step {min(begins, default=0)}; say True in a row")
+    must(optim.layer_decay <= 1, f"optim.layer_decay: must be in (0, 1], got {optim.layer_decay:g}")
     must(all(value >= 0 for _, value in optim.lr_multipliers), "optim.lr_multipliers: values must be >= 0")
     problems += _check_patterns("lora.targets", list(config.lora.targets))
     off = config.lora.rank > 0 or config.lora == LoraConfig(rank=config.lora.rank)
@@ -203,6 +208,9 @@ def _check_schedule(config: Config) -> list[str]:
         problems.append(f"config.optim.warmup_steps={optim.warmup_steps} is not shorter than train.steps={steps}")
     if optim.schedule == "wsd" and optim.warmup_steps + optim.decay_steps > steps:
         problems.append(f"config.optim.warmup_steps + optim.decay_steps is longer than train.steps={steps}")
+    late = [f"{pattern!r} from {value}" for pattern, value in optim.train if value is not True and value >= steps]
+    if late and steps >= 1:
+        problems.append(f"config.optim.train: {', '.join(late)} would never train: the run ends at train.steps={steps}")
     return problems
 
 

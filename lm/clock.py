@@ -31,6 +31,7 @@ class Lap:
     seconds: dict[str, float]  # of each part in LOOP
     steps: int
     tokens: int
+    flops: float  # that the model needs for those tokens, with what trained then
 
     @property
     def total(self) -> float:
@@ -51,6 +52,7 @@ class Clock:
     def __init__(self, began: float | None = None):
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.steps = self.tokens = 0  # whose numbers have arrived, since the first step was through
+        self.flops = 0.0
         self.warm = False
         self._part, self._since = "startup", time.perf_counter() if began is None else began
         self._lap = self._all()
@@ -73,9 +75,9 @@ class Clock:
         finally:
             self._switch(outer)
 
-    def count(self, tokens: int) -> None:
+    def count(self, tokens: int, flops: float = 0.0) -> None:
         """The numbers of a step have arrived; `tokens` without padding."""
-        self.steps, self.tokens = self.steps + 1, self.tokens + tokens
+        self.steps, self.tokens, self.flops = self.steps + 1, self.tokens + tokens, self.flops + flops
 
     def start_counting(self) -> None:
         """The first step, which compiles, is through: what it took belongs to the start-up."""
@@ -84,12 +86,13 @@ class Clock:
             self.seconds["startup"] += self.seconds[part]
             self.seconds[part] = 0.0
         self.steps = self.tokens = 0
+        self.flops = 0.0
         self.warm = True
         self._lap = self._all()
 
     def _all(self) -> Lap:
         self._switch(self._part)
-        return Lap({part: self.seconds[part] for part in LOOP}, self.steps, self.tokens)
+        return Lap({part: self.seconds[part] for part in LOOP}, self.steps, self.tokens, self.flops)
 
     def lap(self) -> Lap | None:
         """What happened since the last call; None before `start_counting`."""
@@ -97,11 +100,11 @@ class Clock:
             return None
         last, self._lap = self._lap, self._all()
         spent = {part: seconds - last.seconds[part] for part, seconds in self._lap.seconds.items()}
-        return Lap(spent, self.steps - last.steps, self.tokens - last.tokens)
+        return Lap(spent, self.steps - last.steps, self.tokens - last.tokens, self.flops - last.flops)
 
     def whole(self) -> Lap:
         """All of this process since `start_counting`."""
-        return self._all() if self.warm else Lap(dict.fromkeys(LOOP, 0.0), 0, 0)
+        return self._all() if self.warm else Lap(dict.fromkeys(LOOP, 0.0), 0, 0, 0.0)
 
     def open(self, path: Path) -> None:
         """Notes events in `path` from now on, and this start as the first."""

@@ -156,14 +156,16 @@ def with_layers(model: ModelConfig, layers: Sequence[int]) -> ModelConfig:
     return replace(few, adapters=replace(few.adapters, layers=tuple(kept))) if kept else few
 
 
-Table = tuple[tuple[str, bool], ...]
+Table = tuple[tuple[str, bool | int], ...]
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Which parameters train, and how. Tables are ordered (regex on the whole parameter path, value): first match wins."""
 
-    train: tuple[tuple[str, bool], ...] = ((".*", True),)  # what is trained (True) and frozen (False)
+    train: tuple[tuple[str, bool | int], ...] = (
+        (".*", True),
+    )  # trained (True), frozen (False), or trained after N steps
     name: str = "adamw"  # adamw | sgd | lion | adafactor | muon (matrices in blocks; adamw for the rest)
     peak_lr: float | str = 1e-3  # "auto": a tenth of the peak that the checkpoint at init.source was trained with
     schedule: str = "cosine"  # constant | linear | cosine | wsd | inverse_sqrt | plateau
@@ -181,6 +183,9 @@ class OptimConfig:
     b2: float = 0.95
     eps: float = 1e-8
     momentum: float = 0.95
+    layer_decay: float = (
+        1.0  # rate of each block / rate of the block above it (1 for norm_out and head; embeddings lowest)
+    )
 
 
 @dataclass(frozen=True)
@@ -280,6 +285,19 @@ def last_layers(count: int, layers: int, also: str = "norm_out/.*") -> Table:
     """
     blocks = tuple((f"block_{i:02d}/.*", True) for i in range(layers - count, layers))
     return (*blocks, (also, True), (".*", False))
+
+
+def unfreeze_gradually(layers: int, every: int, also: str = "norm_out/.*|head", blocks: int = 0) -> Table:
+    """The `optim.train` table that begins with the last of `layers` blocks and `also`, and adds one block below after `every` steps.
+
+    `blocks`: how many in all; 0: every block, and after the first one what is left (embeddings), as ULMFiT does (arXiv:1801.06146).
+
+    >>> unfreeze_gradually(layers=8, every=100, blocks=3)
+    (('norm_out/.*|head', True), ('block_07/.*', True), ('block_06/.*', 100), ('block_05/.*', 200), ('.*', False))
+    """
+    steps = [i * every or True for i in range(blocks or layers)]
+    rows = tuple((f"block_{layers - 1 - i:02d}/.*", step) for i, step in enumerate(steps))
+    return ((also, True), *rows, (".*", False if blocks else layers * every))
 
 
 def adapters_only(also: str = "") -> Table:

@@ -6,6 +6,8 @@ no share in the norm, no update and no decay.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, reduce_on_plateau, scale_by_muon
 
-from lm.config import OptimConfig
+from lm.config import ConfigError, OptimConfig
 from lm.params import STACK, Params, in_stacks, join_stacks, layer_paths, leaf_paths, match_table, split_stacks
 
 Schedule = Callable[[jax.Array | int], jax.Array]
@@ -26,15 +28,47 @@ class Treatment(NamedTuple):
     trained: dict[str, bool]
     decayed: dict[str, bool]
     lr_multiplier: dict[str, float]
+    begins: dict[str, float]  # how many steps are done when it begins to train; inf: never
+
+    @property
+    def kinds(self) -> dict[str, tuple[bool, bool]]:
+        """(trained now, trained later): what parameters in one stack have in common."""
+        return {p: (on, not on and self.begins[p] < math.inf) for p, on in self.trained.items()}
+
+    def at(self, step: int) -> Treatment:
+        """What trains in the step that is taken after `step` others."""
+        return self._replace(trained={p: begins <= step for p, begins in self.begins.items()})
 
 
 def read_tables(config: OptimConfig, paths: list[str]) -> Treatment:
-    """Matches the three tables against per-layer paths; raises UserError naming what does not match."""
+    """Matches the three tables against per-layer paths; raises UserError naming what does not match.
+
+    `trained` is what trains at the end; `Treatment.at` says it of a step.
+    """
+    train = match_table(config.train, paths, "optim.train")
+    begins = {p: (0 if value else math.inf) if isinstance(value, bool) else value for p, value in train.items()}
+    if 0 not in begins.values() and min(begins.values()) < math.inf:
+        raise ConfigError(
+            f"config.optim.train: nothing trains before step {min(begins.values())}; say True of some parameters"
+        )
+    multipliers, depths = match_table(config.lr_multipliers, paths, "optim.lr_multipliers"), _depths(paths)
     return Treatment(
-        match_table(config.train, paths, "optim.train"),
+        {p: step < math.inf for p, step in begins.items()},
         match_table(config.decay, paths, "optim.decay"),
-        match_table(config.lr_multipliers, paths, "optim.lr_multipliers"),
+        {p: multipliers[p] * config.layer_decay ** depths[p] for p in paths},
+        begins,
     )
+
+
+def _depths(paths: list[str]) -> dict[str, int]:
+    """How many layers below the output each stands: head and norm_out 0, the last block 1, embeddings below the first.
+
+    >>> _depths(["block_00/attn/q", "block_01/attn/q", "embed", "head"])
+    {'block_00/attn/q': 2, 'block_01/attn/q': 1, 'embed': 3, 'head': 0}
+    """
+    found = {p: re.match(r"block_(\d+)/", p) for p in paths}
+    layers = 1 + max((int(match[1]) for match in found.values() if match), default=-1)
+    return {p: layers - int(m[1]) if m else (layers + 1) * (p in ("embed", "positions")) for p, m in found.items()}
 
 
 def make_schedule(config: OptimConfig, peak_lr: float, steps: int) -> Schedule:
@@ -133,6 +167,23 @@ def _core(config: OptimConfig, params: Mapping[str, Any]) -> optax.GradientTrans
     return _muon(config, params)
 
 
+def _core_by_phase(
+    config: OptimConfig, params: Mapping[str, Any], treatment: Treatment
+) -> optax.GradientTransformation:
+    """The core; where parts of the model begin to train later, one for each beginning, with a step count of its own.
+
+    With the count of the others, Adam would take a moment of one gradient for that of many: for b2 = 0.999 steps three times too
+    large, and more after. Layers of one stack may begin apart, so the moments are held by single layers.
+    """
+    begins = {p: str(n) for p, n in treatment.begins.items() if treatment.trained[p]}
+    if all(n in (0, math.inf) for n in treatment.begins.values()):
+        return _core(config, params)
+    single = {path: leaf for path, leaf in jax.eval_shape(split_stacks, dict(params)).items() if path in begins}
+    core = _core(config, single)
+    by_begin = optax.partition(dict.fromkeys(begins.values(), core), lambda tree: {p: begins[p] for p in tree})
+    return _per_layer(by_begin)
+
+
 def _plateau(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
     return reduce_on_plateau(config.plateau_factor, config.plateau_patience)
 
@@ -206,7 +257,7 @@ def make_optimizer(
         return jnp.asarray(values, leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
 
     parts: list[optax.GradientTransformation] = [_clip(config.clip_norm)] if config.clip_norm else []
-    parts.append(_core(config, params))
+    parts.append(_core_by_phase(config, params, treatment))
     if config.weight_decay:
         parts.append(_decay(lambda p, leaf: config.weight_decay * per_layer_factor(p, leaf, decayed[p])))
     if any(set(values) != {1.0} for values in multipliers.values()):

@@ -96,8 +96,8 @@ def _inventory(paths: Sequence[str]) -> str:
     return f"This model has {span}{', '.join(rest)}."
 
 
-def make_runs(trained: Mapping[str, bool], layers: int) -> Runs:
-    """Groups neighbouring layers whose leaves are trained and frozen alike, from the per-layer mask."""
+def make_runs(trained: Mapping[str, Any], layers: int) -> Runs:
+    """Groups neighbouring layers whose leaves are treated alike, from a per-layer mask or other values."""
     kinds = []
     for layer in range(layers):
         prefix = block_name(layer) + "/"

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from lm.batch import BATCH_KEYS
 from lm.config import AdaptedModel, Config, ConfigError, ModelConfig, OptimConfig, UserError
 from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
+from lm.metrics import token_flops
 from lm.model.adapters import MATRIX, base_of, make_adapters
 from lm.model.codes import KINDS, encode
 from lm.model.kernels import choose, make_kernels, refusal
@@ -108,11 +109,11 @@ def trained_paths(params: Mapping[str, Any], treatment: Treatment) -> frozenset[
 
 
 def cast_frozen(params: Mapping[str, Any], treatment: Treatment, dtype: str) -> Params:
-    """Returns `params` (arrays or shapes) with those that do not train held as `optim.frozen_dtype` says.
+    """Returns `params` (arrays or shapes) with those that never train held as `optim.frozen_dtype` says.
 
     int8 and nf4 hold a matrix in a block as codes at its path, and their scale at `PATH_absmax`; the rest is bfloat16.
     """
-    trained, held = trained_paths(params, treatment), {}
+    kinds, held = treatment.kinds, {}
 
     def hold(path: str, leaf: jax.Array) -> Params:
         if dtype in KINDS and MATRIX.fullmatch(path):
@@ -120,7 +121,7 @@ def cast_frozen(params: Mapping[str, Any], treatment: Treatment, dtype: str) -> 
         return {path: leaf.astype(jnp.bfloat16 if dtype in KINDS else dtype)}
 
     for path, leaf in params.items():
-        if path in trained:
+        if any(kinds[layer_paths(path)[0]]):
             held[path] = leaf
         else:
             abstract = isinstance(leaf, jax.ShapeDtypeStruct)
@@ -198,12 +199,18 @@ def make_model(resolved: ModelConfig, runs: Runs, mesh: Mesh, seq_len: int) -> t
     return Model(resolved, runs, place, make_kernels(name, resolved, place, seq_len)), name
 
 
-def make_parts(config: Config, vocab_size: int, peak_lr: float, devices: list[Any] | None = None) -> Parts:
-    """The parts of a run on `devices` (default: all there are), which may be of a topology that is not here."""
+def make_parts(
+    config: Config, vocab_size: int, peak_lr: float, devices: list[Any] | None = None, after: int | None = None
+) -> Parts:
+    """The parts of a run on `devices` (default: all there are), which may be of a topology that is not here.
+
+    Where the trained set grows: as it is after this many steps (default: at the end).
+    """
     mesh = make_mesh(config.mesh, devices)
     resolved = model_config(config, vocab_size)
     treatment = treat(config.optim, param_shapes(Model(resolved)))
-    runs = make_runs(treatment.trained, resolved.layers) if resolved.scan else ()
+    treatment = treatment if after is None else treatment.at(after)
+    runs = make_runs(treatment.kinds, resolved.layers) if resolved.scan else ()
     model, attention = make_model(resolved, runs, mesh, config.data.seq_len)
     make_step = make_step_of(config, peak_lr)
     step, state = make_step(model, treatment)
@@ -214,3 +221,19 @@ def make_parts(config: Config, vocab_size: int, peak_lr: float, devices: list[An
     )
     state = with_shardings(state, shardings)
     return Parts(config, mesh, model, treatment, peak_lr, train_step, state, make_step, attention)
+
+
+def needed_flops(parts: Parts) -> float:
+    """What the model needs for one token, with what trains in these parts."""
+    shapes = {p: leaf.shape for p, leaf in param_shapes(Model(parts.model.config)).items()}
+    return sum(token_flops(parts.model.config, shapes, parts.treatment.trained, parts.config.data.seq_len).values())
+
+
+def lower_step(parts: Parts) -> Any:
+    """The run's step, lowered for its own shapes and shardings: `.compile()` it."""
+    rows = batch_sharding(parts.mesh)
+    batch = {
+        key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
+        for key, leaf in abstract_batch(parts.config).items()
+    }
+    return parts.train_step.lower(parts.state, batch, jax.eval_shape(lambda: jax.random.key(0)))

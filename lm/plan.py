@@ -22,12 +22,12 @@ from lm.checkpoint import state_bytes
 from lm.collectives import count_collectives
 from lm.config import Config, ConfigError
 from lm.logger import duration
-from lm.metrics import peak_flops, token_flops
-from lm.model.transformer import Model
+from lm.metrics import peak_flops
 from lm.params import layer_paths
-from lm.parts import Parts, abstract_batch, make_parts, param_shapes
+from lm.parts import Parts, abstract_batch, lower_step, make_parts, needed_flops
+from lm.phases import add_phases, lengths, make_phases
 from lm.receipt import Receipt, format_receipt, make_receipt
-from lm.sharding import batch_sharding, local_rows, put_batch, row_shards
+from lm.sharding import local_rows, put_batch, row_shards
 from lm.start import start_state
 
 Log = Callable[[str], None]
@@ -48,12 +48,7 @@ class Program:
 
 def compile_step(parts: Parts) -> Program:
     """Compiles the run's step; a program that its device cannot hold is an answer too, not an error."""
-    rows = batch_sharding(parts.mesh)
-    batch = {
-        key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
-        for key, leaf in abstract_batch(parts.config).items()
-    }
-    lowered = parts.train_step.lower(parts.state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    lowered = lower_step(parts)
     began = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -191,22 +186,22 @@ def make_plan(
 ) -> tuple[Plan, Receipt]:  # fmt: skip
     """Returns the plan as JSON values, and the freeze receipt. `data`, an opened one, tells how many epochs there are."""
     devices = aot.topology_devices(topology) if topology else jax.devices()
-    parts = make_parts(config, vocab_size, peak_lr, devices)
+    phases = make_phases(config, vocab_size, peak_lr, devices)
+    parts = phases[max(phases)]  # which takes most memory
     state = parts.state
     log(f"compiling the step for {len(devices)} x {devices[0].device_kind}")
     program = compile_step(parts)
     log(f"compiled in {program.seconds:.1f} s")
-    receipt = make_receipt(
+    receipt = add_phases(make_receipt(
         config, parts.model, parts.treatment, state.params, state.opt_state, parts.make_step, abstract_batch(config),
         hashes=False,
-    )  # fmt: skip
+    ), phases)  # fmt: skip
     limit = aot.memory_limit(devices[0])
     total = program.memory["total"]
     fits = not program.refused and (limit is None or total <= limit)
     trained = {p: leaf for p, leaf in state.params.items() if parts.treatment.trained[layer_paths(p)[0]]}
     weights, gradients = shard_bytes(state.params), shard_bytes(trained)
-    shapes = {p: leaf.shape for p, leaf in param_shapes(Model(parts.model.config)).items()}
-    per_token = sum(token_flops(parts.model.config, shapes, parts.treatment.trained, config.data.seq_len).values())
+    per_token, steps_of = needed_flops(parts), lengths(phases, config.train.steps)
     places = config.data.batch_size * config.data.seq_len
     peak, source = peak_flops(config.train.peak_tflops, devices[0], measure=not topology)
     rows = data.summary()["rows"]["train"] if data is not None else 0
@@ -243,6 +238,7 @@ def make_plan(
         "peak_flops": peak * len(devices),
         "peak_source": source,
         "seconds_per_step": None,
+        "seconds_of_run": None,
         "advice": [],
     }
     if fits and not topology:
@@ -250,6 +246,8 @@ def make_plan(
         try:
             plan["first_step_seconds"], seconds = time_steps(parts, batch)
             plan["seconds_per_step"] = seconds
+            earlier = {first: time_steps(each, batch)[1] for first, each in phases.items() if each is not parts}
+            plan["seconds_of_run"] = sum(steps_of[first] * s for first, s in (earlier | {max(phases): seconds}).items())
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -260,6 +258,8 @@ def make_plan(
     seconds = plan["seconds_per_step"]
     plan["mfu"] = per_token * places / seconds / plan["peak_flops"] if seconds and peak else None
     plan["least_seconds_per_step"] = per_token * places / plan["peak_flops"] if peak else None
+    work = sum(steps_of[first] * needed_flops(each) * places for first, each in phases.items())
+    plan["least_seconds_of_run"] = work / plan["peak_flops"] if peak else None
     return plan, receipt
 
 
@@ -298,12 +298,12 @@ def format_plan(plan: Plan, receipt: Receipt) -> str:
     if seconds:
         lines.append(
             f"time             {seconds:.3g} s a step (median of three; the first {plan['first_step_seconds']:.1f} s): "
-            f"{duration(seconds * plan['steps'])} for the run, {plan['tokens_per_step'] / seconds:,.0f} tokens/s, MFU {plan['mfu']:.3f} ({plan['peak_source']})"
+            f"{duration(plan['seconds_of_run'])} for the run, {plan['tokens_per_step'] / seconds:,.0f} tokens/s, MFU {plan['mfu']:.3f} ({plan['peak_source']})"
         )
     elif least:
         lines.append(
             f"time             {least:.3g} s a step at the chips' peak ({plan['peak_source']}), {least / 0.4:.3g} s at 40 % MFU: "
-            f"{duration(least / 0.4 * plan['steps'])} for the run. Not measured: the chips are not here"
+            f"{duration(plan['least_seconds_of_run'] / 0.4)} for the run. Not measured: the chips are not here"
         )
     else:
         lines.append(f"time             unknown: {plan['peak_source']}")

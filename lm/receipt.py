@@ -28,7 +28,7 @@ def xla_flops(make_step: StepMaker, model: Model, treatment: Treatment, batch: M
     counts the body of a loop only once. Of each run of layers that are treated alike it holds one; how much another
     adds is counted with two, and the rest follows.
     """
-    runs = make_runs(treatment.trained, model.config.layers)
+    runs = make_runs(treatment.kinds, model.config.layers)
     firsts = [start for start, _ in runs]
     total = base = _flops_of_layers(make_step, model, treatment, batch, firsts)
     for start, stop in runs:
@@ -92,10 +92,10 @@ def make_receipt(
     whole = model  # without adapters
     if model.config.adapters.rank:
         whole = replace(model, config=replace(model.config, adapters=Adapters()))
-    everything = Treatment({p: True for p in single if base_of(p) == p}, treatment.decayed, treatment.lr_multiplier)
+    ours = {p: True for p in single if base_of(p) == p}
+    everything = Treatment(ours, treatment.decayed, treatment.lr_multiplier, dict.fromkeys(ours, 0.0))
     all_trained = whole is model and all(treatment.trained.values())
     here = xla_flops(make_step, model, treatment, batch)
-    frozen = {p: leaf for p, leaf in params.items() if not treatment.trained[layer_paths(p)[0]]}
     return {
         "trained_params": sum(size for p, size in sizes.items() if treatment.trained[p]),
         "frozen_params": sum(size for p, size in sizes.items() if not treatment.trained[p]),
@@ -104,7 +104,7 @@ def make_receipt(
         "flops_per_step": here,
         "flops_per_step_if_all_trained": here if all_trained else xla_flops(make_step, whole, everything, batch),
         "table": rows,
-        "frozen_sha256_before": hash_leaves(frozen) if hashes else None,
+        "frozen_sha256_before": hash_frozen(params, treatment) if hashes else None,
         "frozen_sha256_after": None,
     }
 
@@ -113,7 +113,7 @@ def format_receipt(receipt: Receipt) -> str:
     """The receipt as the text that is printed before step 1."""
     lines = [f"{'optim.train pattern':34} {'':7} {'layers':>6} {'params':>13} {'optimizer':>13} {'FLOPs':>6}"]
     for row in receipt["table"]:
-        kind = "trained" if row["trained"] else "frozen"
+        kind = "trained" if row["trained"] is True else f"at {row['trained']}" if row["trained"] else "frozen"
         counts = f"{row['layers']:>6} {row['params']:>13,} {row['optimizer_numbers']:>13,} {row['flops_share']:>6.1%}"
         lines.append(f"{row['pattern'][:34]:34} {kind:7} {counts}")
     trained, frozen = receipt["trained_params"], receipt["frozen_params"]
@@ -126,13 +126,42 @@ def format_receipt(receipt: Receipt) -> str:
         f"optimizer numbers: {receipt['optimizer_numbers']:,} || FLOPs a step: {receipt['flops_per_step']:.4g}"
         f" = {share:.3f} of training everything ({receipt['flops_per_step_if_all_trained']:.4g})"
     )
+    for i, phase in enumerate(receipt.get("phases", ())):
+        share = phase["flops_per_step"] / receipt["flops_per_step_if_all_trained"]
+        lines.append(
+            f"phase {i + 1}: after {phase['begins']:,} steps, for {phase['steps']:,}: {phase['trained_params']:,} params train, "
+            f"{phase['flops_per_step']:.4g} FLOPs a step = {share:.3f}; begins: {', '.join(phase['patterns'])}"
+        )
+    if "phases" in receipt:
+        share = receipt["flops_of_run"] / receipt["flops_of_run_if_all_trained"]
+        lines.append(
+            f"FLOPs of the run: {receipt['flops_of_run']:.4g} = {share:.3f} of training everything from step 0 "
+            f"({receipt['flops_of_run_if_all_trained']:.4g})"
+        )
     return "\n".join(lines)
+
+
+def format_rates(treatment: Treatment, peak_lr: float) -> str:
+    """The peak rate of each block and of what is in none, on one line for all that share it."""
+    found: dict[str, set[float]] = {}
+    for path, on in treatment.trained.items():
+        if on:
+            found.setdefault(path.split("/")[0], set()).add(peak_lr * treatment.lr_multiplier[path])
+    shared: dict[tuple[float, ...], list[str]] = {}
+    for name, rates in found.items():
+        shared.setdefault(tuple(sorted(rates)), []).append(name)
+    lines = [f"{' and '.join(f'{rate:.3g}' for rate in rates):20} {', '.join(n)}" for rates, n in shared.items()]
+    return "\n".join(["peak rate            of", *lines])
+
+
+def hash_frozen(params: Mapping[str, Any], treatment: Treatment) -> dict[str, str]:
+    """SHA-256 of each leaf that does not train now."""
+    return hash_leaves({p: leaf for p, leaf in params.items() if not treatment.trained[layer_paths(p)[0]]})
 
 
 def check_frozen(receipt: Receipt, params: Params, treatment: Treatment) -> Receipt:
     """Returns the receipt with the hashes of the frozen leaves after the run; raises AssertionError if one moved."""
-    frozen = {p: leaf for p, leaf in params.items() if not treatment.trained[layer_paths(p)[0]]}
-    after, before = hash_leaves(frozen), receipt["frozen_sha256_before"]
+    after, before = hash_frozen(params, treatment), receipt["frozen_sha256_before"]
     moved = [path for path, digest in after.items() if before[path] != digest]
     assert not moved, f"frozen parameters changed: {', '.join(moved)}"
     return {**receipt, "frozen_sha256_after": after}

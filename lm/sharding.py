@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.config import MeshConfig, UserError, mesh_shape
-from lm.params import leaf_paths
+from lm.params import layer_paths, leaf_paths
 
 ROWS = ("data", "fsdp")
 
@@ -80,10 +80,12 @@ def param_shardings(params: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSha
 def state_shardings(state: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
     """Shards each leaf of a train state whose path ends in a parameter's, with its shape, like that parameter."""
     paths = leaf_paths(state)
+    shapes = {single: leaf.shape[1:] for p, leaf in params.items() for single in layer_paths(p)}
+    shapes |= {p: leaf.shape for p, leaf in params.items()}  # a state may hold single layers of what is a stack
     found = []
     for path, leaf in paths:
-        owner = next((p for p in params if path == p or path.endswith("/" + p)), None)
-        same = owner is not None and params[owner].shape == leaf.shape
+        owner = next((p for p in shapes if path == p or path.endswith("/" + p)), None)
+        same = owner is not None and shapes[owner] == leaf.shape
         spec = param_spec(owner, leaf.shape, mesh) if owner is not None and same else PartitionSpec()
         found.append(NamedSharding(mesh, spec))
     return jax.tree.unflatten(jax.tree.structure(state), found)

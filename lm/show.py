@@ -26,8 +26,9 @@ def main(argv: list[str]) -> None:
     from data_pipeline.schema import split_flags
     from lm.model.transformer import Model
     from lm.params import count
-    from lm.parts import abstract_batch, make_parts, param_shapes
-    from lm.receipt import format_receipt, make_receipt
+    from lm.parts import abstract_batch, param_shapes
+    from lm.phases import add_phases, make_phases
+    from lm.receipt import format_rates, format_receipt, make_receipt
     from lm.sharding import param_spec
     from lm.start import find_peak_lr
 
@@ -39,13 +40,15 @@ def main(argv: list[str]) -> None:
         print(f"config.{key} = {new!r} (default {old!r})")
     data = open_data(config.data)
     peak_lr = find_peak_lr(config, print)
-    parts = make_parts(config, data.tokenizer.vocab_size, peak_lr)
+    phases = make_phases(config, data.tokenizer.vocab_size, peak_lr)
+    parts = phases[max(phases)]
     shapes = param_shapes(Model(parts.model.config))
     treatment = parts.treatment
     print(f"\n{'parameter':32} {'shape':>16} {'numbers':>12}  {'':7} {'lr x':>6} {'decay':5}  sharding")
     shown: dict[str, list[str]] = {}
     for path, leaf in shapes.items():
-        kind = "trained" if treatment.trained[path] else "frozen"
+        begins = treatment.begins[path]
+        kind = "frozen" if not treatment.trained[path] else f"at {begins:g}" if begins else "trained"
         row = f"{list(leaf.shape)!s:>16} {leaf.size:>12,}  {kind:7} {treatment.lr_multiplier[path]:>6g} "
         row += f"{'yes' if treatment.decayed[path] else 'no':5}  {tuple(param_spec(path, leaf.shape, parts.mesh))}"
         shown.setdefault(re.sub(r"block_\d+", "block_*", path) + "\0" + row, []).append(path)
@@ -56,11 +59,12 @@ def main(argv: list[str]) -> None:
             name = name.replace("block_*", f"block_{first}..{last}")
         print(f"{name if len(paths) > 1 else paths[0]:32} {row}")
     print(f"{'total':32} {'':>16} {count(shapes):>12,}\n")
+    print(format_rates(treatment, peak_lr))
     batch = abstract_batch(config)
     receipt = make_receipt(
         config, parts.model, treatment, parts.state.params, parts.state.opt_state, parts.make_step, batch, hashes=False
     )
-    print(format_receipt(receipt))
+    print(format_receipt(add_phases(receipt, phases)))
     rows = config.data.batch_size * config.data.seq_len
     print(f"\n{rows:,} tokens a step at most, {config.train.steps:,} steps, peak lr {peak_lr:g}. Next:")
     print(f"  python launch.py --config={flags['config']}")

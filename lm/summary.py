@@ -87,7 +87,7 @@ def finish(
 
     `numbers` come into the summary and `page` into the run card, as they are.
     """
-    receipt = check_frozen(receipt, outcome.state.params, treatment)
+    receipt = check_frozen(receipt, outcome.state.params, treatment.at(max(run.progress.step - 1, 0)))
     digest = params_sha256(outcome.state.params)
     progress, config = run.progress, run.config
     evals = [record for record in progress.history if "eval/loss" in record and record["step"]]
@@ -110,7 +110,7 @@ def finish(
         **(numbers or {}),
         "params_sha256": digest,
         "tokens_per_sec": rate,
-        "mfu": rate * run.flops_per_token / run.peak_flops,
+        "mfu": outcome.train_flops / outcome.train_seconds / run.peak_flops if outcome.train_seconds else 0.0,
         "peak": run.peak_source,
         "tokens_seen": int(progress.targets),
         "tokens_processed": progress.tokens,

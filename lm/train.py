@@ -54,6 +54,16 @@ class Progress:
 
 
 @dataclass
+class Phase:
+    """A stretch of a run in which more trains than before (lm/phases.py)."""
+
+    step: int  # steps done when it begins
+    enter: Callable[
+        [TrainState], tuple[TrainState, dict[str, Any]]
+    ]  # -> (the state in it, fields of `Run` that change)
+
+
+@dataclass
 class Run:
     """Everything `train` needs; `lm.build.make_run` makes one."""
 
@@ -78,6 +88,7 @@ class Run:
     logger: Logger
     lease: Lease | None
     clock: Clock
+    later: list[Phase] = field(default_factory=list)  # phases that have not begun
 
 
 @dataclass
@@ -86,6 +97,7 @@ class Outcome:
     status: str  # finished | stopped early | interrupted
     train_seconds: float  # in steps, without compiling, evaluating and saving
     train_tokens: int  # in those
+    train_flops: float
 
 
 def train(run: Run) -> Outcome:
@@ -130,6 +142,8 @@ class _Loop:
                 if last or stopping:
                     status = "interrupted" if stopping and not last else status
                     break
+                if run.later and run.later[0].step <= progress.step:
+                    self._enter_phase()
                 self.profiler.start_before(progress.step + 1, self._flush)
                 with jax.profiler.StepTraceAnnotation("train", step_num=progress.step + 1):
                     self._step(batches)
@@ -140,7 +154,17 @@ class _Loop:
             batches.close()
             stop.close()
         steps = clock.whole()
-        return Outcome(self.state, status, steps.total, steps.tokens)
+        return Outcome(self.state, status, steps.total, steps.tokens, steps.flops)
+
+    def _enter_phase(self) -> None:
+        """Goes on with more of the parameters trained. To compile that counts as start-up, as before the first step."""
+        self._flush()
+        with self.run.clock.part("startup"):
+            self.state, changed = self.run.later.pop(0).enter(self.state)
+            for name, value in changed.items():
+                setattr(self.run, name, value)
+            self.memory.release()
+        self.run.clock.note("phase", step=self.run.progress.step)
 
     def _step(self, batches: Batches) -> None:
         run, progress, clock = self.run, self.run.progress, self.run.clock
@@ -183,7 +207,7 @@ class _Loop:
         progress, config = self.run.progress, self.run.config.train
         values = {key: float(to_host(value)) for key, value in metrics.items()}
         progress.tokens += int(values["tokens"])
-        self.run.clock.count(int(values["tokens"]))
+        self.run.clock.count(int(values["tokens"]), values["tokens"] * self.run.flops_per_token)
         if values["skipped"]:
             progress.bad_in_a_row += 1
             self._note_bad(step, values)
@@ -210,7 +234,7 @@ class _Loop:
             "lr": values["lr"],
             "tokens": progress.tokens,
             "tokens_per_sec": rate,
-            "mfu": None if rate is None else rate * run.flops_per_token / run.peak_flops,
+            "mfu": lap.flops / lap.total / run.peak_flops if lap and lap.steps else None,
             **(lap.record() if lap else {}),
         }
         if "train/balance" in values:

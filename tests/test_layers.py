@@ -31,7 +31,7 @@ LAYERS = {
     "lm.peft_folder": 4, "lm.lora": 5, "lm.serve": 5, "lm.serve.errors": 5, "lm.serve.answer": 5, "lm.serve.slots": 5, "lm.serve.engine": 5,
     "lm.serve.wire": 5, "lm.serve.exchange": 5, "lm.serve.app": 5, "lm.serve.__main__": 5,
     "lm.train": 6,
-    "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.start": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
+    "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.start": 7, "lm.phases": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
     "lm.hf.folder": 7, "lm.hf.verify": 7, "lm.hf.tokenizer_json": 7, "lm.hf.__main__": 7,
 }  # fmt: skip
 COMMANDS = {
