@@ -127,6 +127,7 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
     from lm import hosts
     from lm.build import make_run
     from lm.clock import Clock
+    from lm.forgetting import open_remembered
     from lm.hf.source import keep_origin
     from lm.lease import Lease
     from lm.logger import describe_time, write_json
@@ -156,14 +157,17 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
         if not hosts.is_main():
             hosts.from_main(0)  # process 0 prepares first; the others find it done
         data = open_data(config.data, log=say)
+        remembered = open_remembered(config, data.tokenizer.sha256, open_data, say)
         if hosts.is_main():
             hosts.from_main(0)
         hosts.check_same("the data", data.fingerprint)
+        if remembered:
+            hosts.check_same("the remembered text", remembered.data.fingerprint)
         config = count_steps(config, data.summary()["rows"]["train"])
         say("\n".join(data.describe_steps(config.train.steps)))
         if hosts.is_main():
             clock.open(workdir / EVENTS)
-        job, receipt, parts = make_run(config, data, workdir, lease, say, clock)
+        job, receipt, parts = make_run(config, data, workdir, lease, say, clock, remembered)
         if hosts.is_main():
             data.tokenizer.save(workdir / "tokenizer")
             write_json(workdir / "config.json", to_json(config))

@@ -19,7 +19,7 @@ LEFT_OUT = (
     "path", "sources", "prepared", "split", "tokenizer", "cache_dir", "encrypt_key_env", "on_bad", "max_bad_fraction",
     "max_line_bytes", "allow_leak", "min_completion_kept", "buffer_bytes",
 )  # fmt: skip
-LATER = ("mixture", "temperature", "label_shares")  # keys that came later: unused, they leave no trace
+LATER = ("mixture", "temperature", "label_shares", "replay")  # keys that came later: unused, they leave no trace
 
 
 def hash_data(config: DataConfig, prepared: Prepared, sources: Sequence[Named]) -> str:

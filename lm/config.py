@@ -167,6 +167,7 @@ class OptimConfig:
     b2: float = 0.95
     eps: float = 1e-8
     momentum: float = 0.95
+    pull_to_start: float = 0.0  # times (weight - its start), as weight_decay is times the weight; times the rate: L2-SP
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,11 @@ class TrainConfig:
     sample_prompts: tuple[str, ...] = ()  # a sample is written for each at every evaluation
     sample_tokens: int = 64
     peak_tflops: float = 0.0  # of one device, for `mfu`; 0: the chip's known figure, or a measured matmul
+    ema_decay: float = 0.0  # average the weights, such as 0.999; evaluation and all who load the run take that; 0: off
+    remember: str = ""  # what the start knew, to watch it being forgotten: "pretraining" | a file | a prepared folder
+    remember_rows: int = 256  # at most so many rows of it at an evaluation; 0: all
+    stop_on: str = "loss"  # what is best and ends a run: loss | loss+change | loss+kl of the remembered text, times ...
+    forget_weight: float = 1.0  # ... this
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,7 @@ class InitConfig:
     """Where a new run's weights come from. A run that has a checkpoint of its own resumes that instead."""
 
     source: str = ""  # workdir of an earlier run; "": random weights
-    step: str = "best"  # which of its checkpoints: best | last | a step number
+    step: str = "best"  # which of its checkpoints: best | last | a step number; with :raw not their average
     fresh: tuple[str, ...] = ()  # parameter patterns that keep their random start
     cast: bool = False  # accept parameters stored in another dtype
 
@@ -276,7 +282,7 @@ def adapters_only(also: str = "") -> Table:
 # These decide what a run's numbers mean, so a resumed run may not change them. Where the data lies is no part of that:
 # the fingerprint of what was read is compared.
 RESUME_REFUSED = re.compile(
-    r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype)|train\.seed|init\..*|lora\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
+    r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype|pull_to_start)|train\.(seed|ema_decay|remember|stop_on|forget_weight)|init\..*|lora\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
 )
 RESUME_IGNORED = re.compile(
     r"data\.(cache_dir|on_bad|max_bad_fraction|buffer_bytes|clean\.count_languages|sources\..*\.(license|citation|url))"

@@ -23,9 +23,9 @@ LAYERS = {
     "lm.model": 2, "lm.model.adapters": 2, "lm.model.codes": 2, "lm.model.rope": 2, "lm.model.products": 2,
     "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
     "lm.model.grouped": 2, "lm.model.experts": 2, "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
-    "lm.losses": 3, "lm.optim": 3, "lm.sampling": 3, "lm.step": 3,
+    "lm.losses": 3, "lm.anchor": 3, "lm.optim": 3, "lm.sampling": 3, "lm.step": 3,
     "lm.checkpoint": 4,
-    "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
+    "lm.run_folder": 5, "lm.forgetting": 5, "lm.interpolate": 5, "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
     "lm.peft_folder": 4, "lm.lora": 5, "lm.serve": 5, "lm.serve.errors": 5, "lm.serve.answer": 5, "lm.serve.slots": 5, "lm.serve.engine": 5,
     "lm.serve.wire": 5, "lm.serve.exchange": 5, "lm.serve.app": 5, "lm.serve.__main__": 5,
     "lm.train": 6,
@@ -37,7 +37,7 @@ COMMANDS = {
     "lm.hf.verify",
     "lm.hf.tokenizer_json",
 }  # what entry points alone import, and which may import what they may
-EXTRAS = ("lm.lora", "lm.serve")  # which the core never imports, nor they each other
+EXTRAS = ("lm.interpolate", "lm.lora", "lm.serve")  # which the core never imports, nor they each other
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
 FOR_LM = {"data_pipeline.check", *SCHEMA}
 FOR_CONFIGS = {"lm.config", *SCHEMA}
@@ -45,7 +45,7 @@ FOR_CONFIGS = {"lm.config", *SCHEMA}
 # A library of others -> the modules that may import it (a package stands for all in it).
 LIBRARIES = {
     "flax": ("lm.model", "lm.checkpoint"),
-    "optax": ("lm.losses", "lm.optim", "lm.step"),
+    "optax": ("lm.losses", "lm.anchor", "lm.optim", "lm.step"),
     "orbax": ("lm.checkpoint",),
     "tensorboardX": ("lm.logger",),
     "matplotlib": ("lm.logger",),
