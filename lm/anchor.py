@@ -37,7 +37,7 @@ def pull_to_start(strength: float) -> optax.GradientTransformation:
     def init(params: Any) -> StartState:
         return StartState(jax.tree.map(jnp.copy, params))
 
-    def update(updates: Any, state: StartState, params: Any = None) -> tuple[Any, StartState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if not strength:
             return updates, state
         pulled = {p: u + strength * (params[p] - state.start[p]) for p, u in _present(updates).items()}
@@ -57,7 +57,7 @@ def average_weights(decay: float) -> optax.GradientTransformation:
         average = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
         return AverageState(jnp.zeros((), jnp.int32), average)
 
-    def update(updates: Any, state: AverageState, params: Any = None) -> tuple[Any, AverageState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         count = state.count + 1
         d = jnp.minimum(decay, count / (count + 9.0))
         moved = {p: (params[p] + u).astype(params[p].dtype) for p, u in _present(updates).items()}

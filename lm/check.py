@@ -159,7 +159,9 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
     problems += _check_patterns("init.fresh", list(config.init.fresh), empty_ok=True)
     must(not config.init.fresh or bool(config.init.source), "init.fresh: only a run with init.source reads it")
     is_step = re.fullmatch(r"(best|last|\d+)(:raw)?", config.init.step) is not None
-    must(is_step, f"init.step: must be 'best', 'last' or a step number (each also with :raw), got {config.init.step!r}")
+    must(
+        is_step, f"init.step: must be 'best', 'last' or a step number, got {config.init.step!r} (each may end in :raw)"
+    )
     whole = train.micro_batches < 1 or data.batch_size % train.micro_batches == 0
     must(whole, f"data.batch_size={data.batch_size} is not divisible by train.micro_batches={train.micro_batches}")
     pinned = any(source.split == "validation" for source in data.sources.values())

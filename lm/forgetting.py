@@ -182,9 +182,11 @@ def _data_of(config: Config, place: str) -> DataConfig:
 
 def _open_pretraining(config: Config, open_data: OpenData, log: Log) -> Any:
     source = config.init.source
+    instead = "Name a file of such text instead: train.remember=FILE"
+    if is_foreign(source):
+        raise UserError(f"train.remember='pretraining': {source} does not bring the text it was trained on. {instead}")
     meta = read_meta(source, find_step(source, config.init.step, log))
     theirs = from_mapping(Config, meta["config"]).data
-    instead = "Name a file of such text instead: --config.train.remember=FILE"
     try:
         data = open_data(theirs, log=log)
         if data.fingerprint != meta["data_sha256"]:

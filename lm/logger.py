@@ -185,7 +185,9 @@ def plot_losses(path: Path, history: Sequence[Record]) -> None:
         points = [(r["step"], r[key]) for r in history if r.get(key) is not None]
         if points:
             axes.plot(*zip(*points), label=key, **style)
-    evals = [r for r in history if r.get("eval/loss") is not None and r.get("eval/criterion", 0.0) is not None]
+    evals = [
+        r for r in history if r["step"] and r.get("eval/loss") is not None and r.get("eval/criterion", 0) is not None
+    ]
     best = min(evals, key=lambda r: r.get("eval/criterion", r["eval/loss"]), default=None)
     if best:
         axes.axhline(best["eval/loss"], ls=":", lw=0.8, color="grey")
@@ -202,11 +204,36 @@ def plot_losses(path: Path, history: Sequence[Record]) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
+    _save_figure(figure, path)
+
+
+def _save_figure(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
     figure.tight_layout()
     temporary = path.with_name(path.stem + ".tmp.png")
     figure.savefig(temporary)
     temporary.replace(path)
     plt.close(figure)
+
+
+def plot_mixes(path: Path, rows: Sequence[Mapping[str, float]], taken: float) -> None:
+    """Draws loss on the task against loss on the remembered text, a point for each share of lm.interpolate."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4.5), dpi=110)
+    axes.plot([row["forget/loss"] for row in rows], [row["eval/loss"] for row in rows], marker="o")
+    for row in rows:
+        mark = " (taken)" if row["share"] == taken else ""
+        axes.annotate(f" {row['share']:g}{mark}", (row["forget/loss"], row["eval/loss"]))
+    axes.set_xlabel("remembered text, nats a token")
+    axes.set_ylabel("validation, nats a token")
+    axes.set_title("share of the fine-tuned weights; the rest is the start")
+    axes.grid(alpha=0.3)
+    _save_figure(figure, path)
 
 
 def describe_time(summary: Mapping[str, Any]) -> str:

@@ -1,0 +1,127 @@
+"""What does each way of fine-tuning forget, and what does it learn? A small model pretrained on code, tuned to write docstrings.
+
+    python -m benchmarks.forgetting --out=runs/forgetting
+
+Pretrains once (4 layers x 128), then tunes all weights plainly at the pretraining's peak rate and at a tenth of it, with replay, with
+the pull to the start, with averaged weights, with adapters, and mixes the first with its start. The runs in --out are not made
+again. Two CPU cores: about 25 minutes. docs/forgetting.md has the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("stdlib", "jax", "flax", "optax", "numpy")
+PEAK = 0.02
+SIZE = {
+    "model.layers": 4, "data.seq_len": 128, "data.batch_size": 16, "data.tokenizer.vocab_size": 1024,
+    "data.tokenizer.train_chars": 1_000_000, "train.sample_prompts": "()", "train.log_every": 50,
+}  # fmt: skip
+TUNE = {
+    "optim.train": "(('.*',True),)", "optim.peak_lr": PEAK, "train.steps": 150, "train.eval_every": 15, "train.eval_rows": 256,
+    "train.early_stop_patience": 0, "train.remember": "pretraining", "data.min_completion_kept": 0.0,
+}  # fmt: skip
+WAYS: dict[str, dict[str, Any]] = {
+    "plain, peak": {},
+    "plain, peak / 10": {"optim.peak_lr": PEAK / 10},
+    "replay 10 %": {"data.replay": 0.1},
+    "replay 30 %": {"data.replay": 0.3},
+    "pull to start 3": {"optim.pull_to_start": 3.0},
+    "pull to start 10": {"optim.pull_to_start": 10.0},
+    "average 0.99": {"train.ema_decay": 0.99},
+    "last two layers, peak": {"optim.train": "(('block_0[23]/.*',True),('norm_out/.*|head',True),('.*',False))"},
+    "LoRA, rank 8": {
+        "optim.train": "(('.*_lora_[ab]',True),('.*',False))", "lora.rank": 8, "optim.name": "adamw", "optim.peak_lr": 5e-3,
+        "optim.lr_multipliers": "(('.*',1.0),)",
+    },
+}  # fmt: skip
+
+
+def launch(folder: Path, module: Sequence[str], keys: dict[str, Any]) -> None:
+    """Runs a command of ours in `folder`, its output in a file beside the run."""
+    words = [sys.executable, *module, *(f"--config.{key}={value}" for key, value in keys.items())]
+    done = subprocess.run(
+        words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    (folder / "last.log").write_text(done.stdout + done.stderr)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+
+
+def train(folder: Path, config: str, name: str, keys: dict[str, Any]) -> dict[str, Any]:
+    """Returns the summary of a run, which is made where it is missing, with its evaluations as "evals"."""
+    if not (folder / name / "summary.json").is_file():
+        print(name, flush=True)
+        launch(folder, [str(ROOT / "launch.py"), f"--config={ROOT / 'configs' / config}", f"--workdir={name}"], keys)
+    history = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    evals = [record for record in history if "eval/loss" in record]
+    return {**json.loads((folder / name / "summary.json").read_text()), "evals": evals}
+
+
+def change_at(evals: Sequence[dict[str, Any]], loss: float, key: str = "forget/change") -> float | None:
+    """What was forgotten when the task's loss first came down to `loss`, on the line between two evaluations."""
+    for before, after in zip(evals, evals[1:]):
+        if after["eval/loss"] <= loss:
+            share = (before["eval/loss"] - loss) / max(before["eval/loss"] - after["eval/loss"], 1e-9)
+            return before[key] + max(share, 0.0) * (after[key] - before[key])
+    return None
+
+
+def main(argv: Sequence[str]) -> None:
+    out = Path(
+        next((word.partition("=")[2] for word in argv if word.startswith("--out=")), "runs/forgetting")
+    ).resolve()
+    seed = next((word.partition("=")[2] for word in argv if word.startswith("--seed=")), "0")
+    out.mkdir(parents=True, exist_ok=True)
+    files = {f"data.sources.{name}.max_documents": 150 for name in PACKAGES}
+    train(
+        out,
+        "pretrain.py",
+        "pretrain",
+        {**SIZE, **files, "train.steps": 600, "optim.peak_lr": PEAK, "train.eval_every": 200},
+    )
+    rows = {f"data.sources.{name}.max_documents": 1500 for name in PACKAGES}
+    again = {f"data.sources.replay_{name}.max_documents": 150 for name in PACKAGES}
+    found = {}
+    for way, keys in WAYS.items():
+        replay = "data.replay" in keys
+        name = f"{way.translate(str.maketrans({' ': '_', ',': None, '%': None, '/': None}))}_{seed}"
+        start = {"init.source": "pretrain", "data.seed": seed, "train.seed": seed}
+        size = {key: value for key, value in SIZE.items() if not key.startswith("data.tokenizer")}
+        more = again if replay else {}
+        file = "finetune_replay.py" if replay else "finetune.py"
+        found[way] = train(out, file, name, {**size, **rows, **more, **TUNE, **start, **keys})
+    level = found["plain, peak / 10"]["best/eval/loss"]
+    print(
+        f"before: task {found['plain, peak']['start/eval/loss']:.3f}, remembered {found['plain, peak']['start/forget/loss']:.3f}"
+    )
+    print(
+        f"| way | task loss | forgotten | KL | forgotten when the task's loss was {level:.3f} |\n|---|---|---|---|---|"
+    )
+    for way, run in found.items():
+        then = change_at(run["evals"], level)
+        print(
+            f"| {way} | {run['best/eval/loss']:.3f} | {run['best/forget/change']:+.3f} +- {run['best/forget/change_stderr']:.3f} | "
+            f"{run['best/forget/kl']:.3f} | {'-' if then is None else f'{then:+.3f}'} |"
+        )
+    mixed = out / f"mixed_{seed}"
+    if not (mixed / "interpolate.json").is_file():
+        shares = "--shares=0.25,0.5,0.75"
+        launch(out, ["-m", "lm.interpolate", f"plain_peak_{seed}", f"--out={mixed.name}", shares, "--take=0.5"], {})
+    for row in json.loads((mixed / "interpolate.json").read_text())["rows"]:
+        name, change = (
+            f"{row['share']:g} of plain, peak",
+            f"{row['forget/change']:+.3f} +- {row['forget/change_stderr']:.3f}",
+        )
+        print(f"| {name}, the rest its start | {row['eval/loss']:.3f} | {change} | {row['forget/kl']:.3f} | |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
