@@ -9,6 +9,7 @@ again. Two CPU cores: about 25 minutes. docs/forgetting.md has the table.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -67,7 +68,7 @@ def train(folder: Path, config: str, name: str, keys: dict[str, Any]) -> dict[st
 
 def change_at(evals: Sequence[dict[str, Any]], loss: float, key: str = "forget/change") -> float | None:
     """What was forgotten when the task's loss first came down to `loss`, on the line between two evaluations."""
-    for before, after in zip(evals, evals[1:]):
+    for before, after in itertools.pairwise(evals):
         if after["eval/loss"] <= loss:
             share = (before["eval/loss"] - loss) / max(before["eval/loss"] - after["eval/loss"], 1e-9)
             return before[key] + max(share, 0.0) * (after[key] - before[key])
