@@ -171,11 +171,11 @@ def _data_of(config: Config, place: str) -> DataConfig:
     tokenizer = config.data.tokenizer
     if not is_foreign(source):
         tokenizer = TokenizerConfig(kind="auto", path=f"{source}/tokenizer")
-    data = DataConfig(
-        path="" if prepared else place, prepared=place if prepared else "", tokenizer=tokenizer,
-        split=SplitConfig(validation=0.0, test=0.0), clean=replace(config.data.clean, near_dedup=0.0, decontaminate=""),
-        chat=config.data.chat, add_bos=config.data.add_bos, packing=config.data.packing, cache_dir=config.data.cache_dir,
-        on_bad=config.data.on_bad, encrypt_key_env=config.data.encrypt_key_env,
+    clean = replace(config.data.clean, near_dedup=0.0, decontaminate="", repeated_lines=0)
+    data = replace(
+        config.data, path="" if prepared else place, sources={}, prepared=place if prepared else "", tokenizer=tokenizer,
+        split=SplitConfig(validation=0.0, test=0.0), clean=clean, mixture=(), temperature=0.0, label_shares=(), replay=0.0,
+        streaming=False,
     )  # fmt: skip
     return _at_this_length(data, config)
 

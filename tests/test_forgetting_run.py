@@ -4,7 +4,6 @@ import json
 import random
 
 import pytest
-
 from test_launch import launch, python_m, read
 
 CONFIG = """
