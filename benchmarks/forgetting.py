@@ -41,7 +41,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def get_config(name: str) -> ml_collections.ConfigDict:
     """`pretrain`, `tune` or `replay`."""
-    c = base.get_config()
+    c: Any = base.get_config()
     code = {"kind": "package", "path": "stdlib", "max_documents": 200}
     c.data.split.validation = 0.1
     c.data.split.test = 0.0

@@ -4,7 +4,8 @@ import json
 import random
 
 import pytest
-from test_launch import launch, python_m, read
+
+from .test_launch import launch, python_m, read
 
 CONFIG = """
 from configs import base
