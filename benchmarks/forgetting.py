@@ -21,20 +21,17 @@ from typing import Any
 import ml_collections
 
 from configs import base
-from configs.models import use_muon, use_relu2_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
-PEAK = 0.02
+PEAK = 5e-3
 WAYS: dict[str, dict[str, Any]] = {
     "plain, peak": {},
     "plain, peak / 10": {"optim.peak_lr": PEAK / 10},
-    "replay 10 %": {"data.replay": 0.1},
     "replay 30 %": {"data.replay": 0.3},
-    "pull to start 10": {"optim.pull_to_start": 10.0},
+    "pull to start 20": {"optim.pull_to_start": 20.0},
     "average 0.99": {"train.ema_decay": 0.99},
     "LoRA, rank 8": {
-        "optim.train": "(('.*_lora_[ab]',True),('.*',False))", "lora.rank": 8, "optim.name": "adamw", "optim.peak_lr": 5e-3,
-        "optim.lr_multipliers": "(('.*',1.0),)",
+        "optim.train": "(('.*_lora_[ab]',True),('.*',False))", "lora.rank": 8,
     },
 }  # fmt: skip
 
@@ -53,14 +50,13 @@ def get_config(name: str) -> ml_collections.ConfigDict:
     c.model.dim = 64
     c.model.heads = 4
     c.model.attention = "xla"
-    use_relu2_blocks(c.model)
     c.model.tie_embeddings = False
-    use_muon(c.optim)
+    c.model.scan = True
     c.optim.peak_lr = PEAK
     c.optim.warmup_steps = 10
     c.optim.end_lr_ratio = 0.05
     c.train.log_every = 20
-    c.train.eval_rows = 128
+    c.train.eval_rows = 96
     if name == "pretrain":
         c.data.sources.code = base.source(**code)
         c.train.steps = 300
@@ -73,11 +69,11 @@ def get_config(name: str) -> ml_collections.ConfigDict:
     c.init.source = "pretrain"
     c.data.tokenizer.kind = "auto"
     c.data.tokenizer.path = "pretrain/tokenizer"
-    c.train.steps = 80
+    c.train.steps = 60
     c.train.eval_every = 10
     c.train.eval_at_start = True
     c.train.remember = "pretraining"
-    c.train.remember_rows = 128
+    c.train.remember_rows = 96
     return c
 
 

@@ -140,7 +140,10 @@ def open_remembered(config: Config, tokenizer_sha256: str, open_data: OpenData, 
     if place == PRETRAINING:
         data, splits = _open_pretraining(config, open_data, log), ("validation",)
     else:
-        data, splits = open_data(_data_of(config, place), log=log), ("validation", "train")
+        try:
+            data, splits = open_data(_data_of(config, place), log=log), ("validation", "train")
+        except UserError as error:
+            raise UserError(f"config.train.remember={place!r}: {error}") from None
     split = next((split for split in splits if data.has_split(split)), None)
     if split is None:
         raise UserError(
