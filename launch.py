@@ -92,15 +92,16 @@ def judge(job: Run, parts: Parts, outcome: Outcome, say: Callable[[str], None]) 
     """Scores the best classifier of a run on its validation split, beside baselines."""
     from data_pipeline.labelled_texts import read_texts
     from lm import classify
-    from lm.checkpoint import load
+    from lm.anchor import averaged_weights
     from lm.hosts import is_main
+    from lm.run_folder import load_weights
     from lm.sharding import local_rows, row_shards
 
     if not job.data.has_split("validation"):
         return {}, ""
-    params, best = outcome.state.params, job.progress.best_step
+    params, best = averaged_weights(outcome.state.params, outcome.state.opt_state), job.progress.best_step
     if best not in (None, job.progress.step):
-        params = load(job.workdir, best, parts.state.params, "params/")
+        params = load_weights(str(job.workdir), best, "best", parts.state.params)
     size = -(-job.config.train.eval_batch_size // row_shards(job.mesh)) * row_shards(job.mesh)
     batches = job.data.eval_batches("validation", size, local_rows(job.mesh, size))
     scored = classify.score(parts.model, params, batches, job.mesh, size)
@@ -167,6 +168,7 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
     from lm import hosts
     from lm.build import make_run
     from lm.clock import Clock
+    from lm.forgetting import open_remembered
     from lm.hf.source import keep_origin
     from lm.lease import Lease
     from lm.logger import describe_time, write_json
@@ -196,14 +198,17 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
         if not hosts.is_main():
             hosts.from_main(0)  # process 0 prepares first; the others find it done
         data = open_data(config.data, log=say)
+        remembered = open_remembered(config, data.tokenizer.sha256, open_data, say)
         if hosts.is_main():
             hosts.from_main(0)
         hosts.check_same("the data", data.fingerprint)
         config = follow_data(config, data)
+        if remembered:
+            hosts.check_same("the remembered text", remembered.data.fingerprint)
         say("\n".join(data.describe_steps(config.train.steps)))
         if hosts.is_main():
             clock.open(workdir / EVENTS)
-        job, receipt, parts = make_run(config, data, workdir, lease, say, clock)
+        job, receipt, parts = make_run(config, data, workdir, lease, say, clock, remembered)
         if hosts.is_main():
             data.tokenizer.save(workdir / "tokenizer")
             write_json(workdir / "config.json", to_json(config))

@@ -200,7 +200,9 @@ class Data:
 
     def _open(self, split: str) -> list[tuple[int, RowReader]]:
         config, readers = self.config, []
-        for number in range(len(self.sources)):
+        for number, source in enumerate(self.sources):
+            if source.config.replay and split != "train":
+                continue
             if self.prepared.has_shard(number, split):
                 shard = self.prepared.shard(number, split)
                 rewriter = self.rewriter if split == "train" else None

@@ -57,6 +57,7 @@ class SourceConfig:
         ""  # how it wants to be cited, and where it comes from; "": what the source itself says, if anything.
     )
     url: str = ""  # They are no part of what prepared data are known by
+    replay: bool = False  # text of the pretraining: its validation and test documents are held out, and never evaluated
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,7 @@ class DataConfig:
     max_bad_fraction: float = 0.01  # skip: more bad rows than this stop all the same
     max_line_bytes: int = 16_777_216  # longest line of a text, JSONL or CSV file, web page, or record
     allow_leak: bool = False  # go on although one text is in two splits (pinned splits can do that)
+    replay: float = 0.0  # share of rows from sources with replay=True, in place of weights; 0: not used
     task: str = "lm"  # "lm": predict the next token; "classify": predict the label of each text (label_field)
     train_path: str = ""  # in place of path: the train split; without validation_path, validation is dealt from it
     validation_path: str = ""

@@ -26,6 +26,7 @@ LATER = (
     "task",
     "labels",
     "class_weights",
+    "replay",
 )  # keys that came later: unused, they leave no trace
 
 

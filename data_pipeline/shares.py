@@ -96,10 +96,14 @@ def check_shares(data: DataConfig) -> list[str]:
         data.temperature == 0 or data.temperature >= 1, f"temperature: must be >= 1 (0: off), got {data.temperature:g}"
     )
     ways = [key for key, on in (
-        ("mixture", bool(data.mixture)), ("temperature", data.temperature > 0),
+        ("mixture", bool(data.mixture)), ("temperature", data.temperature > 0), ("replay", data.replay > 0),
         *((f"sources.*.{key}", any(getattr(s, key) for s in training.values())) for key in ("weight", "epochs")),
     ) if on]  # fmt: skip
     must(len(ways) < 2, f"{' and '.join(ways)}: each decides the shares of the sources; set one of them")
+    kinds = {source.replay for source in training.values()}
+    must(0 <= data.replay < 1, f"replay: must be in [0, 1), got {data.replay:g}")
+    must(not data.replay or len(kinds) == 2 or bool(data.prepared), f"replay={data.replay:g}: needs training sources with "
+         "replay=True, the text of the pretraining, and some without")  # fmt: skip
     phases, wrong = read_phases(data.mixture)
     problems += wrong
     for step, table in phases if training else ():
@@ -145,7 +149,9 @@ def make_mixture(config: DataConfig, parts: Sequence[Part], known: bool = True) 
     rows = [part.rows for part in parts]
     names = [f"config.data.sources.{part}" for part in parts]
     limited = any(part.config.epochs or part.config.max_epochs for part in parts)
-    ordered = bool(config.mixture or config.temperature or config.label_shares or limited)  # plain weights came first
+    ordered = bool(
+        config.mixture or config.temperature or config.replay or config.label_shares or limited
+    )  # plain weights came first
     return Mixture(names, rows, phases[0][1], config.seed, phases[1:], limits if known else (), ordered)
 
 
@@ -167,6 +173,14 @@ def _source_weights(config: DataConfig, parts: Sequence[Part]) -> list[tuple[int
         return [(step, {number: table.get(part.name, 0.0) for number, part in sources}) for step, table in phases]
     if config.temperature:
         return [(0, {number: rows[number] ** (1 / config.temperature) for number, _ in sources})]
+    if config.replay:
+        totals = {kind: sum(rows[n] for n, part in sources if part.config.replay == kind) for kind in (True, False)}
+        if not all(totals.values()):
+            raise ConfigError(
+                f"config.data.replay={config.replay:g}: no training document to replay, or none but those"
+            )
+        shares = {True: config.replay / totals[True], False: (1 - config.replay) / totals[False]}
+        return [(0, {number: shares[part.config.replay] * rows[number] for number, part in sources})]
     if any(part.config.epochs for _, part in sources):
         return [(0, {number: part.config.epochs * rows[number] for number, part in sources})]
     weights = {number: part.config.weight for number, part in sources}

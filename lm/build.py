@@ -20,6 +20,7 @@ from lm.checkpoint import Checkpoints, load, read_meta
 from lm.clock import Clock
 from lm.config import Config, ConfigError, MeshConfig, UserError, check_resume, from_mapping, to_json
 from lm.evaluate import make_eval_step
+from lm.forgetting import Remembered, make_meter
 from lm.generate import generate
 from lm.hosts import from_main, gather_bytes, is_main
 from lm.lease import Lease
@@ -42,6 +43,7 @@ from lm.parts import (
 )
 from lm.phases import add_phases, make_later, make_phases, phase_after
 from lm.receipt import Receipt, hash_frozen, make_receipt
+from lm.run_folder import load_weights
 from lm.sampling import Sampling
 from lm.sharding import local_rows, make_mesh, param_shardings
 from lm.start import find_peak_lr, find_twins, load_params, start_state
@@ -74,11 +76,14 @@ def check_kernel(parts: Parts, data: Any, log: Log) -> None:
 
 
 def make_run(
-    config: Config, data: Any, workdir: Path, lease: Lease | None, log: Log, clock: Clock
-) -> tuple[Run, Receipt, Parts]:
+    config: Config, data: Any, workdir: Path, lease: Lease | None, log: Log, clock: Clock,
+    remembered: Remembered | None = None,
+) -> tuple[Run, Receipt, Parts]:  # fmt: skip
     """Builds a run that `train` can run, its receipt, and the parts of its last phase.
 
     Start rule: resume this run > init from a checkpoint > scratch.
+
+    `remembered` is what `open_remembered` opened.
     """
     tokenizer = data.tokenizer
     if config.train.eval_every and not data.has_split("validation"):
@@ -98,6 +103,12 @@ def make_run(
             raise UserError(
                 f"the data differs from what the run in {workdir} was trained on (sha256 {data.fingerprint[:12]}, then "
                 f"{meta['data_sha256'][:12]}). Bring the files back, or use another --workdir"
+            )
+        known = meta.get("remembered_sha256")  # a checkpoint of an older version has none
+        if known and remembered and known != remembered.data.fingerprint:
+            raise UserError(
+                f"config.train.remember={config.train.remember!r}: the text is not what it was when the run in {workdir} began "
+                f"(sha256 {remembered.data.fingerprint[:12]}, then {known[:12]}). Bring it back, or use another --workdir"
             )
     peak_lr = meta["peak_lr"] if meta and config.optim.peak_lr == "auto" else find_peak_lr(config, log)
     phases = make_phases(config, tokenizer.vocab_size, peak_lr)
@@ -142,6 +153,7 @@ def make_run(
     run_meta = {
         "config": to_json(config), "data_sha256": data.fingerprint, "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": parts.model.config.vocab_size, "peak_lr": peak_lr, "start": start, "saved_step": step or None,
+        "remembered_sha256": remembered.data.fingerprint if remembered else None,
     }  # fmt: skip
     programs = partial(programs_of, tokenizer=tokenizer)
     peak, peak_source = peak_flops(config.train.peak_tflops)
@@ -152,6 +164,7 @@ def make_run(
         checkpoints=Checkpoints(workdir, config.train.keep_last, log), meta=run_meta, progress=progress,
         logger=Logger(workdir, is_main(), progress.history, step), lease=lease, clock=clock,
         later=make_later(phases, step, receipt, programs, log),
+        meter=make_meter(remembered, parts.model, parts.mesh, config.train) if remembered else None,
     )  # fmt: skip
     return run, receipt, last
 
@@ -247,7 +260,7 @@ def load_run(workdir: str, step: str, log: Log, seq_len: int = 0, any_task: bool
     runs = make_runs(treatment.kinds, resolved.layers) if resolved.scan else ()
     model, _ = make_model(resolved, runs, mesh, seq_len or config.data.seq_len)
     shapes = cast_frozen(param_shapes(model), treatment, config.optim.frozen_dtype)
-    params = load(workdir, number, with_shardings(shapes, param_shardings(shapes, mesh)), "params/")
+    params = load_weights(workdir, number, step, with_shardings(shapes, param_shardings(shapes, mesh)))
     log(f"{workdir} step {number}: {count(params):,} parameters")
     return Loaded(config, model, params, mesh, number, meta["tokenizer_sha256"])
 

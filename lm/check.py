@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline import schema
 from data_pipeline.check import check_data_config
-from lm.config import Config, ConfigError, LoraConfig, MeshConfig, UserError, mesh_shape
+from lm.config import Config, ConfigError, LoraConfig, MeshConfig, TrainConfig, UserError, mesh_shape
 from lm.hf.source import follow_source, saved_config
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -28,6 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.pooling": ("last", "mean"),
     "optim.name": ("adamw", "sgd", "lion", "adafactor", "muon"),
     "optim.frozen_dtype": ("float32", "bfloat16", "int8", "nf4"),
+    "train.stop_on": ("loss", "loss+change", "loss+kl"),
     "optim.schedule": ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "plateau"),
 }
 
@@ -42,12 +43,14 @@ AT_LEAST: dict[str, float] = {
     "train.eval_batch_size": 1, "train.eval_rows": 0, "train.save_every": 0, "train.keep_last": 1,
     "train.early_stop_patience": 0, "train.early_stop_min_delta": 0, "train.max_bad_steps": 1,
     "train.sample_tokens": 1, "train.peak_tflops": 0, "train.focal_gamma": 0, "train.logit_adjustment": 0, "model.classes": 0,
+    "train.remember_rows": 0, "train.forget_weight": 0, "optim.pull_to_start": 0,
 }  # fmt: skip
 
 BELOW_ONE = (
     "model.dropout",
     "lora.dropout",
     "train.label_smoothing",
+    "train.ema_decay",
     "optim.b1",
     "optim.b2",
     "optim.momentum",
@@ -185,8 +188,10 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
     must(off, "lora: lora.rank=0 means no adapters, so its other keys do nothing; set lora.rank, such as 8")
     problems += _check_patterns("init.fresh", list(config.init.fresh), empty_ok=True)
     must(not config.init.fresh or bool(config.init.source), "init.fresh: only a run with init.source reads it")
-    is_step = config.init.step in ("best", "last") or config.init.step.isdigit()
-    must(is_step, f"init.step: must be 'best', 'last' or a step number, got {config.init.step!r}")
+    is_step = re.fullmatch(r"(best|last|\d+)(:raw)?", config.init.step) is not None
+    must(
+        is_step, f"init.step: must be 'best', 'last' or a step number, got {config.init.step!r} (each may end in :raw)"
+    )
     whole = train.micro_batches < 1 or data.batch_size % train.micro_batches == 0
     must(whole, f"data.batch_size={data.batch_size} is not divisible by train.micro_batches={train.micro_batches}")
     pinned = any(source.split == "validation" for source in data.named_sources().values())
@@ -197,7 +202,7 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
             f"{watches[0]} needs validation data: set data.split.validation=0.05 or a source's split='validation'",
         )
     problems += _check_task(config)
-    problems += _check_profile(config)
+    problems += _check_profile(config) + _check_forgetting(config)
     return problems + _check_mesh(config, devices)
 
 
@@ -239,6 +244,7 @@ def _check_task(config: Config) -> list[str]:
     if config.data.task == "classify":
         rules = (
             (not train.sample_prompts, "train.sample_prompts: a classifier writes no text"),
+            (not train.remember, "train.remember: a classifier has no words left to lose; it watches a language model"),
             (model.classes != 1, "model.classes: one class leaves nothing to tell apart"),
             (not train.class_counts or min(train.class_counts) > 0, "train.class_counts: every class needs a document"),
         )
@@ -251,6 +257,24 @@ def _check_task(config: Config) -> list[str]:
             (not train.refusal, f"train.refusal: {read}"),
             (not train.class_counts, f"train.class_counts: {read}"),
         )
+    return [f"config.{message}" for ok, message in rules if not ok]
+
+
+def _check_forgetting(config: Config) -> list[str]:
+    optim, train, source = config.optim, config.train, config.init.source
+    remembers, plain = bool(train.remember), TrainConfig()
+    reads_weight = train.stop_on != "loss" or train.forget_weight == plain.forget_weight
+    pull = optim.pull_to_start * (optim.peak_lr if isinstance(optim.peak_lr, float) else 0.0)
+    place = Path(train.remember).expanduser()
+    rules = (
+        (not remembers or bool(source), f"train.remember={train.remember!r}: random weights have nothing to forget; set init.source, or remember=''"),
+        (train.remember != "pretraining" or not source.startswith(("hf:", "gguf:")), f"train.remember='pretraining': {source} does not bring the text it was trained on; name a file of such text"),
+        (train.remember in ("", "pretraining") or place.exists(), f"train.remember: {train.remember} does not exist; name a file, a folder that data_pipeline.prepare wrote, or 'pretraining'"),
+        (remembers or train.stop_on == "loss", f"train.stop_on={train.stop_on!r} needs train.remember, the text to measure forgetting on"),
+        (reads_weight, "train.forget_weight: only train.stop_on='loss+change' and 'loss+kl' read it"),
+        (not optim.pull_to_start or bool(source), "optim.pull_to_start: only a run with init.source has a start to be pulled to"),
+        (pull <= 1, f"optim.pull_to_start={optim.pull_to_start:g} times peak_lr={optim.peak_lr} is more than 1: each step would overshoot the start; lower it"),
+    )  # fmt: skip
     return [f"config.{message}" for ok, message in rules if not ok]
 
 
@@ -269,6 +293,7 @@ def _validation_users(config: Config) -> list[tuple[str, bool]]:
         ("optim.schedule='plateau'", config.optim.schedule == "plateau"),
         ("train.eval_every", config.train.eval_every > 0),
         ("train.eval_at_start", config.train.eval_at_start),
+        ("train.remember", bool(config.train.remember)),
     ]
 
 

@@ -33,6 +33,7 @@ from lm.params import join_stacks, keeps, layer_paths, leaf_paths, split_stacks
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+RAW = ":raw"  # after a step: the weights as they were stepped, not their average (train.ema_decay)
 Meta = dict[str, Any]
 Cast = bool | frozenset[str]  # which tensors may be stored in another dtype: all, none, or these paths
 
@@ -102,11 +103,11 @@ def list_steps(folder: Path) -> list[int]:
 
 
 def find_step(workdir: str | Path, step: str, log: Callable[[str], None]) -> int:
-    """Returns the number of an undamaged checkpoint: "best" (else the newest), "last" or a number.
+    """Returns the number of an undamaged checkpoint: "best" (else the newest), "last" or a number, each also with `RAW`.
 
     Raises UserError when there is none; a damaged newest one is passed over for an older one, saying so.
     """
-    folder = Path(workdir) / "checkpoints"
+    folder, step = Path(workdir) / "checkpoints", step.removesuffix(RAW)
     steps = list_steps(folder)
     if not steps:
         raise UserError(f"no checkpoint at {folder}. Train a run there first, or name another folder")
@@ -307,24 +308,28 @@ def stored_shapes(workdir: str | Path, step: int) -> dict[str, Any]:
     return flatten_dict(metadata.tree, sep="/")
 
 
-def load(workdir: str | Path, step: int, abstract: Any, prefix: str = "", cast: Cast = False) -> Any:
+def load(
+    workdir: str | Path, step: int, abstract: Any, prefix: str = "", cast: Cast = False,
+    stands_in: Mapping[str, str] | None = None,
+) -> Any:  # fmt: skip
     """Reads the part of a checkpoint that `abstract` (ShapeDtypeStructs with shardings) names, in its grouping.
 
-    Raises UserError with one line per tensor that does not fit.
+    `stands_in` says what is read in place of a per-layer path. Raises UserError with one line per tensor that does not fit.
     """
-    wanted = _targets(abstract, prefix)
+    wanted, stands_in = _targets(abstract, prefix), stands_in or {}
     folder = Path(os.path.abspath(workdir)) / "checkpoints" / str(step)
     try:
         problems = compare(stored_shapes(workdir, step), wanted, cast)
         if problems:
             shown = "\n  ".join(problems[:40] + ([f"... and {len(problems) - 40} more"] if len(problems) > 40 else []))
             raise UserError(f"checkpoint {folder} does not fit the config:\n  {shown}")
-        item = unflatten_dict(dict(wanted), sep="/")
+        item = unflatten_dict({stands_in.get(path, path): leaf for path, leaf in wanted.items()}, sep="/")
         restore_args = ocp.checkpoint_utils.construct_restore_args(item)
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
         flat = flatten_dict(reader.restore(folder / "state", args=args), sep="/")
         reader.close()
+        flat = {path: flat[stands_in.get(path, path)] for path in wanted}
     except UserError:
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds for damaged files

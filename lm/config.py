@@ -186,6 +186,7 @@ class OptimConfig:
     layer_decay: float = (
         1.0  # rate of each block / rate of the block above it (1 for norm_out and head; embeddings lowest)
     )
+    pull_to_start: float = 0.0  # times (weight - its start), as weight_decay is times the weight; times the rate: L2-SP
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,11 @@ class TrainConfig:
     class_counts: tuple[int, ...] = ()  # training documents of each class, for logit_adjustment; (): what the data have
     refusal: str = ""  # classifier: the class that stands for no answer, for what it is not sure of; "": none
     peak_tflops: float = 0.0  # of one device, for `mfu`; 0: the chip's known figure, or a measured matmul
+    ema_decay: float = 0.0  # average the weights, such as 0.999; evaluation and all who load the run take that; 0: off
+    remember: str = ""  # what the start knew, to watch it being forgotten: "pretraining" | a file | a prepared folder
+    remember_rows: int = 256  # at most so many rows of it at an evaluation; 0: all
+    stop_on: str = "loss"  # what is best and ends a run: loss | loss+change | loss+kl of the remembered text, times ...
+    forget_weight: float = 1.0  # ... this
 
 
 @dataclass(frozen=True)
@@ -232,7 +238,7 @@ class InitConfig:
     """Where a new run's weights come from. A run that has a checkpoint of its own resumes that instead."""
 
     source: str = ""  # workdir of an earlier run; "": random weights
-    step: str = "best"  # which of its checkpoints: best | last | a step number
+    step: str = "best"  # which of its checkpoints: best | last | a step number; with :raw not their average
     fresh: tuple[str, ...] = ()  # parameter patterns that keep their random start
     cast: bool = False  # accept parameters stored in another dtype
 
@@ -312,7 +318,7 @@ def adapters_only(also: str = "") -> Table:
 # These decide what a run's numbers mean, so a resumed run may not change them. Where the data lies is no part of that:
 # the fingerprint of what was read is compared.
 RESUME_REFUSED = re.compile(
-    r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype)|train\.seed|init\..*|lora\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
+    r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype|pull_to_start)|train\.(seed|ema_decay|remember|stop_on|forget_weight)|init\..*|lora\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
 )
 RESUME_IGNORED = re.compile(
     r"data\.(cache_dir|on_bad|max_bad_fraction|buffer_bytes|clean\.count_languages|sources\..*\.(license|citation|url))"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,6 +64,32 @@ def make_eval_step(model: Model, token_bytes: np.ndarray, chunk: int = 0) -> Eva
     return eval_step
 
 
+def sum_rows(
+    sums_of: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]], keys: Sequence[str],
+    batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, batch_size: int, vocab_size: int, max_rows: int = 0,
+    stopped: Callable[[], bool] = lambda: False, progress: Callable[[int], None] = lambda done: None, classes: int = 0,
+) -> np.ndarray | None:  # fmt: skip
+    """Returns the sums `keys` of all rows (or the first `max_rows`) that have a target, [rows, keys] in float64.
+
+    `keys` ends with "weight". None if `stopped()` said so.
+    """
+    rows: list[np.ndarray] = []
+    for number, batch in enumerate(batches):
+        if max_rows and number * batch_size >= max_rows:
+            break
+        if stopped():
+            return None
+        check_batch(batch, vocab_size, f"evaluation batch {number}", classes)
+        sums = sums_of(put_batch(batch, mesh, batch_size))
+        part = np.stack([to_host(sums[key]) for key in keys], axis=1)
+        rows.append(part.astype(np.float64))
+        progress((number + 1) * batch_size)
+    table = np.concatenate(rows) if rows else np.zeros((0, len(keys)))
+    if max_rows:
+        table = table[:max_rows]
+    return table[table[:, -1] > 0]
+
+
 def evaluate(
     eval_step: EvalStep, params: Params, batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, batch_size: int,
     vocab_size: int, max_rows: int = 0, stopped: Callable[[], bool] = lambda: False,
@@ -74,26 +100,23 @@ def evaluate(
     loss is in nats a token; loss_stderr its standard error, taking rows as independent (ratio estimator). Of a classifier,
     whose number of `classes` is given, loss is in nats a text, and macro_f1 and the number of texts stand beside it.
     """
-    rows: list[np.ndarray] = []
     told: list[tuple[np.ndarray, np.ndarray]] = []
-    for number, batch in enumerate(batches):
-        if max_rows and number * batch_size >= max_rows:
-            break
-        if stopped():
-            return None
-        check_batch(batch, vocab_size, f"evaluation batch {number}", classes)
-        sums = eval_step(params, put_batch(batch, mesh, batch_size))
-        part = np.stack([to_host(sums[key]) for key in ("nll", "correct", "bytes", "weight")], axis=1)
-        rows.append(part.astype(np.float64))
-        if "labels" in sums:
+
+    def sums_of(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+        sums = eval_step(params, batch)
+        if classes:
             told.append((to_host(sums["labels"]), to_host(sums["predicted"])))
-        progress((number + 1) * batch_size)
-    table = np.concatenate(rows) if rows else np.zeros((0, 4))
-    if max_rows:
-        table = table[:max_rows]
-    result = summarise(table[table[:, 3] > 0])
-    if told:
-        labels, predicted = (np.concatenate(arrays)[: len(table)] for arrays in zip(*told))
+        return sums
+
+    table = sum_rows(
+        sums_of, ("nll", "correct", "bytes", "weight"), batches, mesh, batch_size, vocab_size, max_rows, stopped, progress,
+        classes,
+    )  # fmt: skip
+    if table is None:
+        return None
+    result = summarise(table)
+    if classes and told:
+        labels, predicted = (np.concatenate(arrays)[: max_rows or None] for arrays in zip(*told))
         confusion = count_confusion(labels[labels >= 0], predicted[labels >= 0], classes)
         result["macro_f1"] = score_confusion(confusion)["macro_f1"]
         result["texts"] = result.pop("tokens")
@@ -102,18 +125,24 @@ def evaluate(
     return result
 
 
+def mean_and_stderr(sums: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """The mean a target of per-row sums, and its standard error, taking rows as independent (ratio estimator)."""
+    mean, n = sums.sum() / weight.sum(), len(sums)
+    residual = sums - mean * weight
+    stderr = math.sqrt(float(np.square(residual).sum()) * n / (n - 1)) / weight.sum() if n > 1 else math.nan
+    return float(mean), float(stderr)
+
+
 def summarise(table: np.ndarray) -> dict[str, float]:
     """Turns per-row sums [rows, (nll, correct, bytes, weight)] into metrics."""
     nll, correct, n_bytes, weight = table.sum(0)
     if weight == 0:
         return {"loss": math.nan, "tokens": 0.0}
-    loss, n = nll / weight, len(table)
-    residual = table[:, 0] - loss * table[:, 3]
-    stderr = math.sqrt(float(np.square(residual).sum()) * n / (n - 1)) / weight if n > 1 else math.nan
+    loss, stderr = mean_and_stderr(table[:, 0], table[:, 3])
     return {
-        "loss": float(loss),
+        "loss": loss,
         "loss_stderr": stderr,
-        "perplexity": perplexity(float(loss)),
+        "perplexity": perplexity(loss),
         "bits_per_byte": bits(float(nll)) / float(n_bytes) if n_bytes else math.nan,
         "accuracy": float(correct / weight),
         "tokens": float(weight),

@@ -177,25 +177,63 @@ def plot_losses(path: Path, history: Sequence[Record]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=110)
+    forgotten = [r for r in history if r.get("forget/change") is not None]
+    shape = {"figsize": (8, 6.5 if forgotten else 4.5), "dpi": 110}
+    figure, panels = plt.subplots(1 + bool(forgotten), squeeze=False, sharex=True, **shape)
+    axes = panels[0, 0]
     for key, style in (("train/loss", {"alpha": 0.6, "lw": 1}), ("eval/loss", {"marker": "o", "ms": 3})):
         points = [(r["step"], r[key]) for r in history if r.get(key) is not None]
         if points:
             axes.plot(*zip(*points), label=key, **style)
-    best = min((r for r in history if r.get("eval/loss") is not None), key=lambda r: r["eval/loss"], default=None)
+    evals = [
+        r for r in history if r["step"] and r.get("eval/loss") is not None and r.get("eval/criterion", 0) is not None
+    ]
+    best = min(evals, key=lambda r: r.get("eval/criterion", r["eval/loss"]), default=None)
     if best:
         axes.axhline(best["eval/loss"], ls=":", lw=0.8, color="grey")
         axes.set_title(f"best eval/loss {best['eval/loss']:.4f} at step {best['step']}")
-    axes.set_xlabel("step")
+    for key, style in (("forget/change", {"marker": "o"}), ("forget/kl", {"marker": "s"})):
+        if forgotten:
+            panels[1, 0].plot([r["step"] for r in forgotten], [r[key] for r in forgotten], label=key, ms=3, **style)
+    for panel in panels[1:, 0]:
+        panel.set_ylabel("nats a token")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    panels[-1, 0].set_xlabel("step")
     axes.set_ylabel("nats a token")
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
+    _save_figure(figure, path)
+
+
+def _save_figure(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
     figure.tight_layout()
     temporary = path.with_name(path.stem + ".tmp.png")
     figure.savefig(temporary)
     temporary.replace(path)
     plt.close(figure)
+
+
+def plot_mixes(path: Path, rows: Sequence[Mapping[str, float]], taken: float) -> None:
+    """Draws loss on the task against loss on the remembered text, a point for each share of lm.interpolate."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4.5), dpi=110)
+    axes.plot([row["forget/loss"] for row in rows], [row["eval/loss"] for row in rows], marker="o")
+    for row in rows:
+        mark = " (taken)" if row["share"] == taken else ""
+        axes.annotate(f" {row['share']:g}{mark}", (row["forget/loss"], row["eval/loss"]))
+    axes.set_xlabel("remembered text, nats a token")
+    axes.set_ylabel("validation, nats a token")
+    axes.set_title("share of the fine-tuned weights; the rest is the start")
+    axes.grid(alpha=0.3)
+    _save_figure(figure, path)
 
 
 def describe_time(summary: Mapping[str, Any]) -> str:
@@ -225,6 +263,9 @@ def run_card(
         columns = ["", "best/", *(["start/"] if "start/eval/loss" in summary else [])]
         return f"| {label} | {' | '.join(number(column + key, digits) for column in columns)} |"
 
+    names = {"loss": "its loss, nats a token", "change": "change since the start", "kl": "KL(start, now)"}
+    lines = [line(f"forget/{key}", f"remembered text: {name}") for key, name in names.items()]
+    forgetting = "\n".join(lines) + "\n" if "forget/change" in summary else ""
     before = " before training |" if "start/eval/loss" in summary else ""
     shown = [("eval/loss", "eval/loss, nats a token"), ("eval/perplexity", "eval/perplexity", ".3f"),
              ("eval/bits_per_byte", "eval/bits_per_byte"), ("eval/accuracy", "eval/accuracy")]  # fmt: skip
@@ -256,7 +297,7 @@ after {duration(summary["wall_seconds"])}; {summary["tokens_seen"]:,} target tok
 | | last | best (step {summary["best_step"]}) |{before}
 |---|---|---|{"---|" if before else ""}
 {rows}
-
+{forgetting}
 Last training loss {number("train/loss")}; {summary["tokens_per_sec"]:,.0f} target tokens a second on \
 {summary["devices"]}; mfu {number("mfu", ".3f")} (peak: {summary["peak"]}).
 

@@ -10,7 +10,6 @@ and adapter_model.safetensors (`lm/peft_folder.py`).
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,25 +17,23 @@ from pathlib import Path
 
 import jax
 
-from lm.checkpoint import Checkpoints, Meta, compare
+from lm.checkpoint import compare
 from lm.config import (
     AdaptedModel,
-    Config,
     ConfigError,
     LoraConfig,
     ModelConfig,
     UserError,
     adapters_only,
-    to_json,
 )
 from lm.hf.config_json import write_config
 from lm.hf.names import Row, module_rows
-from lm.hf.source import keep_origin, read_origin
-from lm.logger import write_json
+from lm.hf.source import read_origin
 from lm.model.adapters import base_of, make_adapters, merge
 from lm.model.transformer import Model
 from lm.params import Params, match_table, split_stacks
 from lm.peft_folder import load_peft, save_peft
+from lm.run_folder import write_run
 
 
 def modules_of(workdir: str | Path, model: ModelConfig, paths: Sequence[str]) -> list[Row]:
@@ -58,21 +55,6 @@ def join_adapters(base: Params, model: ModelConfig, lora: LoraConfig, adapters: 
     if problems:
         raise UserError("the adapters do not fit the base model:\n  " + "\n  ".join(problems[:40]))
     return both
-
-
-def write_run(out: str | Path, source: str | Path, config: Config, params: Params, meta: Meta, step: int) -> None:
-    """Writes a run folder that holds `params` alone: enough for init.source, lm.generate and lm.evaluate."""
-    folder = Path(out)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(Path(source) / "tokenizer", folder / "tokenizer")
-    keep_origin(str(source), folder)
-    meta = {**meta, "config": to_json(config), "best_step": step, "saved_step": step}
-    checkpoints = Checkpoints(folder, 1, lambda text: print(text, file=sys.stderr))
-    checkpoints.save(step, {"params": params}, meta)
-    checkpoints.close()
-    write_json(folder / "config.json", to_json(config))
 
 
 USAGE = """

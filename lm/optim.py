@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, reduce_on_plateau, scale_by_muon
 
-from lm.config import ConfigError, OptimConfig
+from lm.anchor import average_weights, pull_to_start
+from lm.config import ConfigError, OptimConfig, TrainConfig
 from lm.params import STACK, Params, in_stacks, join_stacks, layer_paths, leaf_paths, match_table, split_stacks
 
 Schedule = Callable[[jax.Array | int], jax.Array]
@@ -240,8 +241,9 @@ def _scale_by_rate(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
 
 
 def make_optimizer(
-    config: OptimConfig, params: Mapping[str, Any], treatment: Treatment, schedule: Schedule
-) -> optax.GradientTransformationExtraArgs:
+    config: OptimConfig, params: Mapping[str, Any], treatment: Treatment, schedule: Schedule,
+    train: TrainConfig | None = None,
+) -> optax.GradientTransformationExtraArgs:  # fmt: skip
     """Builds the optimizer over all of `params` (arrays or shapes), of which only trained leaves take part.
 
     `update(grads, opt_state, params, step=..., norm=...)` takes `optax.MaskedNode()` in place of frozen gradients; `norm` is
@@ -260,11 +262,15 @@ def make_optimizer(
     parts.append(_core_by_phase(config, params, treatment))
     if config.weight_decay:
         parts.append(_decay(lambda p, leaf: config.weight_decay * per_layer_factor(p, leaf, decayed[p])))
+    if config.pull_to_start or (train and train.remember):
+        parts.append(pull_to_start(config.pull_to_start))
     if any(set(values) != {1.0} for values in multipliers.values()):
         parts.append(_per_leaf(lambda p, u: u * per_layer_factor(p, u, multipliers[p])))
     if config.schedule == "plateau":
         parts.append(_scale_by_plateau(config))
     parts.append(_scale_by_rate(schedule))
+    if train and train.ema_decay:
+        parts.append(average_weights(train.ema_decay))
     frozen = {p: not on for p, on in trained.items()}
     return optax.with_extra_args_support(optax.selective_transform(optax.chain(*parts), freeze_mask=frozen))
 

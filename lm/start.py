@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import checkpoint
-from lm.checkpoint import Cast, load, read_meta
+from lm.checkpoint import Cast, read_meta
 from lm.config import Config, ConfigError, InitConfig, UserError
 from lm.hf.source import find_foreign, is_foreign
 from lm.hf.weights import open_weights
@@ -23,6 +23,7 @@ from lm.model.transformer import Model
 from lm.optim import make_optimizer, make_schedule
 from lm.params import Params, count, join_stacks, layer_paths, match_table, split_stacks
 from lm.parts import Parts, cast_frozen, param_shapes, with_shardings
+from lm.run_folder import load_weights
 from lm.sharding import param_shardings, replicated
 from lm.step import TrainState
 
@@ -47,7 +48,7 @@ def start_state(parts: Parts, params: Params | None = None) -> TrainState:
     """A new run's state: on `params`, or on random weights made on the devices that hold them; the optimizer is fresh."""
     config = parts.config
     schedule = make_schedule(config.optim, parts.peak_lr, config.train.steps)
-    optimizer = make_optimizer(config.optim, parts.state.params, parts.treatment, schedule)
+    optimizer = make_optimizer(config.optim, parts.state.params, parts.treatment, schedule, config.train)
 
     def init(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
@@ -172,7 +173,8 @@ def _open_checkpoint(
             hint = f"\nTo start from it as a plain model: python -m lm.lora merge {init.source} OUT"
         raise UserError(f"checkpoint {init.source} step {step} does not fit the config:\n  {lines}{hint}")
     return Stored(
-        f"{init.source} step {step}", lambda abstract, cast: load(init.source, step, abstract, "params/", cast)
+        f"{init.source} step {step}",
+        lambda abstract, cast: load_weights(init.source, step, init.step, abstract, cast),
     )
 
 

@@ -17,16 +17,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from lm.anchor import averaged_weights, start_weights
 from lm.batch import Batches, Data, check_batch
 from lm.checkpoint import Checkpoints
 from lm.clock import Clock
 from lm.config import Config, UserError
 from lm.evaluate import EvalStep, evaluate
+from lm.forgetting import Meter, criterion, describe, measure
 from lm.hosts import StopFlag, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger, duration
 from lm.memory import MemoryWatch
-from lm.params import to_host
+from lm.params import Params, to_host
 from lm.profile import Profiler
 from lm.sharding import local_rows, put_batch, row_shards
 from lm.step import TrainState
@@ -44,7 +46,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # the lines of metrics.jsonl
     last_eval: int = -1  # step of the last evaluation
     best_step: int | None = None
-    best_loss: float | None = None
+    best_loss: float | None = None  # eval/loss, or what train.stop_on makes of it
     evals_since_best: int = 0
     bad_in_a_row: int = 0
     window_loss: float = 0.0  # sum over the steps since the last log line
@@ -89,6 +91,7 @@ class Run:
     lease: Lease | None
     clock: Clock
     later: list[Phase] = field(default_factory=list)  # phases that have not begun
+    meter: Meter | None = None  # train.remember
 
 
 @dataclass
@@ -284,30 +287,39 @@ class _Loop:
         size = -(-config.eval_batch_size // shards) * shards
         batches = run.data.eval_batches("validation", size, local_rows(run.mesh, size))
         began = time.perf_counter()
+        weights = averaged_weights(self.state.params, self.state.opt_state)
         result = evaluate(
-            run.eval_step, self.state.params, batches, run.mesh, size, run.vocab_size, config.eval_rows, stopped,
+            run.eval_step, weights, batches, run.mesh, size, run.vocab_size, config.eval_rows, stopped,
             classes=run.config.model.classes,
         )  # fmt: skip
-        if result is None:
+        start, forgotten = start_weights(self.state.opt_state), {}
+        if result and run.meter and start is not None:
+            forgotten = measure(run.meter, weights, start, stopped)
+        if result is None or forgotten is None:
             return False
         loss, moved = result["loss"], progress.step > 0  # unmoved weights are no result of this run
-        better = progress.best_loss is None or loss < progress.best_loss - config.early_stop_min_delta
-        improved = moved and math.isfinite(loss) and better
+        score = criterion(config, loss, forgotten)
+        better = progress.best_loss is None or score < progress.best_loss - config.early_stop_min_delta
+        improved = moved and math.isfinite(score) and better
         progress.last_eval = progress.step
         if improved:
-            progress.best_step, progress.best_loss, progress.evals_since_best = progress.step, loss, 0
+            progress.best_step, progress.best_loss, progress.evals_since_best = progress.step, score, 0
         elif moved:
             progress.evals_since_best += 1
         self.save_due |= improved
         if moved and run.observe_eval is not None:
-            self.state = run.observe_eval(self.state, loss)
-        self._record({"step": progress.step, **{f"eval/{key}": value for key, value in result.items()}})
+            self.state = run.observe_eval(self.state, score)
+        result |= {"criterion": score} if config.stop_on != "loss" else {}
+        record = {f"eval/{key}": value for key, value in result.items()}
+        record |= {f"forget/{key}": value for key, value in forgotten.items()}
+        self._record({"step": progress.step, **record})
         mark = " *" if improved else "" if moved else " before training"
         run.logger.say(
             f"step {progress.step}: eval loss {loss:.4f} +- {result.get('loss_stderr', math.nan):.4f}, "
-            f"{self._also(result)} ({duration(time.perf_counter() - began)}){mark}"
+            f"{self._also(result)}{', ' + describe(forgotten) if forgotten else ''} "
+            f"({duration(time.perf_counter() - began)}){mark}"
         )
-        self._sample()
+        self._sample(weights)
         run.logger.plot(progress.history)
         return True
 
@@ -316,10 +328,10 @@ class _Loop:
             return f"accuracy {result.get('accuracy', math.nan):.4f}, macro-F1 {result.get('macro_f1', math.nan):.4f}"
         return f"{result.get('bits_per_byte', math.nan):.4f} bits/byte"
 
-    def _sample(self) -> None:
+    def _sample(self, weights: Params) -> None:
         run = self.run
         for prompt in run.config.train.sample_prompts:
-            text = run.sample(self.state.params, prompt)
+            text = run.sample(weights, prompt)
             run.logger.append("samples.jsonl", {"step": run.progress.step, "prompt": prompt, "text": text})
 
     def _out_of_patience(self) -> bool:

@@ -25,9 +25,9 @@ LAYERS = {
     "lm.model.grouped": 2, "lm.model.experts": 2, "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
     "lm.calibration": 0, "lm.scores": 0, "lm.decisions": 0, "lm.score_report": 0, "lm.confusion_plot": 0, "lm.baselines": 0,
     "lm.text_measures": 0, "lm.text_scores": 7, "lm.classify": 7,
-    "lm.losses": 3, "lm.optim": 3, "lm.sampling": 3, "lm.step": 3,
+    "lm.losses": 3, "lm.anchor": 3, "lm.optim": 3, "lm.sampling": 3, "lm.step": 3,
     "lm.checkpoint": 4,
-    "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
+    "lm.run_folder": 5, "lm.forgetting": 5, "lm.interpolate": 5, "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
     "lm.peft_folder": 4, "lm.lora": 5, "lm.serve": 5, "lm.serve.errors": 5, "lm.serve.answer": 5, "lm.serve.slots": 5, "lm.serve.engine": 5,
     "lm.serve.wire": 5, "lm.serve.exchange": 5, "lm.serve.app": 5, "lm.serve.__main__": 5,
     "lm.train": 6,
@@ -41,7 +41,7 @@ COMMANDS = {
     "lm.text_scores",
     "lm.classify",
 }  # what entry points alone import, and which may import what they may
-EXTRAS = ("lm.lora", "lm.serve")  # which the core never imports, nor they each other
+EXTRAS = ("lm.interpolate", "lm.lora", "lm.serve")  # which the core never imports, nor they each other
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
 FOR_LM = {"data_pipeline.check", "data_pipeline.machine", *SCHEMA}
 FOR_CONFIGS = {"lm.config", *SCHEMA}
@@ -49,7 +49,7 @@ FOR_CONFIGS = {"lm.config", *SCHEMA}
 # A library of others -> the modules that may import it (a package stands for all in it).
 LIBRARIES = {
     "flax": ("lm.model", "lm.checkpoint"),
-    "optax": ("lm.losses", "lm.optim", "lm.step"),
+    "optax": ("lm.losses", "lm.anchor", "lm.optim", "lm.step"),
     "orbax": ("lm.checkpoint",),
     "tensorboardX": ("lm.logger",),
     "matplotlib": ("lm.logger", "lm.confusion_plot"),

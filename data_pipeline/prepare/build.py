@@ -186,7 +186,7 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
     for source in sources:
         keys = asdict(source.config)
         # the same bytes elsewhere, more often, or of whom
-        for name in ("path", "weight", "epochs", "max_epochs", "tfds_dir", *CREDITS):
+        for name in ("path", "weight", "epochs", "max_epochs", "replay", "tfds_dir", *CREDITS):
             del keys[name]
         described.append([source.name, keys, source.identity()])
     here = Path(__file__).parents[1]

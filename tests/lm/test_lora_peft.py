@@ -13,12 +13,13 @@ from lm import build
 from lm.config import AdaptedModel, Config, ConfigError, LoraConfig, ModelConfig, UserError
 from lm.hf.names import module_rows
 from lm.hf.verify import load_ours
-from lm.lora import main, write_run
+from lm.lora import main
 from lm.model.adapters import base_of, make_adapters
 from lm.model.transformer import Model
 from lm.params import split_stacks
 from lm.parts import param_shapes
 from lm.peft_folder import load_peft, module_of, save_peft
+from lm.run_folder import write_run
 
 pytestmark = pytest.mark.slow
 KINDS = {
