@@ -282,8 +282,7 @@ def flat_items(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Returns (key, old, new) for every leaf that differs between two JSON objects; a missing side is None."""
     before, after = dict(flat_items(old)), dict(flat_items(new))
-    keys = sorted(before.keys() | after.keys())
-    pairs = [(key, before.get(key), after.get(key)) for key in keys]  # to Python True == 1: so their texts count too
+    pairs = [(k, before.get(k), after.get(k)) for k in sorted(before.keys() | after.keys())]  # to Python True == 1
     return [(k, a, b) for k, a, b in pairs if a != b or str(a).count("True") != str(b).count("True")]
 
 
