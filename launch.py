@@ -18,7 +18,7 @@ from lm.peers import FLAGS, Peers
 
 if TYPE_CHECKING:
     from lm.parts import Parts
-    from lm.train import Outcome, Run
+    from lm.run import Outcome, Run
 
 USAGE = """
 usage: python launch.py --config=FILE [--workdir=DIR] [--plan [--topology=v5e:4x4]] [--config.KEY=VALUE ...]
@@ -174,8 +174,9 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
     from lm.logger import describe_time, write_json
     from lm.plan import describe_shortage, is_out_of_memory
     from lm.receipt import format_receipt
+    from lm.run import UNFINISHED
     from lm.summary import EVENTS, check_workdir_config, finish, finished, next_commands
-    from lm.train import UNFINISHED, train
+    from lm.train import train
 
     def say(text: str) -> None:
         if hosts.is_main():

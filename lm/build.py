@@ -43,12 +43,12 @@ from lm.parts import (
 )
 from lm.phases import add_phases, make_later, make_phases, phase_after
 from lm.receipt import Receipt, hash_frozen, make_receipt
+from lm.run import Progress, Run
 from lm.run_folder import load_weights
 from lm.sampling import Sampling
 from lm.sharding import local_rows, make_mesh, param_shardings
 from lm.start import find_peak_lr, find_twins, load_params, start_state
 from lm.step import TrainState
-from lm.train import Progress, Run
 
 Log = Callable[[str], None]
 KERNEL_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # measured: 6e-7 and 7e-3 (tests/lm/test_kernels.py)

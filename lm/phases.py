@@ -22,9 +22,9 @@ from lm.model.transformer import Model
 from lm.params import Params, hash_leaves, join_stacks, layer_paths, leaf_paths, split_stacks
 from lm.parts import Parts, abstract_batch, lower_step, make_parts, param_shapes
 from lm.receipt import Receipt, xla_flops
+from lm.run import Phase
 from lm.start import start_state
 from lm.step import TrainState
-from lm.train import Phase
 
 Phases = dict[int, Parts]  # {steps done when it begins: its parts}, in order; the last one trains most
 

@@ -21,7 +21,7 @@ from lm.metrics import finite_or_none
 from lm.optim import Treatment
 from lm.params import params_sha256
 from lm.receipt import Receipt, check_frozen
-from lm.train import Outcome, Run
+from lm.run import Outcome, Run
 
 EVENTS = "events.jsonl"  # in a workdir: when it started, saved, ended
 

@@ -14,7 +14,7 @@ PACKAGES = ("lm", "data_pipeline", "configs")
 
 # A module of ours -> its layer. A module imports modules of its own layer or of lower ones.
 LAYERS = {
-    "lm.config": 0, "lm.check": 0, "lm.batch": 0, "lm.peers": 0, "lm.memory": 0, "data_pipeline.config": 0, "data_pipeline.schema": 0,
+    "lm.config": 0, "lm.check": 0, "lm.check_adapting": 0, "lm.batch": 0, "lm.peers": 0, "lm.memory": 0, "data_pipeline.config": 0, "data_pipeline.schema": 0,
     "lm.hf": 0, "lm.hf.names": 0, "lm.hf.families": 0, "lm.hf.source": 0, "lm.hf.config_json": 0, "lm.hf.tensors": 0,
     "lm.hf.safetensors_header": 0, "lm.hf.gguf_header": 0, "lm.hf.gguf_metadata": 0, "lm.hf.gguf_rope": 0,
     "lm.hf.gguf_config": 0, "lm.hf.gguf_tokenizer": 0, "lm.hf.gguf_file": 0, "lm.hf.vocabulary": 0,
@@ -30,7 +30,7 @@ LAYERS = {
     "lm.run_folder": 5, "lm.forgetting": 5, "lm.interpolate": 5, "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
     "lm.peft_folder": 4, "lm.lora": 5, "lm.serve": 5, "lm.serve.errors": 5, "lm.serve.answer": 5, "lm.serve.slots": 5, "lm.serve.engine": 5,
     "lm.serve.wire": 5, "lm.serve.exchange": 5, "lm.serve.app": 5, "lm.serve.__main__": 5,
-    "lm.train": 6,
+    "lm.run": 6, "lm.train": 6,
     "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.start": 7, "lm.phases": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
     "lm.hf.folder": 7, "lm.hf.verify": 7, "lm.hf.tokenizer_json": 7, "lm.hf.__main__": 7,
 }  # fmt: skip
