@@ -162,7 +162,7 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
     must(whole, f"data.batch_size={data.batch_size} is not divisible by train.micro_batches={train.micro_batches}")
     pinned = any(source.split == "validation" for source in data.sources.values())
     watches = [key for key, on in _validation_users(config) if on]
-    if data.split.validation == 0 and not pinned and watches:
+    if data.split.validation == 0 and not data.split.folds and not pinned and watches:
         must(
             False,
             f"{watches[0]} needs validation data: set data.split.validation=0.05 or a source's split='validation'",

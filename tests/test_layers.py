@@ -31,16 +31,19 @@ LAYERS = {
     "lm.train": 6,
     "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.start": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
     "lm.hf.folder": 7, "lm.hf.verify": 7, "lm.hf.tokenizer_json": 7, "lm.hf.__main__": 7,
+    "lm.sweep": 0, "lm.sweep.space": 0, "lm.sweep.folds": 0, "lm.sweep.journal": 1, "lm.sweep.ask": 1, "lm.sweep.race": 1,
+    "lm.sweep.program": 7, "lm.sweep.fold_run": 7, "lm.sweep.work": 7, "lm.sweep.winner": 7, "lm.sweep.report": 7,
+    "lm.sweep.conduct": 7, "lm.sweep.__main__": 7,
 }  # fmt: skip
 COMMANDS = {
     "lm.hf.folder",
     "lm.hf.verify",
     "lm.hf.tokenizer_json",
 }  # what entry points alone import, and which may import what they may
-EXTRAS = ("lm.lora", "lm.serve")  # which the core never imports, nor they each other
+EXTRAS = ("lm.lora", "lm.serve", "lm.sweep")  # which the core never imports, nor they each other
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
 FOR_LM = {"data_pipeline.check", *SCHEMA}
-FOR_CONFIGS = {"lm.config", *SCHEMA}
+FOR_CONFIGS = {"lm.config", "lm.sweep.space", *SCHEMA}
 
 # A library of others -> the modules that may import it (a package stands for all in it).
 LIBRARIES = {
@@ -48,7 +51,8 @@ LIBRARIES = {
     "optax": ("lm.losses", "lm.optim", "lm.step"),
     "orbax": ("lm.checkpoint",),
     "tensorboardX": ("lm.logger",),
-    "matplotlib": ("lm.logger",),
+    "matplotlib": ("lm.logger", "lm.sweep.report"),
+    "optuna": ("lm.sweep.journal",),
     "tensorflow": ("data_pipeline",),
     "tensorflow_datasets": ("data_pipeline",),
     "sentencepiece": ("data_pipeline",),
@@ -72,7 +76,7 @@ LIBRARIES = {
 INSIDE_FUNCTIONS = {
     "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "gguf", "jinja2", "matplotlib",
     "tensorboardX", "cryptography", "apache_beam", "resiliparse", "brotli", "google_crc32c", "pyarrow", "array_record",
-    "yaml",
+    "yaml", "optuna",
 }  # fmt: skip
 NO_JAX = {module for module, layer in LAYERS.items() if layer == 0}
 DRAWERS = {
