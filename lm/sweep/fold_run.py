@@ -129,12 +129,17 @@ class _FoldRun:
         """Takes in the numbers of the steps since the last time."""
         fetched = jax.device_get([metrics for _, metrics in self.pending])
         for trial, result in enumerate(self.results):
-            losses = []
+            summed = weight = 0.0  # over targets, as a run's log does it
             for metrics in fetched:
-                loss, skipped = (np.atleast_1d(metrics[key])[trial] for key in ("train/loss", "skipped"))
-                result.bad = result.bad + 1 if skipped else 0 if result.bad < self.config.max_bad_steps else result.bad
-                losses.append(float(loss))
-            result.train_curve.append([self.pending[-1][0], float(np.mean(losses))])
+                loss, targets, skipped = (
+                    float(np.atleast_1d(metrics[key])[trial]) for key in ("train/loss", "targets", "skipped")
+                )
+                if result.bad < self.config.max_bad_steps:  # else it stays given up
+                    result.bad = result.bad + 1 if skipped else 0
+                if not skipped:
+                    summed, weight = summed + loss * targets, weight + targets
+            if weight:
+                result.train_curve.append([self.pending[-1][0], summed / weight])
         self.pending = []
 
     def _evaluate(self, params: Params, step: int) -> None:
