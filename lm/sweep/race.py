@@ -31,7 +31,7 @@ def is_behind(ours: Sequence[float], best: Sequence[float]) -> bool:
     behind = np.asarray(ours) - np.asarray(best)
     if not np.isfinite(behind).all():
         return bool(np.isfinite(best).all())
-    mean, error, n = float(behind.mean()), stderr(behind), len(behind)
+    mean, error, n = float(behind.mean()), stderr(behind.tolist()), len(behind)
     if n < 2 or mean <= stderr(best):
         return False
     return error == 0 or float(t.sf(mean / error, n - 1)) < WORSE
