@@ -41,9 +41,10 @@ def main(argv: list[str]) -> None:
 
     config = read_config(flags["config"], overrides)
     check_sweepable(config, int(flags["folds"]))
-    sweep = read_sweep(flags["sweep"], flags["trials"], config)
+    read_sweep(flags["sweep"], flags["trials"], config)  # what is wrong without devices is said at once
     import_optuna()
 
+    import jax
     import numpy as np
 
     from data_pipeline.batch import open_data
@@ -53,6 +54,8 @@ def main(argv: list[str]) -> None:
     from lm.sweep.fold_run import metric_of
 
     keep_memory()
+    config = read_config(flags["config"], overrides, jax.device_count())  # the mesh fits the devices, of the winner too
+    sweep = read_sweep(flags["sweep"], flags["trials"], config, jax.device_count())
     metric_of(summarise(np.ones((2, 4))), sweep.metric)  # there is one of that name
     again = f"python -m lm.sweep {shlex.join(argv)}"
     said = lambda text: print(text, flush=True)  # noqa: E731

@@ -2,7 +2,8 @@
 
 Trials that differ in dials only (numbers that the step takes as arguments, not as constants) share the step that a run takes
 (lm/step.py), under `vmap` over (state, key, dials) with the same batch for all. Frozen weights that are the same in all trials
-lie there once. One trial at a time runs the same step without vmap, on all devices of the mesh.
+lie there once. A single trial runs the same step without vmap. All that lies on one device, unless a sweep trains one trial at a
+time: then it is spread over the mesh, as a run is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.aot import memory_limit
-from lm.config import Config, is_off, to_json
+from lm.config import Config, MeshConfig, is_off, to_json
 from lm.evaluate import EvalStep, make_eval_step
 from lm.memory import available_bytes
 from lm.parts import Parts, abstract_batch, make_parts, make_step_of, trained_paths
@@ -62,12 +63,16 @@ def program_key(config: Config, keys: Iterable[str]) -> str:
 
 
 class Program:
-    """The compiled step of `count` trials. `alike`: they begin with the same weights."""
+    """The compiled step of `count` trials. `alike`: they begin with the same weights; `spread`: over the devices of config.mesh."""
 
-    def __init__(self, config: Config, keys: Iterable[str], vocab_size: int, count: int, alike: bool, log: Log):
+    def __init__(
+        self, config: Config, keys: Iterable[str], vocab_size: int, count: int, alike: bool, log: Log, spread: bool = False
+    ):  # fmt: skip
         self.keys, self.count, self.log = tuple(keys), count, log
         peak_lr = find_peak_lr(config, log)
-        self.parts: Parts = make_parts(config, vocab_size, peak_lr, jax.devices()[:1] if count > 1 else None)
+        assert count == 1 or not spread
+        config = config if spread else dataclasses.replace(config, mesh=MeshConfig())
+        self.parts: Parts = make_parts(config, vocab_size, peak_lr, None if spread else jax.devices()[:1])
         self.dials = dials_of(config, self.keys)
         self.eval_steps: dict[str, EvalStep] = {}
         trained = trained_paths(self.parts.state.params, self.parts.treatment)

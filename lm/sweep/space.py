@@ -97,7 +97,7 @@ class Sweep:
         return 1.0 if self.direction == "minimize" else -1.0
 
 
-def read_sweep(path: str, trials: str, config: Config) -> Sweep:
+def read_sweep(path: str, trials: str, config: Config, devices: int | None = None) -> Sweep:
     """Reads a sweep file; raises ConfigError with all that is wrong with it and with the configs that it would make."""
     raw = run_file(path, "get_sweep")
     if not isinstance(raw, Mapping):
@@ -122,7 +122,7 @@ def read_sweep(path: str, trials: str, config: Config) -> Sweep:
         direction=sweep.direction or ("minimize" if lower else "maximize"),
         round=min(sweep.round or (4 if sweep.sampler == "tpe" else count), count),
     )
-    _check_configs(sweep, config)
+    _check_configs(sweep, config, devices)
     return sweep
 
 
@@ -198,7 +198,7 @@ def with_keys(config: Config, values: Mapping[str, Any]) -> Config:
     return from_mapping(Config, mapping)
 
 
-def _check_configs(sweep: Sweep, config: Config) -> None:
+def _check_configs(sweep: Sweep, config: Config, devices: int | None) -> None:
     """Raises ConfigError for keys, values and combinations of ends and choices that no run may have."""
     problems = []
     for key, entry in sweep.space.items():
@@ -214,7 +214,7 @@ def _check_configs(sweep: Sweep, config: Config) -> None:
         problems.append("sweep.space['optim.schedule']: 'plateau' watches a validation split, which the refit has not")
     for values in some_corners(sweep.space):
         shown = ", ".join(f"{key}={value}" for key, value in values.items())
-        problems += [f"{problem} (with {shown})" for problem in find_problems(with_keys(config, values))]
+        problems += [f"{problem} (with {shown})" for problem in find_problems(with_keys(config, values), devices)]
         if len(problems) >= 10:
             break
     if problems:

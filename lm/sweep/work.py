@@ -149,7 +149,8 @@ class Worker:
         if key not in self.programs:
             if len(self.programs) >= PROGRAMS:
                 self.programs.pop(next(iter(self.programs)))
-            self.programs[key] = Program(configs[0], self.sweep.space, vocab_size, count, alike, self.say)
+            spread = self.side_by_side == 1
+            self.programs[key] = Program(configs[0], self.sweep.space, vocab_size, count, alike, self.say, spread)
         return self.programs[key]
 
     def _report(self, text: str) -> None:
