@@ -1,7 +1,6 @@
 """Does the command leave what it promises, again after kill -9 at any moment, and does it find a planted optimum?"""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -17,10 +16,20 @@ from lm.sweep.space import choices, log_range, uniform
 
 def get_sweep():
     return {"trials": 6, "round": 3, "space": {
-        "optim.peak_lr": log_range(1e-3, 1e-1), "optim.weight_decay": uniform(0.01, 0.3),
-        "data.batch_size": choices(4, 8),
+        "optim.peak_lr": log_range(1e-3, 1e-1), "optim.weight_decay": uniform(0.01, 0.3), "train.seed": choices(0, 1),
     }}
 '''  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    """What one process compiled, the next one finds; one device, as most have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("XLA_FLAGS", "")
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
 
 
 def command(config_file, workdir, *flags, sweep=SWEEP):
@@ -31,9 +40,8 @@ def command(config_file, workdir, *flags, sweep=SWEEP):
 
 
 def run(*args, timeout=900, **more):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command(*args, **more), cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False
+        command(*args, **more), cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
@@ -103,10 +111,10 @@ def test_another_sweep_in_the_same_workdir_is_refused(config_file, finished, cha
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_the_same_table(config_file, finished, tmp_path):
-    workdir, env = tmp_path / "w", {**os.environ, "PYTHONPATH": str(ROOT)}
+    workdir = tmp_path / "w"
     kills = 0
     while not (workdir / "sweep.json").exists():
-        process = subprocess.Popen(command(config_file, workdir), cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command(config_file, workdir), cwd=ROOT, stdout=subprocess.PIPE, text=True)
         lines = 0
         for line in process.stdout:  # dies after its third sign of life, in the middle of what comes next
             lines += line.startswith("trial") or "step 3" in line or "opening" in line
@@ -123,9 +131,8 @@ def test_kill_9_at_any_moment_leaves_the_same_table(config_file, finished, tmp_p
 
 @pytest.mark.slow
 def test_two_processes_share_a_sweep_and_find_the_same(config_file, finished, tmp_path):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     both = [
-        subprocess.Popen(command(config_file, tmp_path / "w"), cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(command(config_file, tmp_path / "w"), cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     said = [process.communicate(timeout=900)[0] for process in both]
