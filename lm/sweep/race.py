@@ -26,7 +26,7 @@ def stderr(values: Sequence[float]) -> float:
 
 def is_behind(ours: Sequence[float], best: Sequence[float]) -> bool:
     """Says whether a trial is given up; less is better."""
-    from scipy.stats import t
+    from scipy.special import stdtr
 
     behind = np.asarray(ours) - np.asarray(best)
     if not np.isfinite(behind).all():
@@ -34,7 +34,7 @@ def is_behind(ours: Sequence[float], best: Sequence[float]) -> bool:
     mean, error, n = float(behind.mean()), stderr(behind.tolist()), len(behind)
     if n < 2 or mean <= stderr(best):
         return False
-    return error == 0 or float(t.sf(mean / error, n - 1)) < WORSE
+    return error == 0 or float(stdtr(n - 1, -mean / error)) < WORSE
 
 
 def alive(trials: Sequence[Trial], sweep: Sweep, first: int, fold: int) -> list[Trial]:

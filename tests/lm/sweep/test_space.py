@@ -124,19 +124,19 @@ def play(journal, sweep, upto, stop_after=10**9):
 
 
 def test_a_journal_that_was_cut_anywhere_asks_for_the_same_trials(tmp_path):
-    sweep = Sweep(SPACE, trials=12, round=4, direction="minimize")
-    whole = open_journal(tmp_path / "a" if (tmp_path / "a").mkdir() is None else None)
-    play(whole, sweep, 3)
+    sweep = Sweep(SPACE, trials=8, round=4, direction="minimize")
+    whole = open_journal(tmp_path)
+    play(whole, sweep, 2)
     wanted = [(t.params, t.values, t.state) for t in whole.trials()]
-    assert len(wanted) == 12
-    for stop in (0, 1, 7, 20):
+    assert len(wanted) == 8
+    for stop in (1, 17):
         folder = tmp_path / str(stop)
         folder.mkdir()
-        play(open_journal(folder), sweep, 3, stop)
+        play(open_journal(folder), sweep, 2, stop)
         with open(folder / "journal.log", "ab") as file:
             file.write(b'{"op_code": 6, "trial_i')  # a crash of the machine cut the last line
         again = open_journal(folder)
-        while sum(t.state != "running" for t in again.trials()) < 12:
+        while sum(t.state != "running" for t in again.trials()) < 8:
             play(again, sweep, 1)
         assert [(t.params, t.values, t.state) for t in again.trials()] == wanted
 
