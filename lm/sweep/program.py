@@ -76,9 +76,10 @@ class Program:
         self.dials = dials_of(config, self.keys)
         self.eval_steps: dict[str, EvalStep] = {}
         trained = trained_paths(self.parts.state.params, self.parts.treatment)
+        first: Any = 0
         self.axes: Any = TrainState(
-            0, {path: None if alike and path not in trained else 0 for path in self.parts.state.params}, 0
-        )  # pyright: ignore[reportArgumentType]
+            first, {path: None if alike and path not in trained else 0 for path in self.parts.state.params}, 0
+        )
         self.alike, self.trained_params = alike, _count_trained(self.parts, trained)
         self.step: Callable[..., Any]
         if count > 1:
@@ -94,7 +95,8 @@ class Program:
 
     def _step(self, state: TrainState, key: jax.Array, dials: Mapping[str, jax.Array], batch: Any) -> Any:
         config = with_dials(self.parts.config, dials)
-        make = make_step_of(config, dials.get("optim.peak_lr", self.parts.peak_lr))
+        rate: Any = dials.get("optim.peak_lr", self.parts.peak_lr)
+        make = make_step_of(config, rate)
         return make(self.parts.model, self.parts.treatment)[0](state, batch, key)
 
     def arguments(self, configs: Sequence[Config]) -> tuple[jax.Array, dict[str, jax.Array]]:
