@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.schema import run_main, split_flags
-from lm.check import count_steps, name_classes, read_config
+from lm.check import follow_data, read_config
 from lm.config import Config, ConfigError, UserError, changed_keys, to_json
 from lm.peers import FLAGS, Peers
 
@@ -79,13 +79,6 @@ def main(argv: list[str]) -> None:
         show = f"error: process {peers.process}: {error}" if plain else traceback.format_exc().rstrip()
         peers.fail(f"{type(error).__name__}: {error}", error.exit_code if known else 1, show)
     raise SystemExit(code)
-
-
-def follow_data(config: Config, data: Any) -> Config:
-    """Returns the config with what the data decide: steps, where it says epochs, and the classes of a classifier."""
-    if data.classes:
-        config = name_classes(config, data.classes.names, data.classes.counts)
-    return count_steps(config, data.summary()["rows"]["train"])
 
 
 def judge(job: Run, parts: Parts, outcome: Outcome, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:

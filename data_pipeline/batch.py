@@ -271,7 +271,8 @@ class Data:
         for line in self.classes.describe() if self.classes else ():
             log(line)
         pinned = {source.config.split for source in self.sources}
-        for split, share in (("validation", config.split.validation), ("test", config.split.test)):
+        validation = config.split.validation if config.split.fold >= 0 else 0
+        for split, share in (("validation", validation), ("test", config.split.test)):
             if not self.has_split(split) and (share > 0 or split in pinned):
                 log(
                     f"warning: no document fell into the {split} split (share {share:g}); raise config.data.split.{split}"

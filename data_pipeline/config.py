@@ -109,7 +109,7 @@ class SplitConfig:
     folds: int = (
         0  # K: what is not test is dealt to K folds, of which `fold` is the validation split; 0: by `validation`
     )
-    fold: int = 0  # which one, from 0
+    fold: int = 0  # which one, from 0; -1: none, all folds train
     stratify: bool = False  # every label (label_field) has its share in every split, to within one document
     known: str = (
         ""  # an earlier prepared folder: what it held keeps its split, and new documents make up what is missing

@@ -184,13 +184,16 @@ def _load_config(path: str, overrides: Mapping[str, str], cls: type, problems: l
     Adds a line to `problems` for each faulty override; raises ConfigError with file and line where the file itself fails.
     """
     file, _, word = path.partition(".py:")  # FILE.py:WORD
-    config = _run_config_file(f"{file}.py" if word else path, word)
+    config = run_file(f"{file}.py" if word else path, "get_config", word)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"{path} must define get_config() that returns a ConfigDict (start from configs/base.py)")
     for key, text in overrides.items():
         _override(config, cls, key, text, problems)
     return config
 
 
-def _run_config_file(path: str, word: str) -> ml_collections.ConfigDict:
+def run_file(path: str, function: str, word: str = "") -> Any:
+    """Runs a Python file; returns what its `function` does (of `word`, if any), None where there is none. Raises as `_load_config`."""
     if not Path(path).is_file():
         raise ConfigError(f"no such config file: {path}")
     root = str(Path(path).resolve().parent.parent)  # so that `from configs import base` works from any folder
@@ -202,8 +205,8 @@ def _run_config_file(path: str, word: str) -> ml_collections.ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        config = get_config(*[word] * bool(word)) if callable(get_config) else None
+        get = getattr(module, function, None)
+        return get(*[word] * bool(word)) if callable(get) else None
     except UserError:
         raise
     except SyntaxError as error:
@@ -215,9 +218,6 @@ def _run_config_file(path: str, word: str) -> ml_collections.ConfigDict:
         line = f":{frames[-1].lineno}" if frames else ""
         message = " ".join(str(error).split())
         raise ConfigError(f"{path}{line}: {type(error).__name__}: {message}") from None
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(f"{path} must define get_config() that returns a ConfigDict (start from configs/base.py)")
-    return config
 
 
 def _override(config: ml_collections.ConfigDict, cls: Any, key: str, text: str, problems: list[str]) -> None:

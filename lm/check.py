@@ -127,6 +127,13 @@ def follow_classes(config: Config, saved: Config) -> Config:
     return name_classes(config, saved.data.labels, saved.train.class_counts) if saved.data.labels else config
 
 
+def follow_data(config: Config, data: Any) -> Config:
+    """Returns the config with what opened data decide: the classes of a classifier; steps, where it says epochs."""
+    if data.classes:
+        config = name_classes(config, data.classes.names, data.classes.counts)
+    return count_steps(config, data.summary()["rows"]["train"])
+
+
 def check_config(config: Config, devices: int | None = None) -> None:
     """Raises ConfigError with every impossible value or combination; `devices` (count) also checks the mesh."""
     problems = find_problems(config, devices)
@@ -197,7 +204,7 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
     must(whole, f"data.batch_size={data.batch_size} is not divisible by train.micro_batches={train.micro_batches}")
     pinned = any(source.split == "validation" for source in data.named_sources().values())
     watches = [key for key, on in _validation_users(config) if on]
-    if data.split.validation == 0 and not pinned and watches:
+    if data.split.validation == 0 and not data.split.folds and not pinned and watches:
         must(
             False,
             f"{watches[0]} needs validation data: set data.split.validation=0.05 or a source's split='validation'",

@@ -315,6 +315,11 @@ def adapters_only(also: str = "") -> Table:
     return ((".*_(lora_[ab]|dora_scale)", True), *([(also, True)] if also else []), (".*", False))
 
 
+def is_off(value: Any) -> bool:
+    """Says whether a number switches its part off by being 0; a traced one, whose value lm/sweep gives later, never does."""
+    return isinstance(value, int | float) and not value
+
+
 # These decide what a run's numbers mean, so a resumed run may not change them. Where the data lies is no part of that:
 # the fingerprint of what was read is compared.
 RESUME_REFUSED = re.compile(

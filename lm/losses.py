@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lm.config import is_off
+
 Sums = dict[str, jax.Array]
 LOGITS_BYTES = 256 * 2**20  # of float32 logits at a time, where the config does not say
 SKIP_BYTES = 64 * 2**20  # the same where pieces without a weight are left out: finer, so that more of them are
@@ -27,13 +29,13 @@ def token_losses(
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     nll_BT = log_z_BT - jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     objective_BT = nll_BT
-    if label_smoothing:
+    if not is_off(label_smoothing):
         spread_BT = log_z_BT - logits_BTV.mean(-1)
         objective_BT = (1 - label_smoothing) * nll_BT + label_smoothing * spread_BT
-    if focal_gamma:
+    if not is_off(focal_gamma):
         missed_BT = -jnp.expm1(jnp.minimum(-nll_BT, -1e-7))  # 1 - p, never 0: a power below 1 has no gradient there
         objective_BT = missed_BT**focal_gamma * objective_BT
-    if z_loss:
+    if not is_off(z_loss):
         objective_BT += z_loss * jnp.square(log_z_BT)
     return {"nll": nll_BT, "objective": objective_BT}
 

@@ -17,7 +17,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, reduce_on_plateau, scale_by_muon
 
 from lm.anchor import average_weights, pull_to_start
-from lm.config import ConfigError, OptimConfig, TrainConfig
+from lm.config import ConfigError, OptimConfig, TrainConfig, is_off
 from lm.params import STACK, Params, in_stacks, join_stacks, layer_paths, leaf_paths, match_table, split_stacks
 
 Schedule = Callable[[jax.Array | int], jax.Array]
@@ -79,16 +79,16 @@ def make_schedule(config: OptimConfig, peak_lr: float, steps: int) -> Schedule:
 
     def schedule(step: jax.Array | int) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
-        done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+        done = jnp.clip((step - warmup) / jnp.maximum(steps - warmup, 1), 0.0, 1.0)
         shape = {
             "constant": lambda: jnp.ones(()),
             "plateau": lambda: jnp.ones(()),  # times the scale that `observe_eval` lowers
             "linear": lambda: 1 - (1 - end) * done,
             "cosine": lambda: end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * done)),
             "wsd": lambda: 1 - (1 - end) * jnp.clip((step - (steps - decay)) / decay, 0.0, 1.0),
-            "inverse_sqrt": lambda: jnp.sqrt(max(warmup, 1) / jnp.maximum(step + 1, max(warmup, 1))),
+            "inverse_sqrt": lambda: jnp.sqrt(jnp.maximum(warmup, 1) / jnp.maximum(step + 1, jnp.maximum(warmup, 1))),
         }[config.schedule]()
-        rise = jnp.minimum((step + 1) / warmup, 1.0) if warmup else 1.0
+        rise = 1.0 if is_off(warmup) else jnp.minimum((step + 1) / warmup, 1.0)
         return jnp.asarray(peak_lr * rise * shape, jnp.float32)
 
     return schedule
@@ -158,7 +158,7 @@ def _core(config: OptimConfig, params: Mapping[str, Any]) -> optax.GradientTrans
     if config.name == "adamw":
         return optax.scale_by_adam(config.b1, config.b2, config.eps)
     if config.name == "sgd":
-        return optax.trace(config.momentum) if config.momentum else optax.identity()
+        return optax.trace(config.momentum) if not is_off(config.momentum) else optax.identity()
     if config.name == "lion":
         return optax.scale_by_lion(config.b1, config.b2)
     if config.name == "adafactor":
@@ -258,11 +258,11 @@ def make_optimizer(
             return values[0]
         return jnp.asarray(values, leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
 
-    parts: list[optax.GradientTransformation] = [_clip(config.clip_norm)] if config.clip_norm else []
+    parts: list[optax.GradientTransformation] = [_clip(config.clip_norm)] if not is_off(config.clip_norm) else []
     parts.append(_core_by_phase(config, params, treatment))
-    if config.weight_decay:
+    if not is_off(config.weight_decay):
         parts.append(_decay(lambda p, leaf: config.weight_decay * per_layer_factor(p, leaf, decayed[p])))
-    if config.pull_to_start or (train and train.remember):
+    if not is_off(config.pull_to_start) or (train and train.remember):
         parts.append(pull_to_start(config.pull_to_start))
     if any(set(values) != {1.0} for values in multipliers.values()):
         parts.append(_per_leaf(lambda p, u: u * per_layer_factor(p, u, multipliers[p])))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from lm.batch import BATCH_KEYS
-from lm.config import AdaptedModel, Config, ConfigError, ModelConfig, OptimConfig, UserError
+from lm.config import AdaptedModel, Config, ConfigError, ModelConfig, OptimConfig, UserError, is_off
 from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
 from lm.metrics import token_flops
 from lm.model.adapters import MATRIX, base_of, make_adapters
@@ -69,7 +69,7 @@ def make_loss(model: Model, config: Config, head_trained: bool = True, whole: bo
 
     def loss(params: Params, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, Sums]:
         inputs, uneven = (batch["tokens"], batch["positions"], batch["segments"]), None
-        if balance_loss:
+        if not is_off(balance_loss):
             x_BTD, uneven = model.hidden_and_balance(params, *inputs, batch["weights"], key)
         else:
             x_BTD, _ = model.hidden(params, *inputs, key)

@@ -44,8 +44,8 @@ def find_peak_lr(config: Config, log: Log) -> float:
     return float(theirs) / 10
 
 
-def start_state(parts: Parts, params: Params | None = None) -> TrainState:
-    """A new run's state: on `params`, or on random weights made on the devices that hold them; the optimizer is fresh."""
+def make_starts(parts: Parts) -> tuple[Callable[[Params], TrainState], Callable[[jax.Array], TrainState]]:
+    """Returns two pure functions that give a new run's state: of params, and of a key, on random weights."""
     config = parts.config
     schedule = make_schedule(config.optim, parts.peak_lr, config.train.steps)
     optimizer = make_optimizer(config.optim, parts.state.params, parts.treatment, schedule, config.train)
@@ -57,9 +57,15 @@ def start_state(parts: Parts, params: Params | None = None) -> TrainState:
         random = cast_frozen(parts.model.init_params(key), parts.treatment, config.optim.frozen_dtype)
         return init(start_magnitudes(random))
 
+    return init, draw
+
+
+def start_state(parts: Parts, params: Params | None = None) -> TrainState:
+    """A new run's state: on `params`, or on random weights made on the devices that hold them; the optimizer is fresh."""
+    init, draw = make_starts(parts)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
     if params is None:
-        return jax.jit(draw, out_shardings=shardings)(jax.random.key(config.train.seed))
+        return jax.jit(draw, out_shardings=shardings)(jax.random.key(parts.config.train.seed))
     return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params)
 
 

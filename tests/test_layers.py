@@ -33,6 +33,9 @@ LAYERS = {
     "lm.run": 6, "lm.train": 6,
     "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.start": 7, "lm.phases": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
     "lm.hf.folder": 7, "lm.hf.verify": 7, "lm.hf.tokenizer_json": 7, "lm.hf.__main__": 7,
+    "lm.sweep": 0, "lm.sweep.space": 0, "lm.sweep.folds": 0, "lm.sweep.journal": 1, "lm.sweep.ask": 1, "lm.sweep.race": 1,
+    "lm.sweep.program": 7, "lm.sweep.fold_run": 7, "lm.sweep.work": 7, "lm.sweep.winner": 7, "lm.sweep.report": 7,
+    "lm.sweep.conduct": 7, "lm.sweep.__main__": 7,
 }  # fmt: skip
 COMMANDS = {
     "lm.hf.folder",
@@ -41,10 +44,10 @@ COMMANDS = {
     "lm.text_scores",
     "lm.classify",
 }  # what entry points alone import, and which may import what they may
-EXTRAS = ("lm.interpolate", "lm.lora", "lm.serve")  # which the core never imports, nor they each other
+EXTRAS = ("lm.interpolate", "lm.lora", "lm.serve", "lm.sweep")  # which the core never imports, nor they each other
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
 FOR_LM = {"data_pipeline.check", "data_pipeline.machine", *SCHEMA}
-FOR_CONFIGS = {"lm.config", *SCHEMA}
+FOR_CONFIGS = {"lm.config", "lm.sweep.space", *SCHEMA}
 
 # A library of others -> the modules that may import it (a package stands for all in it).
 LIBRARIES = {
@@ -52,7 +55,8 @@ LIBRARIES = {
     "optax": ("lm.losses", "lm.anchor", "lm.optim", "lm.step"),
     "orbax": ("lm.checkpoint",),
     "tensorboardX": ("lm.logger",),
-    "matplotlib": ("lm.logger", "lm.confusion_plot"),
+    "matplotlib": ("lm.logger", "lm.confusion_plot", "lm.sweep.report"),
+    "optuna": ("lm.sweep.journal",),
     "sklearn": ("lm.baselines",),
     "sacrebleu": ("lm.text_measures",),
     "tensorflow": ("data_pipeline",),
@@ -78,7 +82,7 @@ LIBRARIES = {
 INSIDE_FUNCTIONS = {
     "tensorflow", "tensorflow_datasets", "sentencepiece", "tokenizers", "gguf", "jinja2", "matplotlib",
     "tensorboardX", "cryptography", "apache_beam", "resiliparse", "brotli", "google_crc32c", "pyarrow", "array_record",
-    "yaml", "sklearn", "sacrebleu",
+    "yaml", "sklearn", "sacrebleu", "optuna",
 }  # fmt: skip
 NO_JAX = {module for module, layer in LAYERS.items() if layer == 0}
 DRAWERS = {

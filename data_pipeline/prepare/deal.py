@@ -151,7 +151,11 @@ class Dealer:
         there: dict[str, Counter[str]] = {}
         for name, label in labels.items():
             there.setdefault(split_of_part(dealt[name], split), Counter())[label] += 1
-        for which, wanted in (("train", True), ("validation", split.folds or split.validation), ("test", split.test)):
+        for which, wanted in (
+            ("train", True),
+            ("validation", split.fold >= 0 if split.folds else split.validation),
+            ("test", split.test),
+        ):
             lacking = sorted(set(labels.values()) - set(there.get(which, ())))
             if wanted and lacking:
                 some = ", ".join(map(repr, lacking[:5])) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
