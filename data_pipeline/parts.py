@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipeline.augment.rewrite import Rewriter
 from data_pipeline.augment.select import changes
+from data_pipeline.choices import read_words
 from data_pipeline.config import DataConfig
 from data_pipeline.dedup.lines import RepeatedLines
 from data_pipeline.document_reader import DocumentReader, Texts
@@ -95,6 +96,15 @@ def check_labels(config: DataConfig, prepared: Prepared) -> None:
         for name in config.augment.labels
         if name not in labels
     ]
+    named = config.named_sources()
+    for number, name in enumerate(prepared.sources):
+        given = read_words(named[name].label_words)[0] if name in named else {}
+        here = prepared.label_names(number, "train")
+        problems += [
+            f"config.data.sources.{name}.label_words: no training document of class {word!r}{nearest(word, here)}"
+            for word in given
+            if word not in here
+        ]
     if config.label_shares and not labels:
         problems.append("config.data.label_shares: no training document has a label")
     if problems:

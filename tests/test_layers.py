@@ -25,7 +25,7 @@ LAYERS = {
     "lm.model.grouped": 2, "lm.model.experts": 2, "lm.model.kernels": 2, "lm.model.attention": 2, "lm.model.transformer": 2,
     "lm.losses": 3, "lm.optim": 3, "lm.sampling": 3, "lm.step": 3,
     "lm.checkpoint": 4,
-    "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
+    "lm.chat": 5, "lm.choices": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.likelihood": 5, "lm.logger": 5,
     "lm.peft_folder": 4, "lm.lora": 5, "lm.serve": 5, "lm.serve.errors": 5, "lm.serve.answer": 5, "lm.serve.slots": 5, "lm.serve.engine": 5,
     "lm.serve.wire": 5, "lm.serve.exchange": 5, "lm.serve.app": 5, "lm.serve.__main__": 5,
     "lm.train": 6,
@@ -37,7 +37,7 @@ COMMANDS = {
     "lm.hf.verify",
     "lm.hf.tokenizer_json",
 }  # what entry points alone import, and which may import what they may
-EXTRAS = ("lm.lora", "lm.serve")  # which the core never imports, nor they each other
+EXTRAS = ("lm.choices", "lm.lora", "lm.serve")  # which the core never imports, nor they each other
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
 FOR_LM = {"data_pipeline.check", *SCHEMA}
 FOR_CONFIGS = {"lm.config", *SCHEMA}
