@@ -99,6 +99,8 @@ def check_answers(config: SourceConfig) -> list[str]:
                  if other and getattr(config, key)]  # fmt: skip
     if config.pair_field and config.form not in ("auto", "text", "label"):
         problems.append(f"pair_field: has no use with form={config.form!r}")
+    if config.pair_field and config.prompt_template:
+        problems.append("pair_field: has no use with a prompt_template, which names both fields itself")
     if config.pair_field and config.pair_field == config.text_field:
         problems.append(f"pair_field: is the text_field, {config.text_field!r}, too")
     return problems

@@ -37,7 +37,7 @@ def record_from_fields(row: dict[str, Any], config: SourceConfig) -> Record | Ba
     """Returns the record of one row, or what is wrong with it."""
     form = config.form if config.form != "auto" else find_form(row, config)
     if not form:
-        wanted = f"'{config.text_field}' (or '{config.prompt_field}' and '{config.completion_field}', 'messages', 'conversations', 'instruction' and 'output', or 'question', '{config.choices_field}' and '{config.answer_field}')"
+        wanted = f"'{config.text_field}' (or '{config.prompt_field}' and '{config.completion_field}', 'messages', 'conversations', 'question' and '{config.choices_field}', or 'instruction' and 'output')"
         have = ", ".join(repr(key) for key in list(row)[:8]) or "none"
         return Bad("missing field", f"no field {wanted}; the row has {have}")
     group = _name(row, config.group_field, "group") if config.group_field else ""

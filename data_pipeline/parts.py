@@ -96,14 +96,11 @@ def check_labels(config: DataConfig, prepared: Prepared) -> None:
         for name in config.augment.labels
         if name not in labels
     ]
-    named = config.named_sources()
-    for number, name in enumerate(prepared.sources):
-        given = read_words(named[name].label_words)[0] if name in named else {}
-        here = prepared.label_names(number, "train")
+    for name, source in config.named_sources().items():
         problems += [
-            f"config.data.sources.{name}.label_words: no training document of class {word!r}{nearest(word, here)}"
-            for word in given
-            if word not in here
+            f"config.data.sources.{name}.label_words: no training document of class {word!r}{nearest(word, known)}"
+            for word in read_words(source.label_words)[0]
+            if word not in labels
         ]
     if config.label_shares and not labels:
         problems.append("config.data.label_shares: no training document has a label")

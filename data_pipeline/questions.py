@@ -83,7 +83,9 @@ def read_questions(
         wanted = "a class" if labels else 'choices (fields "question", "choices", "answer")'
         hint = "" if labels else "; for classes in words add --labels"
         raise UserError(f"{what} has no row with {wanted}{hint}")
-    asked = next(source.config for source in sources if is_asked(source.config, labels))
+    asked, *others = [source.config for source in sources if is_asked(source.config, labels)]
+    if labels and any(other.label_words != asked.label_words for other in others):
+        raise ConfigError("label_words: sources have other words for their classes; give them the same")
     if labels:
         questions = _of_labels(rows, names, asked, config, what)
     else:
