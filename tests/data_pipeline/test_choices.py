@@ -134,7 +134,7 @@ def test_labels_in_words_and_their_template(opened, tmp_path):
 def test_faults_of_the_keys_are_named(opened, tmp_path, change, words):
     path = write_json(tmp_path / "rows.jsonl", labelled(12))
     source = dataclasses.replace(ASKED, path=str(path), **change)
-    with pytest.raises(UserError, match=".") as caught:
+    with pytest.raises(UserError) as caught:
         opened(sources={"x": source})
     assert words in str(caught.value)
 
@@ -199,7 +199,7 @@ def test_every_class_is_an_answer_of_a_labelled_row(opened, tmp_path):
     path = write_json(tmp_path / "rows.jsonl", labelled())
     data = opened(sources={"x": dataclasses.replace(ASKED, path=str(path))}, split=SplitConfig(validation=0.3, test=0))
     asked = ask(data, tmp_path, labels=True, given="N/A")
-    assert asked.names == ("a", "b", "c") and asked.blank == "N/A\nIntent:"
+    assert (asked.names, asked.blank) == (("a", "b", "c"), "N/A\nIntent:")
     assert {row.answers for row in asked.rows} == {(" alpha ray", " b", " gamma")}
     assert sorted((row.prompt, row.answers[row.right]) for row in asked.rows) == sorted(
         documents(data, 0, "validation")
@@ -207,15 +207,15 @@ def test_every_class_is_an_answer_of_a_labelled_row(opened, tmp_path):
     strange = write_json(tmp_path / "more.jsonl", [*labelled(2), {"text": "t", "label": "zebra"}])
     with pytest.raises(UserError, match=f"1 rows have a class that no training row has: {strange}:3: 'zebra'"):
         ask(data, tmp_path, file=strange, labels=True)
-    with pytest.raises(UserError, match="has no row with choices .* add --labels"):
+    with pytest.raises(UserError, match=r"has no row with choices .* add --labels"):
         ask(data, tmp_path)
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(UserError, match="empty.jsonl: file is empty"):
+    with pytest.raises(UserError, match=r"empty\.jsonl: file is empty"):
         ask(data, tmp_path, file=tmp_path / "empty.jsonl", labels=True)
     with pytest.raises(UserError, match="0 classes with words"):
         ask(opened(path), tmp_path, labels=True)
     same = dataclasses.replace(ASKED, path=str(path), label_words=("a=b",))
-    with pytest.raises(ConfigError, match="'a' and 'b' have the same word|'b' and 'a' have the same word"):
+    with pytest.raises(ConfigError, match="have the same word"):
         ask(opened(sources={"x": same}), tmp_path, labels=True, split="train")
 
 
