@@ -18,7 +18,7 @@ from data_pipeline.documents import split_where
 from data_pipeline.records import Bad, Found, Record, Source
 from data_pipeline.scan import Cleaner
 from data_pipeline.schema import ConfigError, UserError
-from data_pipeline.sources import open_sources
+from data_pipeline.sources import FileSource
 from data_pipeline.tasks import to_ids
 from data_pipeline.tokenizer import Tokenizer
 
@@ -101,7 +101,7 @@ def _sources(config: DataConfig, file: str, labels: bool, log: Log) -> list[Sour
     if len(alike) > 1:
         log(f"{file} is read as the source {name} is")
     source = replace(alike.get(name, SourceConfig()), path=file, kind="auto", split="", max_documents=0)
-    return open_sources(replace(config, sources={"file": source}), log, twins=False)
+    return [FileSource("file", source, "--file", config.max_line_bytes, log)]
 
 
 def _rows_of_file(sources: Sequence[Source], config: DataConfig, log: Log) -> Iterator[Row]:

@@ -212,6 +212,8 @@ def test_every_class_is_an_answer_of_a_labelled_row(opened, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match=r"empty\.jsonl: file is empty"):
         ask(data, tmp_path, file=tmp_path / "empty.jsonl", labels=True)
+    with pytest.raises(UserError, match="--file: "):
+        ask(data, tmp_path, file=tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="0 classes with words"):
         ask(opened(path), tmp_path, labels=True)
     same = dataclasses.replace(ASKED, path=str(path), label_words=("a=b",))
