@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 
 from data_pipeline.augment.check import augment_problems
+from data_pipeline.choices import check_answers
 from data_pipeline.config import (
     CLEAN_RULES,
     FORMS,
@@ -102,6 +103,7 @@ def check_data_config(data: DataConfig) -> list[str]:
         one_of(f"{key}.kind", source.kind, SOURCE_KINDS)
         one_of(f"{key}.split", source.split, ("", *SPLITS))
         one_of(f"{key}.form", source.form, FORMS)
+        problems += [f"config.data.{key}.{problem}" for problem in check_answers(source)]
         one_of(f"{key}.document", source.document, ("file", "paragraph", "line"))
         one_of(f"{key}.records", source.records, ("source", "docstrings"))
         must(source.max_documents >= 0, f"{key}.max_documents: must be >= 0 (0 reads all), got {source.max_documents}")

@@ -154,7 +154,9 @@ def _clean(record: Record, config: CleanConfig) -> Cleaned:
     body = record.text.rstrip()
     kept = tuple(rule for rule in rules if rule not in SPACE_RULES)
     prompt = clean_text(body, rules, config, touched) + edit(record.text[len(body) :], kept, touched)
-    cleaned = replace(record, text=prompt, completion=clean_text(record.completion or "", rules, config, touched))
+    completion = clean_text(record.completion or "", rules, config, touched)
+    choices = tuple(clean_text(choice, rules, config, touched) for choice in record.choices)
+    cleaned = replace(record, text=prompt, completion=completion, choices=choices)
     return Cleaned(cleaned, _why_drop(cleaned, config), _in_order(touched, rules), None)
 
 

@@ -20,7 +20,7 @@ PAGE_RULES = (
 PII_WAYS = ("mask", "surrogate", "encrypt")
 PII_KINDS = ("email", "phone", "id", "card", "ip", "plate", "ssn")
 TOKENIZER_KINDS = ("auto", "sentencepiece", "bytes", "char", "hf")
-FORMS = ("auto", "text", "prompt", "messages", "sharegpt", "alpaca")
+FORMS = ("auto", "text", "prompt", "messages", "sharegpt", "alpaca", "choices", "label")
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class SourceConfig:
     split: str = ""  # "" | train | validation | test: puts the whole source into one split
     document: str = "file"  # text: one document is a "file", a "paragraph" (blank lines between) or a "line"
     records: str = "source"  # package: "source" (files) or "docstrings" (function -> docstring as prompt, completion)
-    form: str = (
-        "auto"  # rows with named fields: text | prompt | messages | sharegpt | alpaca; auto tells by their fields
-    )
+    form: str = "auto"  # rows with named fields: text | prompt | messages | sharegpt | alpaca | choices | label; auto tells by their fields
     text_field: str = "text"  # rows with named fields (jsonl, csv, parquet, arrow, tfrecord, arrayrecord, tfds): the one that holds the text
     prompt_field: str = "prompt"  # rows with named fields: used when a row has this field and completion_field
     completion_field: str = "completion"
@@ -58,6 +56,15 @@ class SourceConfig:
     )
     url: str = ""  # They are no part of what prepared data are known by
     replay: bool = False  # text of the pretraining: its validation and test documents are held out, and never evaluated
+    pair_field: str = ""  # rows with a text: the field of a second one, which is put behind it
+    pair_separator: str = "\n"  # and what stands between the two
+    prompt_template: str = ""  # choices, label: the prompt, as "{text}\nIntent:" with fields of the row in braces; "": the prompt or the text
+    label_words: tuple[
+        str, ...
+    ] = ()  # label: what is written for a class, as ("spam=junk mail",); for one that is not named, its name
+    choices_field: str = "choices"  # choices: the answers that a row offers
+    answer_field: str = "answer"  # which of them is right: its number from 0, its letter or its text
+    answer_separator: str = " "  # choices, label: stands before an answer, where there is no white space yet
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Which form has a row of named fields, and what record does it give?
 
 Told from the fields, in this order: conversations as {"messages"} or ShareGPT's {"conversations"}, {"prompt", "completion"} as
-texts or as lists of messages, Alpaca's {"instruction", "output"}, and {"text"}. A source's `form` overrides.
+texts or as lists of messages, Alpaca's {"instruction", "output"}, {"prompt" or "question", "choices", "answer"}, and {"text"}. A
+source's `form` overrides; with a `prompt_template` or `label_words` a row offers choices, or has a label.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from data_pipeline.choices import QUESTION, asks_labels, read_choices, read_labelled
 from data_pipeline.config import SourceConfig
-from data_pipeline.conversation import BadConversation, Conversation, Message, kind_of, read_conversation
+from data_pipeline.conversation import BadConversation, Conversation, Message, read_conversation
+from data_pipeline.fields import read_field, read_text, template_fields
 from data_pipeline.records import Bad, Record, is_encodable
 
 # ShareGPT's names, and those that its descendants use.
@@ -26,14 +29,15 @@ CHAT_FIELDS = ("messages", "conversations", "instruction", "input", "output", "s
 def fields_of(config: SourceConfig) -> set[str]:
     """Names of the fields that a row can be read from."""
     named = (config.text_field, config.prompt_field, config.completion_field, config.group_field, config.label_field)
-    return {*named, *CHAT_FIELDS}
+    asked = (config.pair_field, config.choices_field, config.answer_field, *template_fields(config.prompt_template))
+    return {*named, *asked, *CHAT_FIELDS, QUESTION}
 
 
 def record_from_fields(row: dict[str, Any], config: SourceConfig) -> Record | Bad:
     """Returns the record of one row, or what is wrong with it."""
     form = config.form if config.form != "auto" else find_form(row, config)
     if not form:
-        wanted = f"'{config.text_field}' (or '{config.prompt_field}' and '{config.completion_field}', 'messages', 'conversations', or 'instruction' and 'output')"
+        wanted = f"'{config.text_field}' (or '{config.prompt_field}' and '{config.completion_field}', 'messages', 'conversations', 'question' and '{config.choices_field}', or 'instruction' and 'output')"
         have = ", ".join(repr(key) for key in list(row)[:8]) or "none"
         return Bad("missing field", f"no field {wanted}; the row has {have}")
     group = _name(row, config.group_field, "group") if config.group_field else ""
@@ -63,6 +67,8 @@ def _name(row: dict[str, Any], field: str, what: str) -> str | Bad:
 
 def find_form(row: dict[str, Any], config: SourceConfig) -> str:
     """Returns a key of READERS, or "" where no form fits."""
+    if asks_labels(config):
+        return "choices" if config.choices_field in row else "label"
     if config.text_field != SourceConfig.text_field and config.text_field in row:
         return "text"  # a field that was named is meant
     if "messages" in row:
@@ -73,6 +79,8 @@ def find_form(row: dict[str, Any], config: SourceConfig) -> str:
         return "prompt"
     if "instruction" in row and "output" in row:
         return "alpaca"
+    if config.choices_field in row and config.answer_field in row and (config.prompt_field in row or QUESTION in row):
+        return "choices"
     return "text" if config.text_field in row else ""
 
 
@@ -80,11 +88,13 @@ def form_of(record: Record) -> str:
     """Says in words which form a record came from."""
     if record.chat is not None:
         return record.chat.form
+    if record.choices:
+        return "multiple choice"
     return "text" if record.completion is None else "prompt and completion"
 
 
 def _text(row: dict[str, Any], config: SourceConfig) -> Record | Bad:
-    value = _field(row, config.text_field)
+    value = read_text(row, config)
     return value if isinstance(value, Bad) else Record(value)
 
 
@@ -99,7 +109,7 @@ def _prompt(row: dict[str, Any], config: SourceConfig) -> Record | Bad:
         where = f"{config.prompt_field} + {config.completion_field}"
         chat = read_conversation([*before, *after], row.get("tools"), where, where, learn_from=len(before))
         return Record("", chat=_learned(chat))
-    parts = [_field(row, config.prompt_field, may_be_empty=True), _field(row, config.completion_field)]
+    parts = [read_field(row, config.prompt_field, may_be_empty=True), read_field(row, config.completion_field)]
     bad = next((part for part in parts if isinstance(part, Bad)), None)
     return bad or Record(str(parts[0]), str(parts[1]))
 
@@ -148,7 +158,10 @@ def _alpaca(row: dict[str, Any], config: SourceConfig) -> Record | Bad:
     return Record("", chat=_learned(read_conversation(messages, row.get("tools"), "instruction and output", "turns")))
 
 
-READERS = {"text": _text, "prompt": _prompt, "messages": _messages, "sharegpt": _sharegpt, "alpaca": _alpaca}
+READERS = {
+    "text": _text, "prompt": _prompt, "messages": _messages, "sharegpt": _sharegpt, "alpaca": _alpaca,
+    "choices": read_choices, "label": read_labelled,
+}  # fmt: skip
 
 
 def _system(row: dict[str, Any]) -> list[Message]:
@@ -159,14 +172,3 @@ def _learned(chat: Conversation) -> Conversation:
     if not any(chat.learned):
         raise BadConversation("nothing to learn", f"{chat.form}: no assistant message that is to be learned")
     return chat
-
-
-def _field(row: dict[str, Any], name: str, may_be_empty: bool = False) -> str | Bad:
-    value = row.get(name)
-    if not isinstance(value, str):
-        return Bad("wrong type", f"field {name!r} is {kind_of(value)}, expected text")
-    if not value.strip() and not may_be_empty:
-        return Bad("empty text", f"field {name!r} is empty")
-    if not is_encodable(value):
-        return Bad("lone surrogate", f"field {name!r} holds a lone surrogate, which is no character")
-    return value

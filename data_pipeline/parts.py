@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipeline.augment.rewrite import Rewriter
 from data_pipeline.augment.select import changes
+from data_pipeline.choices import read_words
 from data_pipeline.config import DataConfig
 from data_pipeline.dedup.lines import RepeatedLines
 from data_pipeline.document_reader import DocumentReader, Texts
@@ -95,6 +96,12 @@ def check_labels(config: DataConfig, prepared: Prepared) -> None:
         for name in config.augment.labels
         if name not in labels
     ]
+    for name, source in config.named_sources().items():
+        problems += [
+            f"config.data.sources.{name}.label_words: no training document of class {word!r}{nearest(word, known)}"
+            for word in read_words(source.label_words)[0]
+            if word not in labels
+        ]
     if config.label_shares and not labels:
         problems.append("config.data.label_shares: no training document has a label")
     if problems:

@@ -36,6 +36,7 @@ class Record:
     chat: Conversation | None = None
     rendered: Rendered | None = None
     label: str = ""  # the class it belongs to; "": it has none
+    choices: tuple[str, ...] = ()  # multiple choice: all that the row offers, of which the completion is one
 
     def parts(self) -> tuple[str, ...]:
         if self.rendered or self.chat is None:

@@ -25,16 +25,23 @@ from lm.sampling import Sampling, check_sampling, pick
 DEFAULT = Sampling()
 
 
+def read_prompts(
+    model: Model, params: Params, tokens_BT: jax.Array, segments_BT: jax.Array, length: int
+) -> tuple[jax.Array, Any]:
+    """Reads left-padded prompts; returns the logits [B, V] of what follows them, and a cache of `length` slots."""
+    positions_BT = jnp.maximum(jnp.cumsum(segments_BT, axis=1) - 1, 0)
+    cache = model.init_cache(tokens_BT.shape[0], length)
+    x_BTD, cache = model.hidden(params, tokens_BT, positions_BT, segments_BT, cache=cache)
+    return model.unembed(params[model.head_path], x_BTD[:, -1:])[:, 0], cache
+
+
 @functools.partial(jax.jit, static_argnames=("model", "length"))
 def prefill(
     model: Model, params: Params, tokens_BT: jax.Array, segments_BT: jax.Array, keys_B: jax.Array, *,
     sampling: Sampling, length: int,
 ) -> tuple[jax.Array, Any, jax.Array]:  # fmt: skip
     """Reads left-padded prompts (segment 0 is padding); returns first new ids [B], a cache of `length` slots, seen [B, V]."""
-    positions_BT = jnp.maximum(jnp.cumsum(segments_BT, axis=1) - 1, 0)
-    cache = model.init_cache(tokens_BT.shape[0], length)
-    x_BTD, cache = model.hidden(params, tokens_BT, positions_BT, segments_BT, cache=cache)
-    logits_BV = model.unembed(params[model.head_path], x_BTD[:, -1:])[:, 0]
+    logits_BV, cache = read_prompts(model, params, tokens_BT, segments_BT, length)
     rows = jnp.arange(tokens_BT.shape[0])[:, None]
     seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows, tokens_BT].max(segments_BT > 0)
     return pick(logits_BV, seen_BV, keys_B, sampling), cache, seen_BV

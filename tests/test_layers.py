@@ -27,7 +27,8 @@ LAYERS = {
     "lm.text_measures": 0, "lm.text_scores": 7, "lm.classify": 7,
     "lm.losses": 3, "lm.anchor": 3, "lm.optim": 3, "lm.sampling": 3, "lm.step": 3,
     "lm.checkpoint": 4,
-    "lm.run_folder": 5, "lm.forgetting": 5, "lm.interpolate": 5, "lm.chat": 5, "lm.evaluate": 5, "lm.generate": 5, "lm.logger": 5,
+    "lm.run_folder": 5, "lm.forgetting": 5, "lm.interpolate": 5, "lm.chat": 5, "lm.choices": 5,
+    "lm.evaluate": 5, "lm.generate": 5, "lm.likelihood": 5, "lm.logger": 5,
     "lm.peft_folder": 4, "lm.lora": 5, "lm.serve": 5, "lm.serve.errors": 5, "lm.serve.answer": 5, "lm.serve.slots": 5, "lm.serve.engine": 5,
     "lm.serve.wire": 5, "lm.serve.exchange": 5, "lm.serve.app": 5, "lm.serve.__main__": 5,
     "lm.run": 6, "lm.train": 6,
@@ -44,7 +45,13 @@ COMMANDS = {
     "lm.text_scores",
     "lm.classify",
 }  # what entry points alone import, and which may import what they may
-EXTRAS = ("lm.interpolate", "lm.lora", "lm.serve", "lm.sweep")  # which the core never imports, nor they each other
+EXTRAS = (
+    "lm.choices",
+    "lm.interpolate",
+    "lm.lora",
+    "lm.serve",
+    "lm.sweep",
+)  # which the core never imports, nor they each other
 SCHEMA = {"data_pipeline.config", "data_pipeline.schema"}
 FOR_LM = {"data_pipeline.check", "data_pipeline.machine", *SCHEMA}
 FOR_CONFIGS = {"lm.config", "lm.sweep.space", *SCHEMA}

@@ -73,8 +73,8 @@ Spread = Callable[
 # Prepared data is made anew when the code of one of these changes: a version number would be forgotten. Runs that use data
 # whose content stays the same are not affected, since their fingerprint is of the content.
 CODE = (
-    "array_records", "built_in_templates", "chat", "chat_template", "clean", "conversation", "documents", "example", "find_files",
-    "forms", "hf_dataset", "hf_folder", "hf_tokenizer", "html_file", "http_message", "line_file", "lines", "marks", "mix",
+    "array_records", "built_in_templates", "chat", "chat_template", "choices", "clean", "conversation", "documents", "example",
+    "fields", "find_files", "forms", "hf_dataset", "hf_folder", "hf_tokenizer", "html_file", "http_message", "line_file", "lines", "marks", "mix",
     "package_source", "packed", "page", "page_encoding", "page_process", "parse", "records", "row_file", "scan", "sealed",
     "sentencepiece_tokenizer", "sources", "split", "store", "tables", "tasks", "tfds_source", "tfrecord", "tokenizer",
     "train_tokenizer", "warc",
