@@ -187,7 +187,7 @@ def plot_losses(path: Path, history: Sequence[Record]) -> None:
         axes.axhline(best["eval/loss"], ls=":", lw=0.8, color="grey")
         axes.set_title(f"best eval/loss {best['eval/loss']:.4f} at step {best['step']}")
     axes.set_xlabel("step")
-    axes.set_ylabel("nats a token")
+    axes.set_ylabel("nats a text" if any("eval/macro_f1" in r for r in history) else "nats a token")
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()

@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     if extra or {"merge": 2, "export": 2, "import": 3}.get(command) != len(folders):
         raise ConfigError("say what to do: python -m lm.lora merge WORKDIR OUT; see --help")
     source, out = folders[-2:]
-    loaded = build.load_run(source, flags["step"], lambda text: print(text, file=sys.stderr))
+    loaded = build.load_run(source, flags["step"], lambda text: print(text, file=sys.stderr), any_task=True)
     config, model, params = loaded.config, loaded.model.config, split_stacks(loaded.params)
     modules = []
     if command != "merge":
