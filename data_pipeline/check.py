@@ -58,6 +58,8 @@ def _check_task(data: DataConfig) -> list[str]:
         (data.split.by == "hash", "split.by: the label belongs to the whole text; set by='hash'"),
         (not unlabelled, f"sources: {', '.join(unlabelled)}: give each a label_field, the field that holds the class"),
         (len(set(data.labels)) == len(data.labels), "labels: names a class twice"),
+        (all(data.labels), "labels: a class without a name"),
+        (not data.loss_on_prompt, "loss_on_prompt: a classifier learns no text; set it to False"),
         (len(data.labels) != 1, "labels: one class leaves nothing to tell apart"),
         (not (augment.span_corruption or augment.fill_in_middle), "augment: span_corruption and fill_in_middle make texts to write; set both to 0"),
         (not augment.window_shift, "augment.window_shift: only the beginning of a text is read; set it to False"),
