@@ -260,6 +260,8 @@ def _tell_texts(flags: Mapping[str, str], size: int) -> None:
     rule = Rule.load(workdir, run.config.data.labels)
     if flags["refusal"]:
         raise UserError("--refusal is fitted with --split; run that first")
+    if flags["out"] and not Path(flags["out"]).parent.is_dir():
+        raise UserError(f"--out={flags['out']}: there is no folder {Path(flags['out']).parent}")
     size = -(-size // row_shards(run.mesh)) * row_shards(run.mesh)
     tokenizer = load_tokenizer(workdir / "tokenizer")
     texts = read_file(run.config.data, flags["file"]) if flags["file"] else [flags["text"]]
@@ -271,7 +273,10 @@ def _tell_texts(flags: Mapping[str, str], size: int) -> None:
     logits[order] = found
     lines = [json.dumps({"text": text, **told}, ensure_ascii=False) for text, told in zip(texts, tell(rule, logits))]
     if flags["out"]:
-        Path(flags["out"]).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        try:
+            Path(flags["out"]).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--out={flags['out']} cannot be written: {error.strerror}") from None
         print(f"{len(lines):,} texts in {flags['out']}", file=sys.stderr)
     else:
         print("\n".join(lines))
