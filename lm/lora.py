@@ -104,7 +104,9 @@ def main(argv: list[str]) -> None:
     config, model, params = loaded.config, loaded.model.config, split_stacks(loaded.params)
     modules = []
     if command != "merge" and model.classes:
-        raise UserError(f"{source} is a classifier: python -m lm.lora merge, then python -m lm.hf export, take it elsewhere")
+        raise UserError(
+            f"{source} is a classifier: python -m lm.lora merge, then python -m lm.hf export, take it elsewhere"
+        )
     if command != "merge":
         modules = modules_of(source, model, [path for path in params if base_of(path) == path])
     if command == "export":

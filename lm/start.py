@@ -144,7 +144,7 @@ def check_classes(source: str, theirs: Sequence[str], ours: Sequence[str]) -> No
     if tuple(theirs) == tuple(ours):
         return
     if set(theirs) == set(ours):
-        text = "the same classes in another order. Set config.data.labels=" + ",".join(theirs)
+        text = "the same classes in another order. Set --config.data.labels=" + f'"{tuple(theirs)}"'
     else:
         lost, new = (sorted(set(a) - set(b)) for a, b in ((theirs, ours), (ours, theirs)))
         parts = [f"{word} {', '.join(names[:8])}" for word, names in (("lacks", new), ("has besides", lost)) if names]

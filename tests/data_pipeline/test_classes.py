@@ -61,9 +61,8 @@ def held(data, batches):
             segments, weights = batch["segments"][row], batch["weights"][row]
             for number in range(1, segments.max() + 1):
                 inside = np.flatnonzero(segments == number)
-                assert (np.diff(inside) == 1).all() and batch["positions"][row, inside].tolist() == list(
-                    range(len(inside))
-                )
+                assert (np.diff(inside) == 1).all()
+                assert batch["positions"][row, inside].tolist() == list(range(len(inside)))
                 assert np.flatnonzero(weights[inside]).tolist() == [len(inside) - 1]
                 ids, label = batch["tokens"][row, inside].tolist(), batch["targets"][row, inside[-1]]
                 found.append((data.tokenizer.decode(ids), data.classes.names[label], float(weights[inside[-1]])))
@@ -142,7 +141,9 @@ def test_a_file_for_each_split(classify, tmp_path, quiet):
     del keys["validation_path"]
     data = open_data(classify(**keys), log=quiet)  # validation is dealt from train, test stays whole
     sizes = {split: len(held(data, data.eval_batches(split, 4, (0, 4)))) for split in paths}
-    assert sizes["test"] == 70 and sizes["validation"] in range(10, 18) and sizes["train"] + sizes["validation"] == 70
+    assert sizes["test"] == 70
+    assert sizes["validation"] in range(10, 18)
+    assert sizes["train"] + sizes["validation"] == 70
     write(tmp_path / "test.jsonl", [*rows_of("test"), rows_of("train")[3]])
     with pytest.raises(UserError, match=r"1 texts of test are in train too; .*train.jsonl:4 repeats"):
         open_data(classify(**keys), log=quiet)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
 
 import jax
@@ -13,10 +12,9 @@ import pytest
 import launch
 from data_pipeline.rows import BATCH_DTYPES
 from lm import classify, evaluate, generate, show
-from lm.checkpoint import load, stored_shapes
 from lm.check import find_problems
+from lm.checkpoint import load, stored_shapes
 from lm.config import MeshConfig, UserError
-from lm.decisions import Decision
 from lm.evaluate import make_eval_step
 from lm.hf.__main__ import main as hf
 from lm.losses import token_losses
@@ -24,6 +22,7 @@ from lm.model.transformer import Model
 from lm.parts import make_loss
 from lm.serve.__main__ import main as serve
 from lm.sharding import make_mesh
+from lm.summary import CLASSIFIED
 
 C, SIZES = 3, (5, 3, 7, 2, 6, 4, 1, 8)
 ORDERS = {"alone": [[i] for i in range(8)], "packed": [[0, 1], [3, 7], [2, 5], [4], [], [6], [], []]}
@@ -67,7 +66,7 @@ def close(one, other, tolerance=1e-5):
         np.testing.assert_allclose(one[path], other[path], atol=tolerance, err_msg=path)
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", [pytest.param("last", marks=pytest.mark.slow), "mean"])
 def test_layout_parts_and_devices_change_nothing(classifier, start, start_sharded, texts, pooling):
     batches = {name: lay(texts, rows) for name, rows in ORDERS.items()}
     one = start(classifier(pooling))
@@ -75,9 +74,10 @@ def test_layout_parts_and_devices_change_nothing(classifier, start, start_sharde
     after = {path: np.asarray(leaf) for path, leaf in state.params.items()}
     begun = {path: np.asarray(leaf) for path, leaf in one.state.params.items()}
     moved = {path: np.abs(after[path] - begun[path]).max() for path in after}
-    assert moved["classifier"] > 1e-3 and moved["block_00/attn/q"] > 1e-6
+    assert moved["classifier"] > 1e-3
+    assert moved["block_00/attn/q"] > 1e-6
     mesh = {"data": 2, "fsdp": 2, "context": 2}
-    parts, sharded, step = start_sharded(classifier(pooling, mesh=mesh, train={"micro_batches": 2}))
+    _, sharded, step = start_sharded(classifier(pooling, mesh=mesh, train={"micro_batches": 2}))
     split, their = step(sharded, batches["packed"])
     close(after, {path: np.asarray(leaf) for path, leaf in split.params.items()})
     for key in ("train/loss", "grad_norm", "targets"):
@@ -96,7 +96,8 @@ def test_layout_parts_and_devices_change_nothing(classifier, start, start_sharde
             told["loss"] == pytest.approx(float(nll), rel=1e-5) == pytest.approx(float(metrics["train/loss"]), rel=1e-5)
         )
         assert told["accuracy"] == (again.logits.argmax(1) == again.labels).mean()
-        assert told["texts"] == len(SIZES) and 0 <= told["macro_f1"] <= 1
+        assert told["texts"] == len(SIZES)
+        assert 0 <= told["macro_f1"] <= 1
     np.testing.assert_allclose(found["alone"], found["packed"], atol=1e-5)  # neighbours are not seen
     plain = Model(replace(one.model.config, pooling="last"))
     x, _ = plain.hidden(
@@ -192,7 +193,7 @@ def test_keys_that_do_not_go_together(classifier, make_config):
     assert any("train.focal_gamma: must be >= 0" in line for line in problems(data=task, train={"focal_gamma": -1.0}))
 
 
-# Whole runs.
+# Whole runs, and one that begins from nothing and is refused.
 
 
 def write(path, rows):
@@ -259,12 +260,14 @@ def read(path):
 
 def check_frozen(base, tuned, step):
     before, after = params_of(base, 1), params_of(tuned, step)
-    assert after["classifier"].shape == (16, 3) and "head" not in after
+    assert after["classifier"].shape == (16, 3)
+    assert "head" not in after
     for path, leaf in after.items():
         moves = re.match(r"block_0[23]|norm_out|classifier", path)
         assert path == "classifier" or np.array_equal(before[path], leaf) == (not moves), path
 
 
+@pytest.mark.slow
 def test_a_fine_tune_leaves_what_scripts_read(place, tuned, capsys):
     summary = read(place / "tuned/summary.json")
     for key in ("eval/accuracy", "eval/macro_f1", "baseline/majority/accuracy", "baseline/tfidf/accuracy", "baseline/tfidf/macro_f1"):  # fmt: skip
@@ -273,9 +276,12 @@ def test_a_fine_tune_leaves_what_scripts_read(place, tuned, capsys):
     assert summary["baseline/tfidf/accuracy"] == 1
     check_frozen(place / "base", place / "tuned", summary["steps"])
     saved = read(place / "tuned/config.json")
-    assert saved["data"]["labels"] == ["bill", "card", "oos"] and saved["train"]["class_counts"] == [16, 16, 16]
+    assert saved["data"]["labels"] == ["bill", "card", "oos"]
+    assert saved["train"]["class_counts"] == [16, 16, 16]
     card = (place / "tuned/README.md").read_text()
-    assert "Classes, validation split" in card and "| tfidf | 1.0000" in card and "![confusion]" in card
+    assert "Classes, validation split" in card
+    assert "| tfidf | 1.0000" in card
+    assert "![confusion]" in card
     assert read(place / "tuned/decision.json")["decision"]["refusal"] == 2
     assert train(place, "tuned", *tuned, config="classify.py:top") == 0
     assert "nothing to do" in capsys.readouterr().out
@@ -288,11 +294,13 @@ def told(capsys, *words):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.slow
 def test_texts_and_splits_are_told(place, tuned, capsys):
     workdir = f"--workdir={place}/tuned"
     (page,) = told(capsys, workdir, "--split=test")
     report = read(place / "tuned/classification-test.json")
-    assert page["accuracy"] == report["model"]["accuracy"] and report["model"]["rows"] == 24
+    assert page["accuracy"] == report["model"]["accuracy"]
+    assert report["model"]["rows"] == 24
     assert (place / "tuned/confusion-test.png").is_file()
     rows = told(capsys, workdir, f"--file={place}/test.jsonl", "--batch_size=8")
     assert [row["text"] for row in rows] == [row["text"] for row in labelled("test")]
@@ -300,9 +308,11 @@ def test_texts_and_splits_are_told(place, tuned, capsys):
     assert hits == pytest.approx(report["decided"]["accuracy"])
     assert all(sum(row["likeliest"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
     (one,) = told(capsys, workdir, f"--text={rows[5]['text']}")
-    assert one["probability"] == pytest.approx(rows[5]["probability"], abs=2e-6) and one["label"] == rows[5]["label"]
+    assert one["probability"] == pytest.approx(rows[5]["probability"], abs=2e-6)
+    assert one["label"] == rows[5]["label"]
     told(capsys, workdir, f"--file={place}/test.jsonl", f"--out={place}/told.jsonl")
-    assert [json.loads(line)["text"] for line in open(place / "told.jsonl")] == [row["text"] for row in rows]
+    lines = (place / "told.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == [row["text"] for row in rows]
     for words, wrong in (
         (["--split=test", "--refusal=joke"], "no class 'joke'"), (["--split=more"], "no 'more' split"),
         (["--text=a", "--refusal=oos"], "--refusal is fitted with --split"), ([], "one of --split=, --text=, --file="),
@@ -314,6 +324,7 @@ def test_texts_and_splits_are_told(place, tuned, capsys):
         classify.main([f"--workdir={place}/base", "--text=a"])
 
 
+@pytest.mark.slow
 def test_what_writes_text_refuses_a_classifier(place, tuned):
     for command, words in ((generate.main, ["--prompt=a"]), (serve, [])):
         with pytest.raises(UserError, match="is a classifier, which writes no text"):
@@ -324,32 +335,40 @@ def test_what_writes_text_refuses_a_classifier(place, tuned):
         )
 
 
+@pytest.mark.slow
 def test_a_classifier_goes_out_as_a_folder_and_comes_back(place, tuned, capsys, monkeypatch):
     monkeypatch.setattr("lm.hf.verify.has_transformers", lambda: False)
     hf(["export", f"{place}/tuned", f"{place}/folder"])
     fields = read(place / "folder/config.json")
     assert fields["architectures"] == ["LlamaForSequenceClassification"]
-    assert fields["id2label"] == {"0": "bill", "1": "card", "2": "oos"} and fields["pad_token_id"] is not None
+    assert fields["id2label"] == {"0": "bill", "1": "card", "2": "oos"}
+    assert fields["pad_token_id"] is not None
     hf(["import", f"{place}/folder", f"{place}/back"])
     texts = [f"--file={place}/test.jsonl"]
     (place / "back/decision.json").write_bytes((place / "tuned/decision.json").read_bytes())
-    assert told(capsys, f"--workdir={place}/back", *texts) == told(capsys, f"--workdir={place}/tuned", *texts)
+    ours, theirs = (told(capsys, f"--workdir={place}/{name}", *texts) for name in ("back", "tuned"))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one["text"], one["label"]) == (other["text"], other["label"])
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
 
 
-def test_what_is_refused_before_anything_is_computed(place, tuned, monkeypatch):
-    monkeypatch.setattr("lm.build.check_kernel", lambda *_: pytest.fail("a step was made"))
-    base = f"--config.init.source={place}/base"
+def test_what_is_refused_before_anything_is_computed(place, monkeypatch):
+    monkeypatch.setattr("lm.build.make_parts", lambda *_: pytest.fail("a model was made"))
     pairs = [
         (["--config.train.refusal=joke"], "refusal: no class 'joke'; valid keys: bill, card, oos"),
         (["--config.model.classes=4"], "config.model.classes=4, but the data have 3"),
         (["--config.train.class_counts=1,2"], "config.train.class_counts: give one number a class"),
-        (["--config.data.labels=bill,card,fraud"], "class 'fraud' has no training document"),
+        (["--config.data.labels=('bill','card','fraud')"], "class 'fraud' has no training document"),
     ]
     for flags, words in pairs:
         with pytest.raises(UserError, match=re.escape(words)):
-            launch.main([*arguments(place, "refused"), base, *flags])
+            launch.main([*arguments(place, "refused"), "--config.data.tokenizer.kind=bytes", *flags])
+
+
+@pytest.mark.slow
+def test_a_resume_with_other_classes_and_sources_that_do_not_fit(place, tuned):
     with pytest.raises(UserError, match=r"config differs from the run in .*data.labels .* \(refused\)"):
-        launch.main([*arguments(place, "tuned"), *tuned, "--config.data.labels=oos,card,bill"])
+        launch.main([*arguments(place, "tuned"), *tuned, "--config.data.labels=('oos','card','bill')"])
 
 
 def arguments(place, workdir):
@@ -357,3 +376,88 @@ def arguments(place, workdir):
     files = [f"--config.data.{split}_path={place / split}.jsonl" for split in ("train", "validation", "test")]
     return [f"--config={root}/configs/classify.py:top", f"--workdir={place / workdir}", *files,
             "--config.data.seq_len=32", "--config.data.batch_size=8", f"--config.data.cache_dir={place}/cache"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_source_of_other_classes(place, tuned, capsys):
+    source = [f"--config.init.source={place}/tuned", "--config.train.epochs=1", "--config.train.eval_every=0"]
+    source.append("--config.optim.warmup_steps=0")
+    assert train(place, "again", *source, config="classify.py:head") == 0
+    assert "random:" not in capsys.readouterr().out
+    found, before = (
+        params_of(place / name, read(place / name / "summary.json")["best_step"]) for name in ("again", "tuned")
+    )
+    assert 0 < np.abs(found["classifier"] - before["classifier"]).max() < 0.1  # trained on, not anew
+    with pytest.raises(
+        UserError, match=r"the same classes in another order. Set --config.data.labels=\"\('bill', 'card', 'oos'\)"
+    ):
+        launch.main([*arguments(place, "other"), *source, "--config.data.labels=('oos','card','bill')"])
+    write(place / "odd.jsonl", [{**row, "label": row["label"].upper()} for row in labelled("train", 48)])
+    odd = [*arguments(place, "odd")[:2], f"--config.data.path={place}/odd.jsonl", *arguments(place, "odd")[5:], *source]
+    with pytest.raises(UserError, match="other classes: it lacks BILL, CARD, OOS and has besides bill, card, oos"):
+        launch.main(odd)
+    with pytest.raises(UserError, match="freezes the new head"):
+        launch.main([*odd, "--config.init.fresh=classifier", "--config.optim.train=(('embed',True),('.*',False))"])
+    with pytest.raises(UserError, match="classifier: in the checkpoint"):
+        launch.main([f"--config={launch.__file__.rsplit('/', 1)[0]}/configs/base.py", f"--workdir={place}/lm",
+                     f"--config.data.path={place}/corpus.jsonl", "--config.train.eval_every=0", source[0]])  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_tied_model_without_validation_and_without_scikit_learn(place, monkeypatch, capsys):
+    pretrain(place, "tied", True)
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
+    flags = [f"--config.init.source={place}/tied", "--config.train.epochs=1", "--config.optim.warmup_steps=2"]
+    assert train(place, "plain", *flags, config="classify.py:top") == 0
+    assert "no baseline tfidf: the TF-IDF baseline needs the package scikit-learn" in capsys.readouterr().out
+    summary = read(place / "plain/summary.json")
+    assert summary["baseline/tfidf/accuracy"] is None
+    assert summary["baseline/tfidf/macro_f1"] is None
+    assert summary["baseline/majority/accuracy"] == pytest.approx(1 / 3)
+    check_frozen(place / "tied", place / "plain", summary["steps"])
+    flags += ["--config.train.eval_every=0", "--config.data.split.validation=0", "--config.data.split.test=0"]
+    assert train(place, "blind", *flags, config="classify.py:top", files=("train",)) == 0
+    summary = read(place / "blind/summary.json")
+    for key in CLASSIFIED:
+        assert summary[key] is None
+    with pytest.raises(UserError, match="no 'test' split"):
+        classify.main([f"--workdir={place}/blind", "--split=test"])
+    assert told(capsys, f"--workdir={place}/blind", "--text=pay")[0]["label"] in ("bill", "card", "oos")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(place, tuned, monkeypatch):
+    from lm.hosts import StopFlag
+
+    asked = iter([False] * 7)
+    monkeypatch.setattr(StopFlag, "agreed", lambda self: next(asked, True))
+    flags = [*tuned, "--config.train.save_every=3"]
+    assert train(place, "halves", *flags, config="classify.py:top") == 75
+    assert not (place / "halves/confusion-validation.png").exists()
+    monkeypatch.undo()
+    assert train(place, "halves", *flags, config="classify.py:top") == 0
+    whole, halves = (read(place / name / "summary.json") for name in ("tuned", "halves"))
+    for key in ("params_sha256", "best_step", *CLASSIFIED):
+        assert whole[key] == halves[key], key
+
+
+@pytest.mark.slow
+def test_plan_and_show_of_a_classifier(place, capsys):
+    with pytest.raises(SystemExit) as ended:
+        launch.main(
+            [*arguments(place, "planned"), "--config.data.tokenizer.kind=bytes", "--config.model.layers=2", "--plan"]
+        )
+    assert ended.value.code == 0
+    assert read(place / "planned/plan.json")
+    capsys.readouterr()
+    show.main(
+        [
+            arguments(place, "")[0],
+            *arguments(place, "")[2:],
+            "--config.data.tokenizer.kind=bytes",
+            "--config.model.layers=2",
+        ]
+    )
+    assert re.search(r"classifier +\[256, 3\]", capsys.readouterr().out)
+    with pytest.raises(UserError, match="without data a plan of a classifier needs the number of classes"):
+        launch.main([arguments(place, "")[0], f"--workdir={place}/none", "--plan", "--config.model.vocab_size=300"])
