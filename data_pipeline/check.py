@@ -33,7 +33,7 @@ def _check_split(data: DataConfig) -> list[str]:
     rules = (
         (split.folds == 0 or split.folds >= 2, f"{key}.folds: must be 0 (off) or >= 2, got {split.folds}"),
         (0 <= split.fold < max(split.folds, 1), f"{key}.fold: must be from 0 to folds - 1 = {max(split.folds, 1) - 1}, got {split.fold}"),
-        (not split.stratify or labelled or bool(data.prepared or data.train_path), f"{key}.stratify: no source that is split has a label_field; give sources one"),
+        (not split.stratify or labelled or bool(data.prepared or data.train_path) or not data.is_named(), f"{key}.stratify: no source that is split has a label_field; give sources one"),
         (not split.stratify or data.clean.exact_dedup, f"{key}.stratify: needs config.data.clean.exact_dedup=True, so that no text is dealt twice"),
         (not split.known or split.stratify or data.clean.near_dedup > 0, f"{key}.known: has work only with stratify or clean.near_dedup; a plain hash never moves a document"),
         (split.by == "hash" or not (split.folds or split.stratify), f"{key}.by={split.by!r} cuts each text; folds and stratify deal whole ones: set by='hash'"),

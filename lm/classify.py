@@ -216,7 +216,7 @@ def _score_split(flags: Mapping[str, str], size: int) -> None:
         print(text, file=sys.stderr)
 
     run = _load(build, flags, say)
-    data = open_data(run.config.data, log=say)
+    data: Any = open_data(run.config.data, log=say)
     if data.tokenizer.sha256 != run.tokenizer_sha256:
         raise UserError(
             f"the tokenizer of the run's data is no longer the one that {flags['workdir']} was trained with"
