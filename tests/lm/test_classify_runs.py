@@ -222,7 +222,8 @@ def test_a_source_of_other_classes(place, tuned, capsys):
         launch.main([*odd, "--config.init.fresh=classifier", "--config.optim.train=(('embed',True),('.*',False))"])
     with pytest.raises(UserError, match="classifier: in the checkpoint"):
         launch.main([f"--config={launch.__file__.rsplit('/', 1)[0]}/configs/base.py", f"--workdir={place}/lm",
-                     f"--config.data.path={place}/corpus.jsonl", "--config.train.eval_every=0", source[0]])  # fmt: skip
+                     f"--config.data.path={place}/corpus.jsonl", "--config.train.eval_every=0", source[0],
+                     "--config.data.seq_len=32", "--config.data.batch_size=8"])  # fmt: skip
 
 
 @pytest.mark.slow
@@ -237,7 +238,12 @@ def test_a_tied_model_without_validation_and_without_scikit_learn(place, monkeyp
     assert summary["baseline/tfidf/macro_f1"] is None
     assert summary["baseline/majority/accuracy"] == pytest.approx(1 / 3)
     check_frozen(place / "tied", place / "plain", summary["steps"])
-    flags += ["--config.train.eval_every=0", "--config.data.split.validation=0", "--config.data.split.test=0"]
+    flags += [
+        "--config.train.early_stop_patience=0",
+        "--config.train.eval_every=0",
+        "--config.data.split.validation=0",
+        "--config.data.split.test=0",
+    ]
     assert train(place, "blind", *flags, config="classify.py:top", files=("train",)) == 0
     summary = read(place / "blind/summary.json")
     for key in CLASSIFIED:
