@@ -133,6 +133,8 @@ def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
         say("\n".join(data.describe_steps(config.train.steps)))
     elif not config.model.vocab_size:
         raise ConfigError("config.model.vocab_size: without data a plan needs the size of the vocabulary")
+    elif config.data.task == "classify" and not config.model.classes:
+        raise ConfigError("config.model.classes: without data a plan of a classifier needs the number of classes")
     vocab_size = data.tokenizer.vocab_size if data else config.model.vocab_size
     page, receipt = make_plan(
         config,
@@ -215,7 +217,8 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
             if not is_out_of_memory(error):
                 raise
             raise UserError(f"out of memory: {describe_shortage(error, parts)}") from None
-        judged = judge(job, parts, outcome, say) if config.model.classes else ({}, "")
+        judging = config.model.classes and outcome.status != "interrupted"
+        judged = judge(job, parts, outcome, say) if judging else ({}, "")
         summary = finish(job, outcome, receipt, parts.treatment, *judged)
         job.logger.close()
     except BaseException as error:

@@ -30,12 +30,11 @@ def _is_date(text: str) -> bool:
 
 def _check_split(data: DataConfig) -> list[str]:
     split, key = data.split, "config.data.split"
-    dealt = [source for source in data.named_sources().values() if not source.split]
-    labelled = any(source.label_field for source in dealt) or (not dealt and data.task == "classify")
+    labelled = any(source.label_field for source in data.named_sources().values() if not source.split)
     rules = (
         (split.folds == 0 or split.folds >= 2, f"{key}.folds: must be 0 (off) or >= 2, got {split.folds}"),
         ((-1 if split.folds else 0) <= split.fold < max(split.folds, 1), f"{key}.fold: must be from 0 to folds - 1 = {max(split.folds, 1) - 1} (or -1 with folds: all train), got {split.fold}"),
-        (not split.stratify or labelled or bool(data.prepared), f"{key}.stratify: no source that is split has a label_field; give sources one"),
+        (not split.stratify or labelled or bool(data.prepared or data.train_path) or not data.is_named(), f"{key}.stratify: no source that is split has a label_field; give sources one"),
         (not split.stratify or data.clean.exact_dedup, f"{key}.stratify: needs config.data.clean.exact_dedup=True, so that no text is dealt twice"),
         (not split.known or split.stratify or data.clean.near_dedup > 0, f"{key}.known: has work only with stratify or clean.near_dedup; a plain hash never moves a document"),
         (split.by == "hash" or not (split.folds or split.stratify), f"{key}.by={split.by!r} cuts each text; folds and stratify deal whole ones: set by='hash'"),
@@ -60,6 +59,8 @@ def _check_task(data: DataConfig) -> list[str]:
         (data.split.by == "hash", "split.by: the label belongs to the whole text; set by='hash'"),
         (not unlabelled, f"sources: {', '.join(unlabelled)}: give each a label_field, the field that holds the class"),
         (len(set(data.labels)) == len(data.labels), "labels: names a class twice"),
+        (all(data.labels), "labels: a class without a name"),
+        (not data.loss_on_prompt, "loss_on_prompt: a classifier learns no text; set it to False"),
         (len(data.labels) != 1, "labels: one class leaves nothing to tell apart"),
         (not (augment.span_corruption or augment.fill_in_middle), "augment: span_corruption and fill_in_middle make texts to write; set both to 0"),
         (not augment.window_shift, "augment.window_shift: only the beginning of a text is read; set it to False"),

@@ -35,6 +35,14 @@ class Classes:
             _labels(prepared, source, split)
         ]
 
+    def check_refusal(self, prepared: Prepared, name: str) -> None:
+        """Raises ConfigError unless `name` is a class that has validation rows."""
+        if name not in self.names:
+            raise ConfigError(f"refusal: no class {name!r}{nearest(name, list(self.names))}")
+        shards = [n for n in range(len(prepared.sources)) if prepared.has_shard(n, "validation")]
+        if not any((self.numbers(prepared, n, "validation") == self.names.index(name)).any() for n in shards):
+            raise ConfigError(f"refusal: no validation row has the class {name!r}, so nothing would say when to refuse")
+
     def describe(self) -> list[str]:
         """Returns the lines of a table, rarest first."""
         least, most = min(self.counts), max(self.counts)

@@ -111,7 +111,7 @@ def explain_row(data: Data, step: int, row: int) -> Iterator[str]:
     source, epoch, held = data.trace(step, row)
     prepared = data.prepared
     files, origins = prepared.origins(source, "train")
-    shard = prepared.shard(source, "train")
+    shard, names = prepared.shard(source, "train"), prepared.label_names(source, "train")
     name = prepared.sources[source]
     yield f"step {step}, row {row}: source {name}, its epoch {epoch}, {len(held)} documents"
     yield from (f"  {key}: {text}" for key, text in data.credits()[name].items())
@@ -124,7 +124,8 @@ def explain_row(data: Data, step: int, row: int) -> Iterator[str]:
         rules = edits.get((files[file], line or None))
         begin = int(shard.offsets[document]) + start
         text = data.tokenizer.decode(shard.ids[begin : begin + PREVIEW].tolist())[:PREVIEW].replace("\n", "⏎")
-        yield f"  {place(files[file], line)}  document {document}, tokens {start} to {start + tokens}"
+        told = f", class {names[shard.labels[document]]}" if shard.labels is not None and names else ""
+        yield f"  {place(files[file], line)}  document {document}, tokens {start} to {start + tokens}{told}"
         how = f"edited by {', '.join(rules)}" if rules else "as it was"
         yield f"    {how}: {text}"
 

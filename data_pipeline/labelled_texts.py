@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.clean import clean_text
-from data_pipeline.config import DataConfig
+from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.records import Bad, Record
 from data_pipeline.rows import Labelled, RowReader
 from data_pipeline.schema import UserError
@@ -37,7 +37,7 @@ def read_texts(data: Any, split: str, most: int) -> tuple[list[str], np.ndarray]
 
 def read_file(config: DataConfig, path: str) -> list[str]:
     """Returns the texts of a file in any format that sources have, in its order; raises UserError for a bad row."""
-    fields = next(iter(config.named_sources().values()))
+    fields = next(iter(config.named_sources().values()), SourceConfig())
     source = replace(fields, kind="auto", path=path, label_field="", group_field="", split="", max_documents=0)
     texts = []
     for found in FileSource("file", source, "--file", config.max_line_bytes, lambda line: None).read():

@@ -46,6 +46,12 @@ def format_row(data: Data, batch: dict[str, np.ndarray], row: int, colour: bool,
     write = _tokens if ids else _readable
     for number in range(1, int(segments.max()) + 1):
         inside = np.flatnonzero(segments == number)
+        if data.classes:
+            name = data.classes.names[batch["targets"][row, inside[-1]]]
+            yield f"  segment {number}, {len(inside)} tokens, its class learned at the last:"
+            text = f"{skip}{write(data, batch['tokens'][row, inside])}{RESET if colour else ''} {learn}-> {name}{end}"
+            yield from ("    " + line for line in text.split("\n"))
+            continue
         # input 0, then the targets: the whole stretch of the document, each id once
         numbers = np.concatenate([batch["tokens"][row, inside[:1]], batch["targets"][row, inside]])
         learned = np.concatenate([[False], batch["weights"][row, inside] > 0])

@@ -131,6 +131,8 @@ def follow_data(config: Config, data: Any) -> Config:
     """Returns the config with what opened data decide: the classes of a classifier; steps, where it says epochs."""
     if data.classes:
         config = name_classes(config, data.classes.names, data.classes.counts)
+        if config.train.refusal:
+            data.classes.check_refusal(data.prepared, config.train.refusal)
     return count_steps(config, data.summary()["rows"]["train"])
 
 

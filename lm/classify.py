@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lm.baselines import baselines
+from lm.baselines import baselines, majority_logits
 from lm.batch import check_batch
 from lm.calibration import fit_temperature, log_softmax
 from lm.config import UserError
@@ -115,6 +115,8 @@ def score(
 
 def fit_rule(validation: Scored, names: Sequence[str], refusal: str = "") -> Rule:
     """Returns the temperature, and for two classes the threshold, or with `refusal` when to say that class."""
+    if not len(validation.labels):  # nothing to fit on
+        return Rule(tuple(names), 1.0, Decision())
     temperature = fit_temperature(*validation)
     decision = Decision()
     if refusal:
@@ -138,7 +140,9 @@ def report(
     try:
         others = baselines(*train, *texts, rule.names)
     except UserError as error:  # scikit-learn is missing
-        log(f"no baselines: {error}")
+        log(f"no baseline tfidf: {error}")
+        majority = majority_logits(train.labels, len(texts.labels), len(rule.names))
+        others = {"majority": classification_report(majority, texts.labels, rule.names)}
     parts = [format_report(found, f"Classes, {split} split")]
     tuned = None
     if rule.decision != Decision():
@@ -212,19 +216,25 @@ def _score_split(flags: Mapping[str, str], size: int) -> None:
         print(text, file=sys.stderr)
 
     run = _load(build, flags, say)
-    data = open_data(run.config.data, log=say)
+    data: Any = open_data(run.config.data, log=say)
+    if data.tokenizer.sha256 != run.tokenizer_sha256:
+        raise UserError(
+            f"the tokenizer of the run's data is no longer the one that {flags['workdir']} was trained with"
+        )
     split, workdir = flags["split"], Path(flags["workdir"])
-    for name in {split, "validation"}:
-        if not data.has_split(name):
-            raise UserError(f"this run's data has no {name!r} split; see config.data.split")
+    if not data.has_split(split):
+        raise UserError(f"this run's data has no {split!r} split; see config.data.split")
+    refusal = flags["refusal"] or run.config.train.refusal
+    if refusal:
+        data.classes.check_refusal(data.prepared, refusal)
     size = -(-size // row_shards(run.mesh)) * row_shards(run.mesh)
     scored = {}
-    for name in {split, "validation"}:
+    for name in dict.fromkeys([split, "validation"]):
         ticker = Ticker(f"reading {name}", data.summary()["rows"][name])
         batches = data.eval_batches(name, size, (0, size))
         scored[name] = score(run.model, run.params, batches, run.mesh, size, ticker.update)
         ticker.close()
-    rule = fit_rule(scored["validation"], run.config.data.labels, flags["refusal"])
+    rule = fit_rule(scored["validation"], run.config.data.labels, refusal)
     rule.save(workdir)
     train, texts = (Texts(*read_texts(data, name, MOST_TEXTS)) for name in ("train", split))
     numbers, page = report(workdir, split, scored[split], rule, train, texts, say)
@@ -250,6 +260,8 @@ def _tell_texts(flags: Mapping[str, str], size: int) -> None:
     rule = Rule.load(workdir, run.config.data.labels)
     if flags["refusal"]:
         raise UserError("--refusal is fitted with --split; run that first")
+    if flags["out"] and not Path(flags["out"]).parent.is_dir():
+        raise UserError(f"--out={flags['out']}: there is no folder {Path(flags['out']).parent}")
     size = -(-size // row_shards(run.mesh)) * row_shards(run.mesh)
     tokenizer = load_tokenizer(workdir / "tokenizer")
     texts = read_file(run.config.data, flags["file"]) if flags["file"] else [flags["text"]]
@@ -261,7 +273,10 @@ def _tell_texts(flags: Mapping[str, str], size: int) -> None:
     logits[order] = found
     lines = [json.dumps({"text": text, **told}, ensure_ascii=False) for text, told in zip(texts, tell(rule, logits))]
     if flags["out"]:
-        Path(flags["out"]).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        try:
+            Path(flags["out"]).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--out={flags['out']} cannot be written: {error.strerror}") from None
         print(f"{len(lines):,} texts in {flags['out']}", file=sys.stderr)
     else:
         print("\n".join(lines))

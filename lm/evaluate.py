@@ -44,8 +44,10 @@ def make_eval_step(model: Model, token_bytes: np.ndarray, chunk: int = 0) -> Eva
             logits_BTC, targets_BT = model.unembed(params[model.head_path], x_BTD), batch["targets"]
             losses, predicted_BT = token_losses(logits_BTC, targets_BT), logits_BTC.argmax(-1)
             losses |= {"correct": predicted_BT == targets_BT, "bytes": jnp.zeros_like(losses["nll"])}
-            labels_BT = jnp.where(batch["weights"] > 0, targets_BT, -1)
-            return sum_losses(losses, batch["weights"], axis=1) | {"labels": labels_BT, "predicted": predicted_BT}
+            ends_BT = batch["weights"] > 0  # each text counts once, whatever its class weighs in training
+            labels_BT = jnp.where(ends_BT, targets_BT, -1)
+            sums = sum_losses(losses, ends_BT.astype(jnp.float32), axis=1)
+            return sums | {"labels": labels_BT, "predicted": predicted_BT}
 
         def sum_piece(head: jax.Array, x_BTD: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
             logits_BTV, targets_BT = model.unembed(head, x_BTD), batch["targets"]
@@ -186,11 +188,20 @@ def main(argv: list[str]) -> None:
         any_task=True,
     )  # fmt: skip
     config = follow_classes(theirs, loaded.config) if theirs else loaded.config
+    if config.data.task != loaded.config.data.task:
+        raise ConfigError(
+            f"{flags['config']} has data.task={config.data.task!r}, the run in {flags['workdir']} {loaded.config.data.task!r}"
+        )
     data = open_data(config.data, log=lambda text: print(text, file=sys.stderr))
     if data.tokenizer.sha256 != loaded.tokenizer_sha256:
         raise UserError(
             f"the data's tokenizer is not the one that {flags['workdir']} was trained with; add "
             f"--config.data.tokenizer.path={flags['workdir']}/tokenizer"
+        )
+    if data.classes and data.classes.names != loaded.config.data.labels:
+        raise ConfigError(
+            f"config.data.labels: {data.classes.names}, but the classifier in {flags['workdir']} tells apart "
+            f"{loaded.config.data.labels}; leave it out"
         )
     split, size = flags["split"], int(flags["batch_size"])
     if not data.has_split(split):

@@ -200,7 +200,7 @@ def plot_losses(path: Path, history: Sequence[Record]) -> None:
         panel.grid(alpha=0.3)
         panel.legend()
     panels[-1, 0].set_xlabel("step")
-    axes.set_ylabel("nats a token")
+    axes.set_ylabel("nats a text" if any("eval/macro_f1" in r for r in history) else "nats a token")
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()

@@ -82,9 +82,13 @@ def main(argv: list[str]) -> None:
     if extra or {"merge": 2, "export": 2, "import": 3}.get(command) != len(folders):
         raise ConfigError("say what to do: python -m lm.lora merge WORKDIR OUT; see --help")
     source, out = folders[-2:]
-    loaded = build.load_run(source, flags["step"], lambda text: print(text, file=sys.stderr))
+    loaded = build.load_run(source, flags["step"], lambda text: print(text, file=sys.stderr), any_task=True)
     config, model, params = loaded.config, loaded.model.config, split_stacks(loaded.params)
     modules = []
+    if command != "merge" and model.classes:
+        raise UserError(
+            f"{source} is a classifier: python -m lm.lora merge, then python -m lm.hf export, take it elsewhere"
+        )
     if command != "merge":
         modules = modules_of(source, model, [path for path in params if base_of(path) == path])
     if command == "export":

@@ -58,7 +58,7 @@ def make_loss(model: Model, config: Config, head_trained: bool = True, whole: bo
     def loss_of(head: jax.Array, x_BTD: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
         logits_BTV = model.unembed(head, x_BTD)
         if prior_C is not None:
-            logits_BTV += prior_C
+            logits_BTV += prior_C[None, None]
         return sum_losses(token_losses(logits_BTV, batch["targets"], smoothing, z_loss, gamma), batch["weights"])
 
     def shard_head(gradient: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from lm.check import read_config
+from lm.check import name_classes, read_config
 from lm.config import ConfigError, changed_keys
 
 USAGE = """
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> None:
     for key, old, new in changed_keys(config):
         print(f"config.{key} = {new!r} (default {old!r})")
     data = open_data(config.data)
+    if data.classes:
+        config = name_classes(config, data.classes.names, data.classes.counts)
     peak_lr = find_peak_lr(config, print)
     phases = make_phases(config, data.tokenizer.vocab_size, peak_lr)
     parts = phases[max(phases)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from lm import checkpoint
 from lm.checkpoint import Cast, read_meta
-from lm.config import Config, ConfigError, InitConfig, UserError
+from lm.config import Config, ConfigError, UserError
 from lm.hf.source import find_foreign, is_foreign
 from lm.hf.weights import open_weights
 from lm.model.adapters import base_of, start_magnitudes
@@ -84,10 +84,15 @@ def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
     keep = match_table([*((p, True) for p in init.fresh), (".*", False)], list(shapes), "init.fresh")
     adapters = [path for path in shapes if base_of(path) != path]
     if is_foreign(init.source):
-        keep |= dict.fromkeys([*adapters, *({"classifier"} & shapes.keys())], True)
-        stored = _open_foreign(init, shapes, keep)
+        keep |= dict.fromkeys(adapters, True)
+        stored = _open_foreign(parts.config, shapes, keep)
     else:
-        stored = _open_checkpoint(init, shapes, keep, adapters, tokenizer_sha256, log)
+        stored = _open_checkpoint(parts.config, shapes, keep, adapters, tokenizer_sha256, log)
+    if keep.get("classifier") and not parts.treatment.trained["classifier"]:
+        stored.close()
+        raise UserError(
+            "optim.train freezes the new head, which would stay random: put ('classifier', True) before what does"
+        )
     wanted = [path for path in shapes if not keep[path]]
     held = cast_frozen(shapes, parts.treatment, parts.config.optim.frozen_dtype)
     fresh = [path for path in held if keep[path if path in shapes else base_of(path)]]
@@ -141,21 +146,45 @@ def find_twins(parts: Parts, params: Params, ids: Sequence[int]) -> dict[int, in
     return {i: int(n) for i, n in zip(ids, counts) if n > 1}
 
 
-def _open_foreign(init: InitConfig, shapes: Mapping[str, Any], keep: Mapping[str, bool]) -> Stored:
-    base = {path: leaf for path, leaf in shapes.items() if base_of(path) == path and path != "classifier"}
-    weights = open_weights(find_foreign(init.source), base, frozenset(path for path in base if keep[path]))
+def check_classes(source: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Raises UserError where the head of a classifier tells other classes apart than the data have, or in another order."""
+    if tuple(theirs) == tuple(ours):
+        return
+    if set(theirs) == set(ours):
+        text = "the same classes in another order. Set --config.data.labels=" + f'"{tuple(theirs)}"'
+    else:
+        lost, new = (sorted(set(a) - set(b)) for a, b in ((theirs, ours), (ours, theirs)))
+        parts = [f"{word} {', '.join(names[:8])}" for word, names in (("lacks", new), ("has besides", lost)) if names]
+        text = "other classes: it " + " and ".join(parts)
+    raise UserError(f"{source} is a classifier of {text}. Or --config.init.fresh=classifier, for a new head")
+
+
+def _open_foreign(config: Config, shapes: Mapping[str, Any], keep: dict[str, bool]) -> Stored:
+    """A classifier's head is taken where the source is a classifier; `keep` says whether it is."""
+    init, found = config.init, find_foreign(config.init.source)
+    if "classifier" in shapes and not keep["classifier"]:
+        keep["classifier"] = not found.labels
+        if found.labels:
+            check_classes(init.source, found.labels, config.data.labels)
+            if config.model.pooling != "last":
+                raise UserError(f"{init.source}: its head reads the last token; leave config.model.pooling out")
+    left_out = set() if found.labels else {"classifier"}
+    base = {path: leaf for path, leaf in shapes.items() if base_of(path) == path and path not in left_out}
+    weights = open_weights(found, base, frozenset(path for path in base if keep[path]))
     return Stored(f"{init.source} ({weights.place})", lambda abstract, cast: weights.load(abstract), weights.close)
 
 
 def _open_checkpoint(
-    init: InitConfig, shapes: Mapping[str, Any], keep: dict[str, bool], adapters: list[str], tokenizer_sha256: str, log: Log
+    config: Config, shapes: Mapping[str, Any], keep: dict[str, bool], adapters: list[str], tokenizer_sha256: str, log: Log
 ) -> Stored:  # fmt: skip
     """Raises UserError for a checkpoint of another tokenizer, or with parameters that this model has no place for.
 
     Where it is a base without adapters, `keep` says from then on that they are made now.
     """
+    init = config.init
     step = checkpoint.find_step(init.source, init.step, log)
-    theirs = read_meta(init.source, step)["tokenizer_sha256"]
+    meta = read_meta(init.source, step)
+    theirs = meta["tokenizer_sha256"]
     if theirs != tokenizer_sha256:
         raise UserError(
             f"the tokenizer differs from the one that {init.source} was trained with (sha256 {tokenizer_sha256[:12]}, "
@@ -167,6 +196,8 @@ def _open_checkpoint(
     if "classifier" in shapes and "params/classifier" not in stored:  # a language model: its head has no use here
         keep["classifier"] = True
         stored = {path: leaf for path, leaf in stored.items() if path != "params/head"}
+    elif "classifier" in shapes and not keep["classifier"]:
+        check_classes(init.source, meta["config"]["data"]["labels"], config.data.labels)
     wanted = {path for path in shapes if not keep[path]}
     extra = [p.removeprefix("params/") for p in stored if p.startswith("params/")]
     extra = [p for p in extra if p not in wanted and not any(re.fullmatch(f, p) for f in init.fresh)]

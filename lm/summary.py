@@ -24,6 +24,10 @@ from lm.receipt import Receipt, check_frozen
 from lm.run import Outcome, Run
 
 EVENTS = "events.jsonl"  # in a workdir: when it started, saved, ended
+# What the summary of a classifier always has; null where it was not measured.
+CLASSIFIED = (
+    "eval/accuracy", "eval/macro_f1", "baseline/majority/accuracy", "baseline/tfidf/accuracy", "baseline/tfidf/macro_f1",
+)  # fmt: skip
 
 
 def finished(workdir: Path, config: Config, log: Callable[[str], None]) -> str | None:
@@ -104,6 +108,7 @@ def finish(
         "steps_planned": config.train.steps,
         "best_step": progress.best_step,
         "train/loss": trains[-1]["train/loss"] if trains else None,
+        **(dict.fromkeys(CLASSIFIED) if config.model.classes else {}),
         **{key: value for key, value in (evals[-1] if evals else {}).items() if key != "step"},
         **{f"best/{key}": value for key, value in best.items() if key != "step"},
         **{f"start/{key}": value for key, value in start.items() if key != "step"},

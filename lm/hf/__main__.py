@@ -18,6 +18,7 @@ usage: python -m lm.hf import FOLDER OUT          # also gguf:FILE, hf:ORG/NAME@
 import makes a workdir of a Hugging Face folder, as any run's: generate from it, evaluate it, start from it. export writes a
 run as a Hugging Face folder and verifies it. verify compares our logits, greedy continuations and rendered prompts with
 those of transformers (pip install transformers torch); its last line is JSON, its exit code 0 only if all are equal.
+A classifier with model.pooling="last" becomes a ...ForSequenceClassification, and such a folder a classifier.
 
 example: python -m lm.hf import models/SmolLM2-135M-Instruct runs/smol
 """
@@ -41,7 +42,11 @@ def main(argv: list[str]) -> None:
     if words[0] == "import":
         source = words[1] if is_foreign(words[1]) else f"{'gguf' if words[1].endswith('.gguf') else 'hf'}:{words[1]}"
         folders.import_folder(source, Path(words[2]), say)
-        print(f"done. Next:\n  python -m lm.generate --workdir={words[2]} --prompt='Once upon a time'")
+        from lm.hf.source import find_foreign
+
+        use = "classify --text=" if find_foreign(source).labels else "generate --prompt="
+        command, flag = use.split()
+        print(f"done. Next:\n  python -m lm.{command} --workdir={words[2]} {flag}'Once upon a time'")
         return
     if words[0] == "export":
         out = Path(words[2])
@@ -60,7 +65,7 @@ def main(argv: list[str]) -> None:
     if values["workdir"]:
         from lm.build import load_run
 
-        run = load_run(values["workdir"], values["step"], say)
+        run = load_run(values["workdir"], values["step"], say, any_task=True)
     result = verify(Path(words[1]), run, say)
     print(json.dumps(result))
     raise SystemExit(0 if result["ok"] else 1)

@@ -6,10 +6,12 @@ only a family whose reading gives the same model is taken.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from lm.config import ModelConfig, RopeScaling, UserError
-from lm.hf.families import ACTIVATION_NAMES, FAMILIES, Fields, read_config
+from lm.hf.families import ACTIVATION_NAMES, CLASSIFIER, FAMILIES, ONE_LABEL, Fields, read_config
 from lm.hf.source import same_model
 
 
@@ -126,6 +128,21 @@ def _scaling(scaling: RopeScaling) -> Fields:
     if kind != "linear":
         fields["original_max_position_embeddings"] = scaling.original_len
     return {"rope_scaling": fields}
+
+
+def classifier_fields(fields: Fields, names: Sequence[str], pad: int) -> Fields:
+    """Returns the config.json of a language model as that of its family's classifier, which reads the last token but `pad`."""
+    family = fields["model_type"]
+    stem = (
+        "Gemma3Text"
+        if family == "gemma3_text"
+        else re.sub("ForCausalLM|LMHeadModel", "", FAMILIES[family].architecture)
+    )
+    return fields | {
+        "architectures": [stem + CLASSIFIER], "problem_type": ONE_LABEL, "num_labels": len(names), "pad_token_id": pad,
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+    }  # fmt: skip
 
 
 def add_tokens(fields: Fields, special: Any, stop_ids: tuple[int, ...]) -> Fields:

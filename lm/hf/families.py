@@ -30,6 +30,7 @@ ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh", "relu2": "relu2",
 }  # fmt: skip
+CLASSIFIER, ONE_LABEL = "ForSequenceClassification", "single_label_classification"
 ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
 
 
@@ -94,6 +95,19 @@ def read_config(fields: Mapping[str, Any]) -> tuple[str, ModelConfig]:
             f"remove it from config.json"
         )
     return family, model
+
+
+def class_names(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes of a config.json in the order of their numbers, where it is a sequence classifier's; else ()."""
+    if not any(str(name).endswith(CLASSIFIER) for name in fields.get("architectures") or ()):
+        return ()
+    try:
+        names = {int(number): str(name) for number, name in (fields.get("id2label") or {}).items()}
+    except (AttributeError, TypeError, ValueError):
+        names = {}
+    if len(names) < 2 or set(names) != set(range(len(names))) or fields.get("problem_type") not in (None, ONE_LABEL):
+        raise UserError(f"config.json: a sequence classifier needs id2label (0: NAME, 1: NAME, ...) and {ONE_LABEL!r}")
+    return tuple(names[number] for number in range(len(names)))
 
 
 def _sizes(r: Reader) -> Fields:

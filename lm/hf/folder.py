@@ -16,7 +16,7 @@ from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from lm import build
 from lm.checkpoint import Checkpoints
 from lm.config import Config, ConfigError, InitConfig, MeshConfig, OptimConfig, UserError, to_json
-from lm.hf.config_json import add_tokens, write_config
+from lm.hf.config_json import add_tokens, classifier_fields, write_config
 from lm.hf.families import read_config
 from lm.hf.source import find_foreign, follow_source, keep_origin, read_origin, same_model
 from lm.hf.tokenizer_json import Inexpressible, write_tokenizer_json
@@ -42,7 +42,11 @@ def import_folder(source: str, out: Path, log: Log) -> None:
     """Makes a workdir with the weights, as exact as they are stored, at step 0; everything that takes a run takes it."""
     check_new(out)
     config = follow_source(Config(init=InitConfig(source=source)), out)
-    found, tokenizer = find_foreign(source), load_tokenizer(config.data.tokenizer.path)
+    found = find_foreign(source)
+    if found.labels:
+        data = replace(config.data, task="classify", labels=found.labels)
+        config = replace(config, model=replace(config.model, classes=len(found.labels)), data=data)
+    tokenizer = load_tokenizer(config.data.tokenizer.path)
     model_config(config, tokenizer.vocab_size)  # refuses a tokenizer that the embedding has no rows for
     shapes = param_shapes(Model(config.model))
     weights = open_weights(found, shapes)
@@ -78,7 +82,12 @@ def export_run(workdir: Path, out: Path, step: str, dtype: str, family: str, log
     check_new(out)
     if dtype and dtype not in DTYPES:
         raise ConfigError(f"--dtype={dtype}: is not one of {', '.join(DTYPES)}")
-    loaded = build.load_run(str(workdir), step, log)
+    loaded = build.load_run(str(workdir), step, log, any_task=True)
+    if loaded.model.config.classes and loaded.model.config.pooling != "last":
+        raise UserError(
+            f"{workdir} reads the {loaded.model.config.pooling} of a text (model.pooling); classifiers of Hugging Face read its "
+            "last token, so this one can be used here alone"
+        )
     model = replace(loaded.config.model, vocab_size=loaded.model.config.vocab_size, max_len=loaded.model.config.max_len)
     fields = read_origin(workdir)
     if not fields or not same_model(read_config(fields)[1], model) or family not in ("", fields["model_type"]):
@@ -90,6 +99,10 @@ def export_run(workdir: Path, out: Path, step: str, dtype: str, family: str, log
     fields = {key: value for key, value in fields.items() if key != old} | {name: dtype}
     if tokenizer.kind != "hf" or "eos_token_id" not in fields:
         fields = add_tokens(fields, tokenizer.special, tokenizer.stop_ids)
+    if loaded.model.config.classes:
+        special = tokenizer.special
+        pad = special.pad if special.pad >= 0 else special.eos
+        fields = classifier_fields(fields, loaded.config.data.labels, pad)
     params = split_stacks(loaded.params)
     if loaded.config.lora.rank or any(path.endswith("_absmax") for path in params):
         params = merge(params, loaded.model.config.adapters)[0]

@@ -63,12 +63,16 @@ def _norm(hf: str, ours: str) -> list[Row]:
     return [Row(f"{hf}.weight", (f"{ours}/scale",)), Row(f"{hf}.bias", (f"{ours}/bias",))]
 
 
+SCORE = Row("score.weight", ("classifier",), True)  # of ...ForSequenceClassification
+
+
 def _llama_like(*changes: Row) -> list[Row]:
     layer = "model.layers.{i}"
     rows = [
         Row("model.embed_tokens.weight", ("embed",)),
         *_norm("model.norm", "norm_out"),
         Row("lm_head.weight", ("head",), True),
+        SCORE,
         *_norm(f"{layer}.input_layernorm", "norm_attn"),
         *_norm(f"{layer}.post_attention_layernorm", "norm_mlp"),
         *(row for x in "qkv" for row in _linear(f"{layer}.self_attn.{x}_proj", f"attn/{x}")),
@@ -91,6 +95,7 @@ _GPT2 = [
     Row("transformer.wpe.weight", ("positions",)),
     *_norm("transformer.ln_f", "norm_out"),
     Row("lm_head.weight", ("head",), True),
+    SCORE,
     *_norm("transformer.h.{i}.ln_1", "norm_attn"),
     *_norm("transformer.h.{i}.ln_2", "norm_mlp"),
     *_linear("transformer.h.{i}.attn.c_attn", *_QKV, transpose=False),
@@ -102,6 +107,7 @@ _NEOX = [
     Row("gpt_neox.embed_in.weight", ("embed",)),
     *_norm("gpt_neox.final_layer_norm", "norm_out"),
     Row("embed_out.weight", ("head",), True),
+    SCORE,
     *_norm("gpt_neox.layers.{i}.input_layernorm", "norm_attn"),
     *_norm("gpt_neox.layers.{i}.post_attention_layernorm", "norm_mlp"),
     *(replace(row, per_head=True) for row in _linear("gpt_neox.layers.{i}.attention.query_key_value", *_QKV)),
@@ -156,7 +162,7 @@ def plain_names(family: str, names: Sequence[str]) -> dict[str, str]:
     prefix = PREFIXES.get(family, "model.")
     kept = [name for name in names if not IGNORED.fullmatch(name)]
     bare = kept and not any(name.startswith(prefix) for name in kept)
-    heads = ("lm_head.", "embed_out.")
+    heads = ("lm_head.", "embed_out.", "score.")
     plain = {prefix + name if bare and not name.startswith(heads) else name: name for name in kept}
     if family == "gpt_neox" and "lm_head.weight" in plain:
         plain["embed_out.weight"] = plain.pop("lm_head.weight")

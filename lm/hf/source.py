@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lm.config import Config, ConfigError, ModelConfig, UserError, from_mapping
-from lm.hf.families import read_config
+from lm.config import Config, ConfigError, InitConfig, ModelConfig, UserError, from_mapping
+from lm.hf.families import class_names, read_config
 
 ORIGIN = "hf_origin.json"  # in a workdir
 KINDS = ("hf:", "gguf:")
@@ -36,6 +36,11 @@ class Foreign:
     family: str
     model: ModelConfig
     fields: dict[str, Any]  # config.json
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What a classifier tells apart, in the order of its numbers; () of a language model."""
+        return class_names(self.fields)
 
 
 def is_foreign(source: str) -> bool:
@@ -58,7 +63,7 @@ def find_foreign(source: str) -> Foreign:
         place = find_folder(name)
         fields = read_json(place / "config.json")
     family, model = read_config(fields)
-    return Foreign(place, family, model, fields)
+    return Foreign(place, family, replace(model, classes=len(class_names(fields))), fields)
 
 
 def find_folder(name: str) -> Path:
@@ -136,10 +141,20 @@ def _follow_run(config: Config, source: str) -> Config:
         max_len = theirs.model.max_len or (theirs.data.seq_len if theirs.model.position == "learned" else 0)
         followed = {key: getattr(theirs.model, key) for key in FOLLOWS} | {"max_len": max_len}
         model = replace(model, **followed)
+    if theirs.model.classes and not reads_anew(config.init):  # the head was learned on what it reads
+        model = replace(model, pooling=theirs.model.pooling)
     tokenizer = config.data.tokenizer
     if not tokenizer.path:
         tokenizer = replace(tokenizer, kind="auto", path=str(Path(source) / "tokenizer"))
     return replace(config, model=model, data=replace(config.data, tokenizer=tokenizer))
+
+
+def reads_anew(init: InitConfig) -> bool:
+    """Says whether a classifier begins with a new head whatever its source has."""
+    try:
+        return any(re.fullmatch(pattern, "classifier") for pattern in init.fresh)
+    except re.error:  # lm/check.py lists it
+        return False
 
 
 def _unpack_tokenizer(file: Path, workdir: Path | None) -> Path:

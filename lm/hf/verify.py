@@ -72,12 +72,19 @@ def verify(folder: Path, run: Loaded | None, log: Callable[[str], None]) -> dict
     import torch
     import transformers
 
-    family = find_foreign(f"hf:{folder}").family
+    found = find_foreign(f"hf:{folder}")
+    family = found.family
     if run is None:
         model, params = load_ours(folder)
     else:
         params = {path: leaf.astype(jnp.float32) for path, leaf in run.params.items()}
         model = run.model
+    if bool(found.labels) != bool(model.config.classes):
+        raise UserError(f"of {folder} and the run, one is a classifier and the other a language model")
+    if found.labels:
+        from lm.hf.verify_classes import verify_classes
+
+        return verify_classes(folder, run.config.data.labels if run else found.labels, model, params, log)
 
     def load_theirs() -> Any:
         return transformers.AutoModelForCausalLM.from_pretrained(
