@@ -39,6 +39,7 @@ from lm.parts import (
     treat,
     with_shardings,
 )
+from lm.range_test import run_range_test
 from lm.receipt import Receipt, make_receipt
 from lm.sampling import Sampling
 from lm.sharding import local_rows, make_mesh, param_shardings
@@ -95,6 +96,9 @@ def make_run(
                 f"{meta['data_sha256'][:12]}). Bring the files back, or use another --workdir"
             )
     peak_lr = meta["peak_lr"] if meta and config.optim.peak_lr == "auto" else find_peak_lr(config, log)
+    if peak_lr is None:
+        beat = lease.beat if lease else lambda: None
+        peak_lr = run_range_test(config, data, tokenizer, workdir, log, beat=beat).suggestion
     parts = make_parts(config, tokenizer.vocab_size, peak_lr)
     check_kernel(parts, data, log)
     check_disk(workdir, checkpoint.state_bytes(parts.state), config.train.keep_last)

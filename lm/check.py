@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline import schema
 from data_pipeline.check import check_data_config
-from lm.config import Config, ConfigError, LoraConfig, MeshConfig, UserError, mesh_shape
+from lm.config import Config, ConfigError, LoraConfig, MeshConfig, OptimConfig, UserError, mesh_shape
 from lm.hf.source import follow_source, saved_config
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -27,7 +27,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.remat": ("none", "dots", "full"),
     "optim.name": ("adamw", "sgd", "lion", "adafactor", "muon"),
     "optim.frozen_dtype": ("float32", "bfloat16", "int8", "nf4"),
-    "optim.schedule": ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "plateau"),
+    "optim.schedule": (
+        "constant",
+        "linear",
+        "cosine",
+        "cosine_restarts",
+        "exponential",
+        "wsd",
+        "inverse_sqrt",
+        "plateau",
+    ),
 }
 
 AT_LEAST: dict[str, float] = {
@@ -35,7 +44,7 @@ AT_LEAST: dict[str, float] = {
     "model.experts": 0, "model.experts_per_token": 1,
     "model.vocab_size": 0, "model.max_len": 0, "model.window": 0, "model.attn_softcap": 0, "model.logit_softcap": 0,
     "model.attn_scale": 0, "model.rope_local_theta": 0, "model.rope_scaling.original_len": 0,
-    "model.init_std": 0, "lora.rank": 0, "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.end_lr_ratio": 0,
+    "model.base_dim": 0, "model.base_head_dim": 0, "model.init_std": 0, "lora.rank": 0, "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.restart_steps": 0, "optim.restart_length_factor": 1, "optim.end_lr_ratio": 0,
     "optim.plateau_patience": 1, "optim.weight_decay": 0, "optim.clip_norm": 0, "train.steps": 1, "train.epochs": 0, "train.seed": 0,
     "train.micro_batches": 1, "train.loss_chunk": 0, "train.z_loss": 0, "train.balance_loss": 0, "train.log_every": 1, "train.eval_every": 0,
     "train.eval_batch_size": 1, "train.eval_rows": 0, "train.save_every": 0, "train.keep_last": 1,
@@ -56,7 +65,10 @@ ABOVE_ZERO = (
     "lora.alpha", "model.rope_theta", "model.rope_fraction", "model.norm_eps", "model.rope_scaling.factor",
     "model.rope_scaling.attention_factor", "model.rope_scaling.beta_fast", "model.rope_scaling.beta_slow",
     "model.rope_scaling.low_freq_factor", "model.rope_scaling.high_freq_factor", "optim.eps", "optim.plateau_factor",
+    "optim.restart_peak_factor",
 )  # fmt: skip
+
+RESTART_KEYS = ("restart_steps", "restart_length_factor", "restart_peak_factor")
 
 
 def read_config(
@@ -134,19 +146,16 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
         must(
             model.max_len >= data.seq_len, f"model.max_len={model.max_len} is shorter than data.seq_len={data.seq_len}"
         )
-    if isinstance(optim.peak_lr, str):
-        must(optim.peak_lr == "auto", f"optim.peak_lr: must be a number > 0 or 'auto', got {optim.peak_lr!r}")
-        if optim.peak_lr == "auto":
-            must(
-                bool(config.init.source), "optim.peak_lr='auto' needs init.source, the checkpoint whose peak it divides"
-            )
-    else:
-        must(optim.peak_lr > 0, f"optim.peak_lr: must be a finite number > 0, got {optim.peak_lr}")
+    must(
+        model.base_dim > 0 or not model.base_head_dim, "model.base_head_dim: only a model with model.base_dim reads it"
+    )
+    if model.base_dim > 0 and model.base_dim != model.dim:
+        must(optim.name != "adafactor", "optim.name='adafactor': muP (model.base_dim) has no rule for it; take adamw")
+    problems += _check_rates(optim)
     if train.epochs:
         must(not data.streaming, "train.epochs: a stream has no known number of rows; set train.steps")
     else:
         problems += _check_schedule(config)
-    must(optim.schedule == "wsd" or not optim.decay_steps, "optim.decay_steps: only optim.schedule='wsd' reads it")
     for key in ("train", "decay", "lr_multipliers"):
         problems += _check_patterns(f"optim.{key}", [pattern for pattern, _ in getattr(optim, key)])
     must(any(on for _, on in optim.train), "optim.train: no row says True, so nothing would be trained")
@@ -171,6 +180,23 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
     return problems + _check_mesh(config, devices)
 
 
+def _check_rates(optim: OptimConfig) -> list[str]:
+    problems, auto = [], optim.peak_lr == "auto"
+    if isinstance(optim.peak_lr, str) and not auto:
+        problems.append(f"config.optim.peak_lr: must be a number > 0 or 'auto', got {optim.peak_lr!r}")
+    if not isinstance(optim.peak_lr, str) and not optim.peak_lr > 0:
+        problems.append(f"config.optim.peak_lr: must be a finite number > 0, got {optim.peak_lr}")
+    if optim.schedule == "exponential" and not optim.end_lr_ratio:
+        problems.append(
+            "config.optim.end_lr_ratio: must be > 0 for optim.schedule='exponential', which never reaches 0"
+        )
+    readers = {"decay_steps": "wsd"} | dict.fromkeys(RESTART_KEYS, "cosine_restarts")
+    for key, schedule in readers.items():
+        if optim.schedule != schedule and getattr(optim, key) != getattr(OptimConfig(), key):
+            problems.append(f"config.optim.{key}: only optim.schedule={schedule!r} reads it")
+    return problems
+
+
 def _check_schedule(config: Config) -> list[str]:
     optim, steps = config.optim, config.train.steps
     problems = []
@@ -178,6 +204,11 @@ def _check_schedule(config: Config) -> list[str]:
         problems.append(f"config.optim.warmup_steps={optim.warmup_steps} is not shorter than train.steps={steps}")
     if optim.schedule == "wsd" and optim.warmup_steps + optim.decay_steps > steps:
         problems.append(f"config.optim.warmup_steps + optim.decay_steps is longer than train.steps={steps}")
+    if optim.schedule == "cosine_restarts" and not 1 <= optim.restart_steps < steps - optim.warmup_steps:
+        problems.append(
+            f"config.optim.restart_steps={optim.restart_steps}: the first cycle of 'cosine_restarts' must be at least 1 and "
+            f"shorter than the {steps - optim.warmup_steps} steps after the warm-up, or nothing restarts"
+        )
     return problems
 
 

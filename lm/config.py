@@ -107,6 +107,8 @@ class ModelConfig:
     dtype: str = "float32"  # of the computation: float32 | bfloat16; master weights are always float32
     scan: bool = False  # loop over runs of layers instead of unrolling: compile time stays flat in depth
     remat: str = "none"  # recompute in the backward: none | dots (keep matmul results) | full
+    base_dim: int = 0  # muP (lm/mup.py): the width that rates were tuned at, from which this one's follow; 0: standard
+    base_head_dim: int = 0  # muP: its head size; 0: as here, so that heads grow in number
 
     adapters = Adapters()  # no key, so no field: `AdaptedModel` has those of config.lora
 
@@ -121,6 +123,17 @@ class ModelConfig:
     @property
     def n_kv_heads(self) -> int:
         return self.kv_heads or self.heads
+
+    @property
+    def width_multiplier(self) -> float:
+        """How many times wider this is than base_dim; 1 without."""
+        return self.dim / self.base_dim if self.base_dim else 1.0
+
+    @property
+    def score_scale(self) -> float:
+        """Scores are divided by the square root of this: attn_scale, which grows as the square of the head size in muP."""
+        base = self.base_head_dim or self.q_head_dim
+        return (self.attn_scale or base) * (self.q_head_dim / base) ** 2
 
     @property
     def mlp_width(self) -> int:
@@ -151,11 +164,15 @@ class OptimConfig:
 
     train: tuple[tuple[str, bool], ...] = ((".*", True),)  # what is trained (True) and frozen (False)
     name: str = "adamw"  # adamw | sgd | lion | adafactor | muon (matrices in blocks; adamw for the rest)
-    peak_lr: float | str = 1e-3  # "auto": a tenth of the peak that the checkpoint at init.source was trained with
-    schedule: str = "cosine"  # constant | linear | cosine | wsd | inverse_sqrt | plateau
+    peak_lr: float | str = (
+        1e-3  # "auto": a tenth of the peak of the checkpoint at init.source, else by lm/range_test.py
+    )
+    schedule: str = (
+        "cosine"  # constant | linear | cosine | cosine_restarts | exponential | wsd | inverse_sqrt | plateau
+    )
     warmup_steps: int = 0
     decay_steps: int = 0  # wsd: length of the final decay; 0: a fifth of the run
-    end_lr_ratio: float = 0.1  # linear, cosine, wsd: last rate / peak
+    end_lr_ratio: float = 0.1  # linear, cosine, exponential, wsd: last rate / peak; cosine_restarts: of each cycle
     plateau_factor: float = 0.5  # plateau: multiply the rate by this ...
     plateau_patience: int = 2  # ... after this many evaluations without a new best
     lr_multipliers: tuple[tuple[str, float], ...] = ((".*", 1.0),)
@@ -167,6 +184,9 @@ class OptimConfig:
     b2: float = 0.95
     eps: float = 1e-8
     momentum: float = 0.95
+    restart_steps: int = 0  # cosine_restarts: length of the first cycle, which begins after the warm-up
+    restart_length_factor: float = 1.0  # each next cycle is this many times as long ...
+    restart_peak_factor: float = 1.0  # ... and begins at this many times the peak of the one before
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from lm import checkpoint
 from lm.checkpoint import Cast, load, read_meta
-from lm.config import Config, ConfigError, InitConfig, UserError
+from lm.config import Config, InitConfig, ModelConfig, UserError
 from lm.hf.source import find_foreign, is_foreign
 from lm.hf.weights import open_weights
 from lm.model.adapters import base_of, start_magnitudes
@@ -29,16 +29,23 @@ from lm.step import TrainState
 Log = Callable[[str], None]
 
 
-def find_peak_lr(config: Config, log: Log) -> float:
-    """Returns optim.peak_lr, or for "auto" a tenth of the peak that the checkpoint at init.source was trained with."""
+def find_peak_lr(config: Config, log: Log) -> float | None:
+    """Returns optim.peak_lr, or for "auto" a tenth of the peak that the checkpoint at init.source was trained with.
+
+    None where nothing says it, so that a range test must find it (lm/range_test.py).
+    """
     if isinstance(config.optim.peak_lr, float):
         return config.optim.peak_lr
     theirs = None
-    if not is_foreign(config.init.source):
+    if config.init.source and not is_foreign(config.init.source):
         step = checkpoint.find_step(config.init.source, config.init.step, log)
         theirs = read_meta(config.init.source, step)["peak_lr"]
     if theirs is None:
-        raise ConfigError(f"config.optim.peak_lr='auto': {config.init.source} does not say at what rate it was trained")
+        start = (
+            f"{config.init.source} does not say at what rate it was trained" if config.init.source else "no init.source"
+        )
+        log(f"optim.peak_lr='auto': {start}, so a range test finds it before the first step")
+        return None
     log(f"optim.peak_lr='auto': {theirs / 10:g}, a tenth of the {theirs:g} that {config.init.source} was trained with")
     return float(theirs) / 10
 
@@ -47,7 +54,9 @@ def start_state(parts: Parts, params: Params | None = None) -> TrainState:
     """A new run's state: on `params`, or on random weights made on the devices that hold them; the optimizer is fresh."""
     config = parts.config
     schedule = make_schedule(config.optim, parts.peak_lr, config.train.steps)
-    optimizer = make_optimizer(config.optim, parts.state.params, parts.treatment, schedule)
+    optimizer = make_optimizer(
+        config.optim, parts.state.params, parts.treatment, schedule, parts.model.config.width_multiplier
+    )
 
     def init(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
@@ -80,7 +89,7 @@ def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
         keep |= dict.fromkeys(adapters, True)
         stored = _open_foreign(init, shapes, keep)
     else:
-        stored = _open_checkpoint(init, shapes, keep, adapters, tokenizer_sha256, log)
+        stored = _open_checkpoint(init, parts.model.config, shapes, keep, adapters, tokenizer_sha256, log)
     wanted = [path for path in shapes if not keep[path]]
     held = cast_frozen(shapes, parts.treatment, parts.config.optim.frozen_dtype)
     fresh = [path for path in held if keep[path if path in shapes else base_of(path)]]
@@ -141,7 +150,8 @@ def _open_foreign(init: InitConfig, shapes: Mapping[str, Any], keep: Mapping[str
 
 
 def _open_checkpoint(
-    init: InitConfig, shapes: Mapping[str, Any], keep: dict[str, bool], adapters: list[str], tokenizer_sha256: str, log: Log
+    init: InitConfig, model: ModelConfig, shapes: Mapping[str, Any], keep: dict[str, bool], adapters: list[str],
+    tokenizer_sha256: str, log: Log,
 ) -> Stored:  # fmt: skip
     """Raises UserError for a checkpoint of another tokenizer, or with parameters that this model has no place for.
 
@@ -154,6 +164,7 @@ def _open_checkpoint(
             f"the tokenizer differs from the one that {init.source} was trained with (sha256 {tokenizer_sha256[:12]}, "
             f"theirs {theirs[:12]}). Set config.data.tokenizer.path={init.source}/tokenizer"
         )
+    _check_width(init.source, read_meta(init.source, step)["config"]["model"], model)
     stored = checkpoint.stored_shapes(init.source, step)
     if not any(f"params/{path}" in stored for path in adapters):
         keep |= dict.fromkeys(adapters, True)
@@ -171,6 +182,18 @@ def _open_checkpoint(
     return Stored(
         f"{init.source} step {step}", lambda abstract, cast: load(init.source, step, abstract, "params/", cast)
     )
+
+
+def _check_width(source: str, theirs: Mapping[str, Any], model: ModelConfig) -> None:
+    """Raises UserError where the checkpoint's muP keys scale logits or scores in another way than this model's."""
+    keys = ("base_dim", "base_head_dim")
+    old = replace(model, **{key: theirs.get(key, 0) for key in keys})
+    if (old.width_multiplier, old.score_scale) != (model.width_multiplier, model.score_scale):
+        text, here = (", ".join(f"model.{key}={getattr(m, key)}" for key in keys) for m in (old, model))
+        raise UserError(
+            f"{source} was trained with {text}, the config has {here}: its weights would make other logits. "
+            f"Set {' '.join(f'--config.model.{key}={getattr(old, key)}' for key in keys)}"
+        )
 
 
 def _load_codes(parts: Parts, stored: Stored, shapes: Mapping[str, Any]) -> Params:

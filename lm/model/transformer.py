@@ -18,7 +18,7 @@ from lm.model.attention import Attention, Cache, View, write_slots
 from lm.model.experts import Experts
 from lm.model.formula import attention_mask, softcap
 from lm.model.kernels import Kernel
-from lm.model.layers import MLP, Norm, init_matrix
+from lm.model.layers import MLP, Norm, init_table
 from lm.model.products import einsum_f32
 from lm.model.rope import rope_angles
 from lm.params import Params, Runs, block_name, run_name
@@ -98,12 +98,12 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, Cache | None, jax.Array | None]:  # fmt: skip
         """Returns the normed hidden states [B, T, D], the updated cache, and of `weights` the layers' mean of `balance`."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        embed_VD = self.param("embed", init_matrix(config), (config.vocab_size, config.dim))
+        embed_VD = self.param("embed", init_table(config), (config.vocab_size, config.dim))
         x_BTD = embed_VD[tokens_BT].astype(dtype)
         if config.embed_scale:
-            x_BTD *= jnp.asarray(math.sqrt(config.dim), dtype)
+            x_BTD *= jnp.asarray(math.sqrt(config.base_dim or config.dim), dtype)
         if config.position == "learned":
-            x_BTD += self.param("positions", init_matrix(config), (config.max_len, config.dim))[positions_BT].astype(
+            x_BTD += self.param("positions", init_table(config), (config.max_len, config.dim))[positions_BT].astype(
                 dtype
             )
         x_BTD = nn.Dropout(config.dropout, deterministic=self.deterministic)(constrain_rows(x_BTD, self.mesh))
@@ -132,7 +132,7 @@ class Transformer(nn.Module):
             cache = {"k": keys, "v": values, "segments": k_segments, "positions": k_positions, "index": end}
         x_BTD = Norm(config, name="norm_out")(x_BTD)
         if not config.tie_embeddings:
-            self.param("head", init_matrix(config), (config.dim, config.vocab_size))  # used by Model.unembed
+            self.param("head", init_table(config), (config.dim, config.vocab_size))  # used by Model.unembed
         return x_BTD, cache, uneven
 
     def _blocks(
@@ -225,6 +225,8 @@ class Model:
         """Returns logits [B, T, V] in float32; `head` is the parameter at `head_path`."""
         equation = "BTD,VD->BTV" if self.config.tie_embeddings else "BTD,DV->BTV"
         logits_BTV: Any = einsum_f32(equation, x_BTD, head.astype(x_BTD.dtype))
+        if self.config.width_multiplier != 1:
+            logits_BTV /= self.config.width_multiplier
         return softcap(logits_BTV, self.config.logit_softcap)
 
     def apply(

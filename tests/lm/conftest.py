@@ -140,9 +140,8 @@ def start():
         params = jax.tree.map(jnp.asarray, random_params(model))
         if config.optim.frozen_dtype in KINDS:
             params = cast_frozen(params, treatment, config.optim.frozen_dtype)
-        optimizer = make_optimizer(
-            config.optim, params, treatment, make_schedule(config.optim, peak_lr, config.train.steps)
-        )
+        schedule = make_schedule(config.optim, peak_lr, config.train.steps)
+        optimizer = make_optimizer(config.optim, params, treatment, schedule, resolved.width_multiplier)
         state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
         jitted = jax.jit(make_step(model, treatment)[0])
         return OneDevice(config, model, treatment, optimizer, make_step, state, jitted, jax.random.key(7))
