@@ -252,7 +252,7 @@ def make_optimizer(
     parts: list[optax.GradientTransformation] = [_clip(config.clip_norm)] if config.clip_norm else []
     parts.append(_core(config, params, config.eps / width))
     if width != 1:
-        parts.append(_per_leaf(lambda p, u: u * rate_factor(config.name, p, width)))
+        parts.append(_per_leaf(lambda p, u: u * rate_factor(p, config.name, width)))
     if config.weight_decay:
         parts.append(_decay(lambda p, leaf: config.weight_decay * per_layer_factor(p, leaf, decayed[p])))
     if any(set(values) != {1.0} for values in multipliers.values()):
