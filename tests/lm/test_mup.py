@@ -44,7 +44,7 @@ def look(model, params, batch):
     outputs = {
         path.removesuffix("/__call__"): out for path, out in flatten_dict(seen["intermediates"], sep="/").items()
     }
-    inside = {path: jax.tree.leaves(out)[0] for path, out in outputs.items() if path.endswith(("attn", "mlp", "_00"))}
+    inside = {path: jax.tree.leaves(out)[0] for path, out in outputs.items() if path.endswith(("/attn", "/mlp", "_00"))}
     return {**inside, "logits": model.unembed(params[model.head_path], x_BTD)}
 
 
@@ -260,7 +260,7 @@ def test_export_holds_what_the_run_computes(make_config, tmp_path):
 
 def test_a_mup_model_without_folding_is_no_known_family(make_model_config):
     """As for adapters alone (python -m lm.lora export), which go beside weights that are not folded."""
-    with pytest.raises(UserError, match="no known model .*base_dim=8"):
+    with pytest.raises(UserError, match=r"no known model .*base_dim=8"):
         write_config(make_model_config(base_dim=8), 64)
     assert write_config(make_model_config(base_dim=16, base_head_dim=4), 64) == write_config(make_model_config(), 64)
 
@@ -276,5 +276,5 @@ def test_a_start_from_another_base_is_refused(make_config, tmp_path):
     load(base_dim=8)
     load(base_dim=8, base_head_dim=4)
     for other in ({}, {"base_dim": 16}, {"base_dim": 8, "base_head_dim": 2}):
-        with pytest.raises(UserError, match="was trained with model.base_dim=8, .*--config.model.base_dim=8"):
+        with pytest.raises(UserError, match=r"was trained with model.base_dim=8, .*--config.model.base_dim=8"):
             load(**other)

@@ -54,7 +54,7 @@ def test_a_loss_that_breaks_ends_the_test_and_does_not_draw_the_suggestion():
 
 @pytest.mark.parametrize("height", [0.0, -2.0])
 def test_no_suggestion_where_nothing_falls(height):
-    with pytest.raises(UserError, match="did not fall clearly anywhere between rates 1.0e-06 and 1.0e"):
+    with pytest.raises(UserError, match="did not fall clearly anywhere between rates"):
         suggest(RATES, falling(1e-3, height=height), False)
     with pytest.raises(UserError, match="did not fall"):
         suggest(RATES[:2], [math.nan, math.nan], True)
