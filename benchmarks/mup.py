@@ -1,9 +1,11 @@
 """Does the best rate of a narrow model stay the best of a wide one? Standard parametrisation beside muP (lm/mup.py).
 
-    python -m benchmarks.mup --path=input.txt
+    python benchmarks/mup.py --path=FILE [--widths=64,256] [--rates=1e-3,2e-3,...] [--steps=150] [--out=FILE.json]
 
 Characters of one text, two layers, AdamW with a warm-up and a cosine; each width at each rate, from the same seed. One
-program a model: the rate is an argument of it. Prints and saves the validation loss of each, and the best rate of a row.
+program a model: the rate is an argument of it. Prints the validation loss of each, and the best rate of a row.
+
+example: python benchmarks/mup.py --path=input.txt --widths=64,128,256
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +30,6 @@ from lm.parts import make_parts, make_step_of
 from lm.sharding import local_rows, put_batch
 from lm.start import start_state
 
-USAGE = """
-usage: python -m benchmarks.mup --path=FILE [--widths=64,256] [--rates=1e-3,4e-3,...] [--steps=150] [--out=DIR]
-
-example: python -m benchmarks.mup --path=input.txt --widths=64,128,256
-"""
 HEAD = 16  # heads grow in number
 
 
@@ -72,9 +71,9 @@ def losses_by_rate(config: Config, rates: list[float]) -> dict[float, float]:
 
 def main(argv: list[str]) -> None:
     flags = {"path": "", "widths": "64,256", "rates": "1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2", "steps": "150", "out": ""}
-    flags, extra = split_flags(argv, flags, USAGE)
+    flags, extra = split_flags(argv, flags, __doc__ or "")
     if extra or not flags["path"]:
-        raise ConfigError("name a text: python -m benchmarks.mup --path=input.txt; see --help")
+        raise ConfigError("name a text: python benchmarks/mup.py --path=input.txt; see --help")
     widths, rates = [int(w) for w in flags["widths"].split(",")], [float(r) for r in flags["rates"].split(",")]
     began, rows = time.perf_counter(), []
     for base_dim in (0, widths[0]):
@@ -94,8 +93,7 @@ def main(argv: list[str]) -> None:
         print(f"| {name} | {' | '.join(cells)} | {row['best']:g} |")
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
     if flags["out"]:
-        Path(flags["out"]).mkdir(parents=True, exist_ok=True)
-        (Path(flags["out"]) / "mup.json").write_text(json.dumps(rows, indent=1) + "\n")
+        Path(flags["out"]).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
