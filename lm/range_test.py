@@ -3,7 +3,8 @@
     python -m lm.range_test --config=configs/pretrain.py --workdir=runs/range
 
 The run's own start, data and step, with a rate that rises exponentially. The weights it ends with are thrown away. The
-suggestion is where the loss falls most steeply over the logarithm of the rate (docs/learning-rate.md has the measurements).
+suggestion is the highest rate at which the loss still falls at a quarter of its steepest slope, over the logarithm of the rate:
+of the rules that were tried it came nearest to the best of a grid (docs/learning-rate.md has the table).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ Log = Callable[[str], None]
 LOW, HIGH, STEPS = 1e-6, 1.0, 100
 WINDOW = 0.5  # decades on either side, over which a slope is fitted
 MEMORY = 0.9  # of the running mean that says whether the loss broke
+SHARE = 0.25  # of the steepest slope, where the suggestion is
 BROKEN = (1.25, 0.1)  # it is above this many times its lowest, and this many nats more
 
 
@@ -41,7 +43,8 @@ class RangeTest:
     losses: list[float | None]
     smoothed: list[float]  # means over the window
     diverged: float | None  # the rate at which the test stopped; None: it went to the end
-    slope: float  # nats a tenfold rate, at the suggestion
+    steepest: float  # the rate at which the loss falls most steeply ...
+    slope: float  # ... in nats a tenfold rate
     suggestion: float
     rule: str
 
@@ -87,7 +90,7 @@ def has_diverged(losses: Sequence[float]) -> bool:
 
 
 def suggest(rates: Sequence[float], losses: Sequence[float], diverged: bool) -> RangeTest:
-    """Fits a line to the losses around each rate and takes the steepest fall; raises UserError where nothing falls."""
+    """Fits a line to the losses around each rate and compares the slopes; raises UserError where nothing falls."""
     finite = np.isfinite(losses)
     x, y = np.log10(rates)[finite], np.asarray(losses)[finite]
     smoothed, slopes, errors = np.zeros(len(x)), np.full(len(x), np.inf), np.full(len(x), np.inf)
@@ -106,10 +109,17 @@ def suggest(rates: Sequence[float], losses: Sequence[float], diverged: bool) -> 
             f"range test: the loss did not fall clearly anywhere between rates {rates[0]:.1e} and {rates[-1]:.1e} "
             f"({len(x)} steps). Take more steps or a wider range (python -m lm.range_test --help), or set optim.peak_lr"
         )
-    rule = f"the loss falls most steeply there: {-slopes[best]:.2f} nats a tenfold rate, fitted over half a decade on either side"
+    last = best
+    while last + 1 < len(x) and slopes[last + 1] <= SHARE * slopes[best]:
+        last += 1
+    rule = (
+        f"the highest rate at which the loss still falls at {SHARE:g} of its steepest slope ({-slopes[best]:.2f} nats a tenfold "
+        f"rate, at {10 ** x[best]:.1e}; lines fitted over {WINDOW:g} decades on either side)"
+    )
     return RangeTest(
         rates=list(rates), losses=[finite_or_none(loss) for loss in losses], smoothed=smoothed.tolist(),
-        diverged=rates[-1] if diverged else None, slope=float(slopes[best]), suggestion=float(10 ** x[best]), rule=rule,
+        diverged=rates[-1] if diverged else None, steepest=float(10 ** x[best]), slope=float(slopes[best]),
+        suggestion=float(10 ** x[last]), rule=rule,
     )  # fmt: skip
 
 
@@ -160,7 +170,7 @@ USAGE = """
 usage: python -m lm.range_test --config=FILE [--workdir=DIR] [--low=1e-6] [--high=1] [--steps=100] [--config.KEY=VALUE ...]
 
 Trains a few steps at rates that rise from --low to --high, from where the config starts (init.source too, frozen layers
-stay frozen), and suggests optim.peak_lr: where the loss falls most steeply. Keeps range_test.json and range_test.png in
+stay frozen), and suggests optim.peak_lr: the highest at which the loss still falls at a quarter of its steepest slope. Keeps range_test.json and range_test.png in
 --workdir (default runs/range), and no weights. optim.peak_lr="auto" does the same before a run.
 
 example: python -m lm.range_test --config=configs/pretrain.py --workdir=runs/range
