@@ -116,6 +116,8 @@ def suggest(rates: Sequence[float], losses: Sequence[float], diverged: bool) -> 
         f"the highest rate at which the loss still falls at {SHARE:g} of its steepest slope ({-slopes[best]:.2f} nats a tenfold "
         f"rate, at {10 ** x[best]:.1e}; lines fitted over {WINDOW:g} decades on either side)"
     )
+    if last + 1 == len(x) or np.isinf(slopes[last + 1]):
+        rule += "; the test ended before the fall did: a higher --high may find a higher one"
     return RangeTest(
         rates=list(rates), losses=[finite_or_none(loss) for loss in losses], smoothed=smoothed.tolist(),
         diverged=rates[-1] if diverged else None, steepest=float(10 ** x[best]), slope=float(slopes[best]),
