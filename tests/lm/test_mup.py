@@ -97,16 +97,20 @@ def assert_flat(exponents, most=0.2):
         assert -low < change < most, (name, exponents)
 
 
+def coordinates_by_width(config, batches, mup, *widths):
+    models = {width: at_width(config.model, width, mup) for width in widths}
+    return {width: coordinates(replace(config, model=model), batches) for width, model in models.items()}
+
+
 def test_activations_and_their_changes_stay_flat_over_three_widths(small, make_batch):
     config, batches = small(mlp_gated=False, position="none"), [make_batch(i) for i in range(3)]
-    base = coordinates(replace(config, model=at_width(config.model, BASE, False)), batches)
+    assert_flat(growth(coordinates_by_width(config, batches, True, 32, 64, 128)))
 
-    def wider(mup, *widths):
-        models = {width: at_width(config.model, width, mup) for width in widths}
-        return {BASE: base} | {w: coordinates(replace(config, model=m), batches) for w, m in models.items()}
 
-    assert_flat(growth(wider(True, 64, 128)))
-    standard = growth(wider(False, 128))
+@pytest.mark.slow
+def test_they_grow_in_standard_parametrisation(small, make_batch):
+    config, batches = small(mlp_gated=False, position="none"), [make_batch(i) for i in range(3)]
+    standard = growth(coordinates_by_width(config, batches, False, 32, 64, 128))
     for name, (start, change) in standard.items():
         assert start > 0.4, (name, standard)
         assert change > 0.6, (name, standard)
@@ -140,24 +144,34 @@ def lowered(config, vocab=32):
 
 @pytest.mark.parametrize(
     ("style", "model", "name"),
-    [("llama", {"experts": 4}, "adamw"), ("gemma", {"attn_scale": 9.0}, "muon"), ("gpt2", {}, "sgd")],
+    [
+        ("gemma", {"attn_scale": 9.0}, "adamw"),
+        pytest.param("llama", {"experts": 4}, "muon", marks=pytest.mark.slow),
+        pytest.param("gpt2", {}, "sgd", marks=pytest.mark.slow),
+    ],
 )
 def test_at_its_base_width_it_is_the_same_program(make_config, style, model, name):
     """So that a run is the same bit for bit; and not the same at any other base."""
-    if "experts" in model:
-        model = {**model, "mlp_bias": False}
     plain, base, other = (
-        make_config(style, model={**model, "base_dim": base, "base_head_dim": head}, optim={"name": name})
+        lowered(make_config(style, model={**model, "base_dim": base, "base_head_dim": head}, optim={"name": name}))
         for base, head in ((0, 0), (16, 4), (8, 2))
     )
-    assert lowered(plain) == lowered(base)
-    start, step = lowered(other)
-    assert start != lowered(plain)[0]
-    assert step != lowered(plain)[1]
+    assert plain == base
+    assert other[0] != plain[0]
+    assert other[1] != plain[1]
 
 
 def test_start_by_kind_of_parameter(make_model):
-    wide = {"dim": 64, "mlp_dim": 128, "heads": 8, "kv_heads": 4, "head_dim": 8, "experts": 32, "vocab_size": 64}
+    wide = {
+        "layers": 1,
+        "dim": 64,
+        "mlp_dim": 128,
+        "heads": 8,
+        "kv_heads": 4,
+        "head_dim": 8,
+        "experts": 32,
+        "vocab_size": 64,
+    }
     plain, mup = (jax.jit(make_model(**wide, base_dim=base)[0].init_params)(jax.random.key(0)) for base in (0, 4))
     for path, leaf in plain.items():
         narrow = 16 if path.endswith("router") else 4 if path.startswith("block") and leaf.ndim > 1 else 1
@@ -177,6 +191,13 @@ FACTORS = {  # of m = 4: Table 8, and for what narrows within a block Table 3
 
 
 @pytest.mark.parametrize("name", FACTORS)
+def test_factors(name):
+    for path in SHAPES:
+        assert rate_factor(path, name, 4.0) == FACTORS[name].get(path.rpartition("/")[2], 1)
+    assert rate_factor("block_00-03/mlp/down", "adamw", 8.0) == 1 / 8
+
+
+@pytest.mark.parametrize("name", ["adamw", *(pytest.param(n, marks=pytest.mark.slow) for n in ("lion", "sgd", "muon"))])
 def test_rates_by_kind_of_parameter_beside_multipliers_and_decay(name):
     """Powers of two are exact. Gradients on a model 4 times as wide are 4 times smaller, and Adam's eps with them."""
     table = (("block_01/.*", 0.5), (".*", 1.0))
@@ -197,21 +218,18 @@ def test_rates_by_kind_of_parameter_beside_multipliers_and_decay(name):
         return split_stacks(found) if stacked else found
 
     divide = 1.0 if name == "sgd" else 4.0
-    narrow, wide, stacked = updates(1.0, 1.0), updates(4.0, divide), updates(4.0, divide, stacked=True)
+    narrow, wide = updates(1.0, 1.0), updates(4.0, divide, stacked=True)
     for path, u in narrow.items():
         factor = FACTORS[name].get(path.rpartition("/")[2], 1)
-        assert rate_factor(path, name, 4.0) == factor
         decay = 0.0 if path.endswith(("bias", "scale")) else 0.1 * 0.5 * (0.5 if "_01" in path else 1.0) * params[path]
-        np.testing.assert_allclose(wide[path], factor * (u + decay) - decay, rtol=1e-4, atol=1e-6, err_msg=path)
-        np.testing.assert_allclose(stacked[path], wide[path], rtol=1e-3, atol=1e-6, err_msg=path)
-    assert rate_factor("block_00-03/mlp/down", "adamw", 8.0) == 1 / 8
+        np.testing.assert_allclose(wide[path], factor * (u + decay) - decay, rtol=1e-3, atol=1e-6, err_msg=path)
 
 
 MODELS = [
-    ("llama", {"tie_embeddings": True}),
-    ("llama", {"qk_norm": False, "attn_bias": True}),
-    ("gemma", {"logit_softcap": 5.0, "attn_scale": 9.0}),
-    ("gpt2", {}),
+    ("gemma", {"layers": 1, "global_layers": (), "logit_softcap": 5.0, "attn_scale": 9.0}),
+    pytest.param("llama", {"tie_embeddings": True}, marks=pytest.mark.slow),
+    pytest.param("llama", {"qk_norm": False, "attn_bias": True}, marks=pytest.mark.slow),
+    pytest.param("gpt2", {}, marks=pytest.mark.slow),
 ]
 
 
@@ -240,6 +258,7 @@ def write_run(folder, config, state, **meta):
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_export_holds_what_the_run_computes(make_config, tmp_path):
     tokenizer = ByteTokenizer()
     keys = {"vocab_size": tokenizer.vocab_size, "base_dim": 4, "base_head_dim": 2, "scan": True, "tie_embeddings": True}
@@ -265,16 +284,16 @@ def test_a_mup_model_without_folding_is_no_known_family(make_model_config):
     assert write_config(make_model_config(base_dim=16, base_head_dim=4), 64) == write_config(make_model_config(), 64)
 
 
-def test_a_start_from_another_base_is_refused(make_config, tmp_path):
+def test_a_start_from_another_base_is_refused(make_config, make_model, tmp_path):
     config = make_config(model={"base_dim": 8, "layers": 1})
-    write_run(tmp_path, config, start_state(make_parts(config, 32, 1e-3)), tokenizer_sha256="x")
+    params = make_model(base_dim=8, layers=1)[1]
+    write_run(tmp_path, config, {"params": {p: jnp.asarray(leaf) for p, leaf in params.items()}}, tokenizer_sha256="x")
 
     def load(**model):
         new = make_config(model={"layers": 1, **model})
         load_params(make_parts(replace(new, init=InitConfig(str(tmp_path))), 32, 1e-3), "x", print)
 
-    load(base_dim=8)
-    load(base_dim=8, base_head_dim=4)
+    load(base_dim=8, base_head_dim=4)  # which is what 0 means
     for other in ({}, {"base_dim": 16}, {"base_dim": 8, "base_head_dim": 2}):
         with pytest.raises(UserError, match=r"was trained with model.base_dim=8, .*--config.model.base_dim=8"):
             load(**other)
