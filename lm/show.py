@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     width = parts.model.config.width_multiplier
     for path, leaf in shapes.items():
         kind = "trained" if treatment.trained[path] else "frozen"
-        times = treatment.lr_multiplier[path] * rate_factor(config.optim.name, path, width)
+        times = treatment.lr_multiplier[path] * rate_factor(path, config.optim.name, width)
         row = f"{list(leaf.shape)!s:>16} {leaf.size:>12,}  {kind:7} {times:>6.4g} "
         row += f"{'yes' if treatment.decayed[path] else 'no':5}  {tuple(param_spec(path, leaf.shape, parts.mesh))}"
         shown.setdefault(re.sub(r"block_\d+", "block_*", path) + "\0" + row, []).append(path)
