@@ -139,7 +139,7 @@ def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
     page, receipt = make_plan(
         config,
         vocab_size,
-        find_peak_lr(config, say),
+        find_peak_lr(config, say) or 1.0,  # which changes nothing that a plan says
         say,
         topology=topology,
         data=data,

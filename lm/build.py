@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from lm import checkpoint
 from lm.checkpoint import Checkpoints, load, read_meta
 from lm.clock import Clock
-from lm.config import Config, ConfigError, MeshConfig, UserError, check_resume, from_mapping, to_json
+from lm.config import Config, ConfigError, MeshConfig, UserError, from_mapping, to_json
 from lm.evaluate import make_eval_step
 from lm.forgetting import Remembered, make_meter
 from lm.generate import generate
@@ -42,7 +42,9 @@ from lm.parts import (
     with_shardings,
 )
 from lm.phases import add_phases, make_later, make_phases, phase_after
+from lm.range_test import run_range_test
 from lm.receipt import Receipt, hash_frozen, make_receipt
+from lm.resume import check_resume
 from lm.run import Progress, Run
 from lm.run_folder import load_weights
 from lm.sampling import Sampling
@@ -111,6 +113,9 @@ def make_run(
                 f"(sha256 {remembered.data.fingerprint[:12]}, then {known[:12]}). Bring it back, or use another --workdir"
             )
     peak_lr = meta["peak_lr"] if meta and config.optim.peak_lr == "auto" else find_peak_lr(config, log)
+    if peak_lr is None:
+        beat = lease.beat if lease else lambda: None
+        peak_lr = run_range_test(config, data, tokenizer, workdir, log, beat=beat).suggestion
     phases = make_phases(config, tokenizer.vocab_size, peak_lr)
     parts, last = phases[phase_after(phases, step)], phases[max(phases)]
     check_kernel(parts, data, log)

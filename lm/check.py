@@ -6,14 +6,15 @@ import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_pipeline import schema
 from data_pipeline.check import check_data_config
 from lm.check_adapting import check_forgetting, check_task
-from lm.config import Config, ConfigError, LoraConfig, MeshConfig, UserError, mesh_shape
+from lm.check_sizes import check_mesh, check_rope
+from lm.config import Config, ConfigError, LoraConfig, OptimConfig, UserError
 from lm.hf.source import follow_source, saved_config
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -30,7 +31,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optim.name": ("adamw", "sgd", "lion", "adafactor", "muon"),
     "optim.frozen_dtype": ("float32", "bfloat16", "int8", "nf4"),
     "train.stop_on": ("loss", "loss+change", "loss+kl"),
-    "optim.schedule": ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "plateau"),
+    "optim.schedule": (
+        "constant",
+        "linear",
+        "cosine",
+        "cosine_restarts",
+        "exponential",
+        "wsd",
+        "inverse_sqrt",
+        "plateau",
+    ),
 }
 
 AT_LEAST: dict[str, float] = {
@@ -38,7 +48,7 @@ AT_LEAST: dict[str, float] = {
     "model.experts": 0, "model.experts_per_token": 1,
     "model.vocab_size": 0, "model.max_len": 0, "model.window": 0, "model.attn_softcap": 0, "model.logit_softcap": 0,
     "model.attn_scale": 0, "model.rope_local_theta": 0, "model.rope_scaling.original_len": 0,
-    "model.init_std": 0, "lora.rank": 0, "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.end_lr_ratio": 0,
+    "model.base_dim": 0, "model.base_head_dim": 0, "model.init_std": 0, "lora.rank": 0, "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.restart_steps": 0, "optim.restart_length_factor": 1, "optim.end_lr_ratio": 0,
     "optim.plateau_patience": 1, "optim.weight_decay": 0, "optim.clip_norm": 0, "train.steps": 1, "train.epochs": 0, "train.seed": 0,
     "train.micro_batches": 1, "train.loss_chunk": 0, "train.z_loss": 0, "train.balance_loss": 0, "train.log_every": 1, "train.eval_every": 0,
     "train.eval_batch_size": 1, "train.eval_rows": 0, "train.save_every": 0, "train.keep_last": 1,
@@ -61,7 +71,10 @@ ABOVE_ZERO = (
     "lora.alpha", "optim.layer_decay", "model.rope_theta", "model.rope_fraction", "model.norm_eps", "model.rope_scaling.factor",
     "model.rope_scaling.attention_factor", "model.rope_scaling.beta_fast", "model.rope_scaling.beta_slow",
     "model.rope_scaling.low_freq_factor", "model.rope_scaling.high_freq_factor", "optim.eps", "optim.plateau_factor",
+    "optim.restart_peak_factor",
 )  # fmt: skip
+
+RESTART_KEYS = ("restart_steps", "restart_length_factor", "restart_peak_factor")
 
 
 def read_config(
@@ -158,7 +171,7 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
         by_kv = model.heads % model.n_kv_heads == 0
         must(by_kv, f"model.heads={model.heads} is not divisible by model.kv_heads={model.kv_heads}")
         if by_heads and model.position == "rope":
-            problems += _check_rope(config)
+            problems += check_rope(config)
     if model.experts > 0:
         few = f"model.experts_per_token={model.experts_per_token} is more than model.experts={model.experts}"
         must(model.experts_per_token <= model.experts, few)
@@ -171,19 +184,16 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
         must(
             model.max_len >= data.seq_len, f"model.max_len={model.max_len} is shorter than data.seq_len={data.seq_len}"
         )
-    if isinstance(optim.peak_lr, str):
-        must(optim.peak_lr == "auto", f"optim.peak_lr: must be a number > 0 or 'auto', got {optim.peak_lr!r}")
-        if optim.peak_lr == "auto":
-            must(
-                bool(config.init.source), "optim.peak_lr='auto' needs init.source, the checkpoint whose peak it divides"
-            )
-    else:
-        must(optim.peak_lr > 0, f"optim.peak_lr: must be a finite number > 0, got {optim.peak_lr}")
+    must(
+        model.base_dim > 0 or not model.base_head_dim, "model.base_head_dim: only a model with model.base_dim reads it"
+    )
+    if model.base_dim > 0 and model.base_dim != model.dim:
+        must(optim.name != "adafactor", "optim.name='adafactor': muP (model.base_dim) has no rule for it; take adamw")
+    problems += _check_rates(optim)
     if train.epochs:
         must(not data.streaming, "train.epochs: a stream has no known number of rows; set train.steps")
     else:
         problems += _check_schedule(config)
-    must(optim.schedule == "wsd" or not optim.decay_steps, "optim.decay_steps: only optim.schedule='wsd' reads it")
     for key in ("train", "decay", "lr_multipliers"):
         problems += _check_patterns(f"optim.{key}", [pattern for pattern, _ in getattr(optim, key)])
     begins = [value for _, value in optim.train if not isinstance(value, bool)]
@@ -213,7 +223,24 @@ def find_problems(config: Config, devices: int | None = None) -> list[str]:
         )
     problems += check_task(config)
     problems += _check_profile(config) + check_forgetting(config)
-    return problems + _check_mesh(config, devices)
+    return problems + check_mesh(config, devices)
+
+
+def _check_rates(optim: OptimConfig) -> list[str]:
+    problems, auto = [], optim.peak_lr == "auto"
+    if isinstance(optim.peak_lr, str) and not auto:
+        problems.append(f"config.optim.peak_lr: must be a number > 0 or 'auto', got {optim.peak_lr!r}")
+    if not isinstance(optim.peak_lr, str) and not optim.peak_lr > 0:
+        problems.append(f"config.optim.peak_lr: must be a finite number > 0, got {optim.peak_lr}")
+    if optim.schedule == "exponential" and not optim.end_lr_ratio:
+        problems.append(
+            "config.optim.end_lr_ratio: must be > 0 for optim.schedule='exponential', which never reaches 0"
+        )
+    readers = {"decay_steps": "wsd"} | dict.fromkeys(RESTART_KEYS, "cosine_restarts")
+    for key, schedule in readers.items():
+        if optim.schedule != schedule and getattr(optim, key) != getattr(OptimConfig(), key):
+            problems.append(f"config.optim.{key}: only optim.schedule={schedule!r} reads it")
+    return problems
 
 
 def _check_schedule(config: Config) -> list[str]:
@@ -226,26 +253,11 @@ def _check_schedule(config: Config) -> list[str]:
     late = [f"{pattern!r} from {value}" for pattern, value in optim.train if value is not True and value >= steps]
     if late and steps >= 1:
         problems.append(f"config.optim.train: {', '.join(late)} would never train: the run ends at train.steps={steps}")
-    return problems
-
-
-def _check_rope(config: Config) -> list[str]:
-    model, scaling = config.model, config.model.rope_scaling
-    dims = int(model.q_head_dim * model.rope_fraction)
-    problems = []
-    if model.rope_fraction > 1:
-        problems.append(f"config.model.rope_fraction: must be in (0, 1], got {model.rope_fraction:g}")
-    elif dims % 2 or not dims:
-        fraction = f" x rope_fraction={model.rope_fraction:g}" if model.rope_fraction != 1 else ""
-        problems.append(f"config.model.head_dim: rope needs an even head size, got {model.q_head_dim}{fraction}")
-    if scaling.kind not in ("none", "linear") and not scaling.original_len:
-        problems.append(f"config.model.rope_scaling.original_len: {scaling.kind!r} needs the length of the pretraining")
-    for key in ("short_factor", "long_factor") if scaling.kind == "longrope" else ():
-        found = len(getattr(scaling, key))
-        if found != dims // 2:
-            problems.append(f"config.model.rope_scaling.{key}: needs {dims // 2} numbers, one a pair, got {found}")
-    if scaling.kind == "llama3" and scaling.low_freq_factor >= scaling.high_freq_factor:
-        problems.append("config.model.rope_scaling: low_freq_factor must be below high_freq_factor")
+    if optim.schedule == "cosine_restarts" and not 1 <= optim.restart_steps < steps - optim.warmup_steps:
+        problems.append(
+            f"config.optim.restart_steps={optim.restart_steps}: the first cycle of 'cosine_restarts' must be at least 1 and "
+            f"shorter than the {steps - optim.warmup_steps} steps after the warm-up, or nothing restarts"
+        )
     return problems
 
 
@@ -291,35 +303,4 @@ def _check_patterns(key: str, patterns: list[str], empty_ok: bool = False) -> li
             re.compile(pattern)
         except re.error as error:
             problems.append(f"config.{key}: {pattern!r} is not a regular expression: {error}")
-    return problems
-
-
-def _check_mesh(config: Config, devices: int | None) -> list[str]:
-    sizes = {field.name: getattr(config.mesh, field.name) for field in fields(MeshConfig)}
-    problems = [f"config.mesh.{k}: must be -1 or >= 1, got {n}" for k, n in sizes.items() if n == 0 or n < -1]
-    if list(sizes.values()).count(-1) > 1:
-        problems.append("config.mesh: only one axis may be -1 (all devices that are left)")
-    if problems or devices is None:
-        return problems
-    text = " x ".join(f"{k}={n}" for k, n in sizes.items())
-    try:
-        shape = mesh_shape(config.mesh, devices)
-    except ConfigError:
-        needed = math.prod(max(n, 1) for n in sizes.values())
-        several = "a multiple of " if -1 in sizes.values() else ""
-        return [f"config.mesh {text} needs {several}{needed} devices, found {devices}"]
-    model, rows = config.model, shape["data"] * shape["fsdp"]
-    micro_rows = config.data.batch_size // max(config.train.micro_batches, 1)
-    if micro_rows % rows:
-        text = f"{micro_rows} rows (data.batch_size={config.data.batch_size} / train.micro_batches={config.train.micro_batches})"
-        problems.append(f"config.data.batch_size: {text} do not divide over mesh data x fsdp = {rows} devices")
-    for key, size, axis in [
-        ("model.dim", model.dim, "fsdp"),
-        ("data.seq_len", config.data.seq_len, "context"),
-        ("model.heads", model.heads, "tensor"),
-        ("model.kv_heads", model.n_kv_heads, "tensor"),
-        ("model.mlp_dim", model.mlp_width, "tensor"),
-    ]:
-        if size % shape[axis]:
-            problems.append(f"config.{key}={size} is not divisible by mesh.{axis}={shape[axis]}")
     return problems

@@ -7,8 +7,7 @@ or there, once. `lm/check.py` lists all that is wrong with one before anything i
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,7 +15,6 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.schema import ConfigError as ConfigError
 from data_pipeline.schema import UserError as UserError
 from data_pipeline.schema import diff as diff
-from data_pipeline.schema import flat_items
 from data_pipeline.schema import from_mapping as from_mapping
 from data_pipeline.schema import to_json as to_json
 
@@ -109,6 +107,8 @@ class ModelConfig:
     remat: str = "none"  # recompute in the backward: none | dots (keep matmul results) | full
     classes: int = 0  # what a classifier tells apart, by a head of its own; 0: a language model (or what the data have)
     pooling: str = "last"  # classifier: it reads the last place of each text, or the mean of all its places
+    base_dim: int = 0  # muP (lm/mup.py): the width that rates were tuned at, from which this one's follow; 0: standard
+    base_head_dim: int = 0  # muP: its head size; 0: as here, so that heads grow in number
 
     adapters = Adapters()  # no key, so no field: `AdaptedModel` has those of config.lora
 
@@ -135,6 +135,17 @@ class ModelConfig:
     @property
     def n_kv_heads(self) -> int:
         return self.kv_heads or self.heads
+
+    @property
+    def width_multiplier(self) -> float:
+        """How many times wider this is than base_dim; 1 without."""
+        return self.dim / self.base_dim if self.base_dim else 1.0
+
+    @property
+    def score_scale(self) -> float:
+        """Scores are divided by the square root of this: attn_scale, which grows as the square of the head size in muP."""
+        base = self.base_head_dim or self.q_head_dim
+        return (self.attn_scale or base) * (self.q_head_dim / base) ** 2
 
     @property
     def mlp_width(self) -> int:
@@ -167,11 +178,15 @@ class OptimConfig:
         (".*", True),
     )  # trained (True), frozen (False), or trained after N steps
     name: str = "adamw"  # adamw | sgd | lion | adafactor | muon (matrices in blocks; adamw for the rest)
-    peak_lr: float | str = 1e-3  # "auto": a tenth of the peak that the checkpoint at init.source was trained with
-    schedule: str = "cosine"  # constant | linear | cosine | wsd | inverse_sqrt | plateau
+    peak_lr: float | str = (
+        1e-3  # "auto": a tenth of the peak of the checkpoint at init.source, else by lm/range_test.py
+    )
+    schedule: str = (
+        "cosine"  # constant | linear | cosine | cosine_restarts | exponential | wsd | inverse_sqrt | plateau
+    )
     warmup_steps: int = 0
     decay_steps: int = 0  # wsd: length of the final decay; 0: a fifth of the run
-    end_lr_ratio: float = 0.1  # linear, cosine, wsd: last rate / peak
+    end_lr_ratio: float = 0.1  # linear, cosine, exponential, wsd: last rate / peak; cosine_restarts: of each cycle
     plateau_factor: float = 0.5  # plateau: multiply the rate by this ...
     plateau_patience: int = 2  # ... after this many evaluations without a new best
     lr_multipliers: tuple[tuple[str, float], ...] = ((".*", 1.0),)
@@ -187,6 +202,9 @@ class OptimConfig:
         1.0  # rate of each block / rate of the block above it (1 for norm_out and head; embeddings lowest)
     )
     pull_to_start: float = 0.0  # times (weight - its start), as weight_decay is times the weight; times the rate: L2-SP
+    restart_steps: int = 0  # cosine_restarts: length of the first cycle, which begins after the warm-up
+    restart_length_factor: float = 1.0  # each next cycle is this many times as long ...
+    restart_peak_factor: float = 1.0  # ... and begins at this many times the peak of the one before
 
 
 @dataclass(frozen=True)
@@ -274,10 +292,11 @@ def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:
 
 def changed_keys(config: Config) -> list[tuple[str, Any, Any]]:
     """Returns (key, default, value) for every key that differs from its default."""
-    return diff(_defaults(config.data.sources), to_json(config))
+    return diff(defaults(config.data.sources), to_json(config))
 
 
-def _defaults(sources: Iterable[str]) -> dict[str, Any]:
+def defaults(sources: Iterable[str]) -> dict[str, Any]:
+    """Every key with its default, as JSON values, those of these sources among them."""
     default = to_json(Config())
     default["data"]["sources"] = {name: to_json(SourceConfig()) for name in sources}
     return default
@@ -318,30 +337,3 @@ def adapters_only(also: str = "") -> Table:
 def is_off(value: Any) -> bool:
     """Says whether a number switches its part off by being 0; a traced one, whose value lm/sweep gives later, never does."""
     return isinstance(value, int | float) and not value
-
-
-# These decide what a run's numbers mean, so a resumed run may not change them. Where the data lies is no part of that:
-# the fingerprint of what was read is compared.
-RESUME_REFUSED = re.compile(
-    r"model\.(?!scan|remat|attention).*|optim\.(name|train|frozen_dtype|pull_to_start)|train\.(seed|ema_decay|remember|stop_on|forget_weight)|init\..*|lora\..*|data\.(?!path$|sources\..*\.(path|tfds_dir)$).*"
-)
-RESUME_IGNORED = re.compile(
-    r"data\.(cache_dir|on_bad|max_bad_fraction|buffer_bytes|clean\.count_languages|sources\..*\.(license|citation|url))"
-    r"|debug\..*"
-)
-
-
-def check_resume(saved: Mapping[str, Any], config: Config, where: str) -> list[str]:
-    """Returns one line per key that differs from the run in `where`; raises ConfigError if one of them may not.
-
-    A key that did not exist when `saved` was written had its default.
-    """
-    before = dict(flat_items(_defaults(saved.get("data", {}).get("sources", ())))) | dict(flat_items(saved))
-    changes = [c for c in diff(before, to_json(config)) if not RESUME_IGNORED.fullmatch(c[0])]
-    lines = [
-        f"{key} {old!r} -> {new!r} ({'refused' if RESUME_REFUSED.fullmatch(key) else 'allowed'})"
-        for key, old, new in changes
-    ]
-    if any(RESUME_REFUSED.fullmatch(key) for key, _, _ in changes):
-        raise ConfigError(f"config differs from the run in {where}: {'; '.join(lines)}. Use another --workdir for it")
-    return lines

@@ -18,6 +18,7 @@ from optax.contrib import MuonDimensionNumbers, reduce_on_plateau, scale_by_muon
 
 from lm.anchor import average_weights, pull_to_start
 from lm.config import ConfigError, OptimConfig, TrainConfig, is_off
+from lm.mup import rate_factor
 from lm.params import STACK, Params, in_stacks, join_stacks, layer_paths, leaf_paths, match_table, split_stacks
 
 Schedule = Callable[[jax.Array | int], jax.Array]
@@ -76,6 +77,16 @@ def make_schedule(config: OptimConfig, peak_lr: float, steps: int) -> Schedule:
     """Returns lr(step). Warm-up is linear and its first step is not zero; then the named shape until `steps`."""
     warmup, end = config.warmup_steps, config.end_lr_ratio
     decay = config.decay_steps or max(steps // 5, 1)
+    cycles = [
+        (begin, length, config.restart_peak_factor**i)
+        for i, (begin, length) in enumerate(restart_points(config, steps).items())
+    ]
+
+    def in_cycle(step: jax.Array) -> jax.Array:
+        begins, lengths, factors = jnp.array(cycles, jnp.float32).T
+        at = jnp.maximum(jnp.searchsorted(begins, step, side="right") - 1, 0)
+        done = jnp.clip((step - begins[at]) / lengths[at], 0.0, 1.0)
+        return factors[at] * (end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * done)))
 
     def schedule(step: jax.Array | int) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
@@ -85,6 +96,8 @@ def make_schedule(config: OptimConfig, peak_lr: float, steps: int) -> Schedule:
             "plateau": lambda: jnp.ones(()),  # times the scale that `observe_eval` lowers
             "linear": lambda: 1 - (1 - end) * done,
             "cosine": lambda: end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * done)),
+            "cosine_restarts": lambda: in_cycle(step),
+            "exponential": lambda: jnp.exp(math.log(end) * done),
             "wsd": lambda: 1 - (1 - end) * jnp.clip((step - (steps - decay)) / decay, 0.0, 1.0),
             "inverse_sqrt": lambda: jnp.sqrt(jnp.maximum(warmup, 1) / jnp.maximum(step + 1, jnp.maximum(warmup, 1))),
         }[config.schedule]()
@@ -94,12 +107,42 @@ def make_schedule(config: OptimConfig, peak_lr: float, steps: int) -> Schedule:
     return schedule
 
 
+def restart_points(config: OptimConfig, steps: int) -> dict[int, int]:
+    """Returns {first step: length} of each cycle of cosine_restarts (SGDR, arXiv:1608.03983) in a run of `steps`.
+
+    >>> restart_points(OptimConfig(warmup_steps=5, restart_steps=10, restart_length_factor=2.0), 100)
+    {5: 10, 15: 20, 35: 40, 75: 80}
+    """
+    found, begin, length = {}, config.warmup_steps, float(config.restart_steps)
+    while length >= 1 and (begin < steps or not found):
+        found[begin] = round(length)
+        begin += round(length)
+        length *= config.restart_length_factor
+    return found
+
+
+def turning_points(config: OptimConfig, steps: int) -> dict[int, str]:
+    """Returns {step: what begins or ends there}, in order, for a table of rates; steps as the log counts them, from 1."""
+    points = {1: "first step"}
+    if config.warmup_steps:
+        points[config.warmup_steps] = "end of the warm-up"
+    if config.schedule == "wsd":
+        points[steps - (config.decay_steps or max(steps // 5, 1)) + 1] = "decay begins"
+    for number, begin in enumerate(restart_points(config, steps) if config.schedule == "cosine_restarts" else ()):
+        if number:
+            points |= {begin: f"end of cycle {number}", begin + 1: "restart"}
+    if config.schedule in ("linear", "cosine", "exponential", "inverse_sqrt"):
+        points.setdefault((config.warmup_steps + steps) // 2, "halfway")
+    points[steps] = "last step"
+    return dict(sorted(points.items()))
+
+
 def is_matrix_in_block(path: str, leaf: Any) -> bool:
     stacked = bool(STACK.search(path))
     return path.startswith("block_") and leaf.ndim - stacked >= 2
 
 
-def _muon(config: OptimConfig, params: Mapping[str, Any]) -> optax.GradientTransformation:
+def _muon(config: OptimConfig, params: Mapping[str, Any], eps: float) -> optax.GradientTransformation:
     """Muon on the matrices inside blocks (each layer of a stack and each expert by itself), Adam on everything else."""
     labels = {p: "muon" if is_matrix_in_block(p, leaf) else "adam" for p, leaf in params.items()}
 
@@ -113,7 +156,7 @@ def _muon(config: OptimConfig, params: Mapping[str, Any]) -> optax.GradientTrans
         scale_by_muon(beta=config.momentum, weight_dimension_numbers=dims),
         _per_leaf(lambda p, u: u * max(1.0, u.shape[-1] / u.shape[-2]) ** 0.5),  # width transfer, as optax's muon
     )
-    adam = optax.scale_by_adam(config.b1, config.b2, config.eps, nesterov=True)
+    adam = optax.scale_by_adam(config.b1, config.b2, eps, nesterov=True)
     return optax.partition({"muon": muon, "adam": adam}, labels)
 
 
@@ -154,9 +197,9 @@ def _per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformat
     return optax.GradientTransformation(init, update)
 
 
-def _core(config: OptimConfig, params: Mapping[str, Any]) -> optax.GradientTransformation:
+def _core(config: OptimConfig, params: Mapping[str, Any], eps: float) -> optax.GradientTransformation:
     if config.name == "adamw":
-        return optax.scale_by_adam(config.b1, config.b2, config.eps)
+        return optax.scale_by_adam(config.b1, config.b2, eps)
     if config.name == "sgd":
         return optax.trace(config.momentum) if not is_off(config.momentum) else optax.identity()
     if config.name == "lion":
@@ -165,11 +208,11 @@ def _core(config: OptimConfig, params: Mapping[str, Any]) -> optax.GradientTrans
         rms = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
         return _per_layer(rms)
     assert config.name == "muon", config.name
-    return _muon(config, params)
+    return _muon(config, params, eps)
 
 
 def _core_by_phase(
-    config: OptimConfig, params: Mapping[str, Any], treatment: Treatment
+    config: OptimConfig, params: Mapping[str, Any], treatment: Treatment, eps: float
 ) -> optax.GradientTransformation:
     """The core; where parts of the model begin to train later, one for each beginning, with a step count of its own.
 
@@ -178,9 +221,9 @@ def _core_by_phase(
     """
     begins = {p: str(n) for p, n in treatment.begins.items() if treatment.trained[p]}
     if all(n in (0, math.inf) for n in treatment.begins.values()):
-        return _core(config, params)
+        return _core(config, params, eps)
     single = {path: leaf for path, leaf in jax.eval_shape(split_stacks, dict(params)).items() if path in begins}
-    core = _core(config, single)
+    core = _core(config, single, eps)
     by_begin = optax.partition(dict.fromkeys(begins.values(), core), lambda tree: {p: begins[p] for p in tree})
     return _per_layer(by_begin)
 
@@ -242,12 +285,12 @@ def _scale_by_rate(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
 
 def make_optimizer(
     config: OptimConfig, params: Mapping[str, Any], treatment: Treatment, schedule: Schedule,
-    train: TrainConfig | None = None,
+    train: TrainConfig | None = None, width: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:  # fmt: skip
     """Builds the optimizer over all of `params` (arrays or shapes), of which only trained leaves take part.
 
     `update(grads, opt_state, params, step=..., norm=...)` takes `optax.MaskedNode()` in place of frozen gradients; `norm` is
-    that of all others together.
+    that of all others together. `width`: the model's `width_multiplier`, for muP (lm/mup.py).
     """
     trained = {p: all(on) for p, on in in_stacks(treatment.trained, list(params)).items()}
     decayed = {p: [float(on) for on in values] for p, values in in_stacks(treatment.decayed, list(params)).items()}
@@ -259,7 +302,9 @@ def make_optimizer(
         return jnp.asarray(values, leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
 
     parts: list[optax.GradientTransformation] = [_clip(config.clip_norm)] if not is_off(config.clip_norm) else []
-    parts.append(_core_by_phase(config, params, treatment))
+    parts.append(_core_by_phase(config, params, treatment, config.eps / width))
+    if width != 1:
+        parts.append(_per_leaf(lambda p, u: u * rate_factor(p, config.name, width)))
     if not is_off(config.weight_decay):
         parts.append(_decay(lambda p, leaf: config.weight_decay * per_layer_factor(p, leaf, decayed[p])))
     if not is_off(config.pull_to_start) or (train and train.remember):

@@ -154,7 +154,9 @@ def make_step_of(config: Config, peak_lr: float) -> StepMaker:
     ) -> tuple[Callable[..., Any], Any]:
         shapes = cast_frozen(param_shapes(model), treatment, config.optim.frozen_dtype)
         schedule = make_schedule(config.optim, peak_lr, config.train.steps)
-        optimizer = make_optimizer(config.optim, shapes, treatment, schedule, config.train)
+        optimizer = make_optimizer(
+            config.optim, shapes, treatment, schedule, config.train, model.config.width_multiplier
+        )
         state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), shapes)
         drop = config.model.dropout > 0 or config.lora.dropout > 0
         loss = make_loss(model, config, treatment.trained[model.head_path], whole)

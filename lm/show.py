@@ -25,6 +25,8 @@ def main(argv: list[str]) -> None:
     from data_pipeline.batch import open_data
     from data_pipeline.schema import split_flags
     from lm.model.transformer import Model
+    from lm.mup import rate_factor
+    from lm.optim import make_schedule, turning_points
     from lm.params import count
     from lm.parts import abstract_batch, param_shapes
     from lm.phases import add_phases, make_phases
@@ -41,17 +43,20 @@ def main(argv: list[str]) -> None:
     data = open_data(config.data)
     if data.classes:
         config = name_classes(config, data.classes.names, data.classes.counts)
-    peak_lr = find_peak_lr(config, print)
+    known = find_peak_lr(config, print)
+    peak_lr = known or 1.0
     phases = make_phases(config, data.tokenizer.vocab_size, peak_lr)
     parts = phases[max(phases)]
     shapes = param_shapes(Model(parts.model.config))
     treatment = parts.treatment
     print(f"\n{'parameter':32} {'shape':>16} {'numbers':>12}  {'':7} {'lr x':>6} {'decay':5}  sharding")
     shown: dict[str, list[str]] = {}
+    width = parts.model.config.width_multiplier
     for path, leaf in shapes.items():
         begins = treatment.begins[path]
+        times = treatment.lr_multiplier[path] * rate_factor(path, config.optim.name, width)
         kind = "frozen" if not treatment.trained[path] else f"at {begins:g}" if begins else "trained"
-        row = f"{list(leaf.shape)!s:>16} {leaf.size:>12,}  {kind:7} {treatment.lr_multiplier[path]:>6g} "
+        row = f"{list(leaf.shape)!s:>16} {leaf.size:>12,}  {kind:7} {times:>6.4g} "
         row += f"{'yes' if treatment.decayed[path] else 'no':5}  {tuple(param_spec(path, leaf.shape, parts.mesh))}"
         shown.setdefault(re.sub(r"block_\d+", "block_*", path) + "\0" + row, []).append(path)
     for key, paths in shown.items():  # layers that are alike share a line
@@ -68,7 +73,12 @@ def main(argv: list[str]) -> None:
     )
     print(format_receipt(add_phases(receipt, phases)))
     rows = config.data.batch_size * config.data.seq_len
-    print(f"\n{rows:,} tokens a step at most, {config.train.steps:,} steps, peak lr {peak_lr:g}. Next:")
+    peak = f"peak lr {peak_lr:g}" if known else "peak lr by a range test; as multiples of it"
+    print(f"\n{rows:,} tokens a step at most, {config.train.steps:,} steps, {peak}:")
+    schedule = make_schedule(config.optim, peak_lr, config.train.steps)
+    for step, what in turning_points(config.optim, config.train.steps).items():
+        print(f"  step {step:>9,}  rate {float(schedule(step - 1)):<10.4g} {what}")
+    print("Next:")
     print(f"  python launch.py --config={flags['config']}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from lm import checkpoint
 from lm.checkpoint import Cast, read_meta
-from lm.config import Config, ConfigError, UserError
+from lm.config import Config, ModelConfig, UserError
 from lm.hf.source import find_foreign, is_foreign
 from lm.hf.weights import open_weights
 from lm.model.adapters import base_of, start_magnitudes
@@ -30,16 +30,23 @@ from lm.step import TrainState
 Log = Callable[[str], None]
 
 
-def find_peak_lr(config: Config, log: Log) -> float:
-    """Returns optim.peak_lr, or for "auto" a tenth of the peak that the checkpoint at init.source was trained with."""
+def find_peak_lr(config: Config, log: Log) -> float | None:
+    """Returns optim.peak_lr, or for "auto" a tenth of the peak that the checkpoint at init.source was trained with.
+
+    None where nothing says it, so that a range test must find it (lm/range_test.py).
+    """
     if isinstance(config.optim.peak_lr, float):
         return config.optim.peak_lr
     theirs = None
-    if not is_foreign(config.init.source):
+    if config.init.source and not is_foreign(config.init.source):
         step = checkpoint.find_step(config.init.source, config.init.step, log)
         theirs = read_meta(config.init.source, step)["peak_lr"]
     if theirs is None:
-        raise ConfigError(f"config.optim.peak_lr='auto': {config.init.source} does not say at what rate it was trained")
+        start = (
+            f"{config.init.source} does not say at what rate it was trained" if config.init.source else "no init.source"
+        )
+        log(f"optim.peak_lr='auto': {start}, so a range test finds it before the first step")
+        return None
     log(f"optim.peak_lr='auto': {theirs / 10:g}, a tenth of the {theirs:g} that {config.init.source} was trained with")
     return float(theirs) / 10
 
@@ -48,7 +55,8 @@ def make_starts(parts: Parts) -> tuple[Callable[[Params], TrainState], Callable[
     """Returns two pure functions that give a new run's state: of params, and of a key, on random weights."""
     config = parts.config
     schedule = make_schedule(config.optim, parts.peak_lr, config.train.steps)
-    optimizer = make_optimizer(config.optim, parts.state.params, parts.treatment, schedule, config.train)
+    width = parts.model.config.width_multiplier
+    optimizer = make_optimizer(config.optim, parts.state.params, parts.treatment, schedule, config.train, width)
 
     def init(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
@@ -190,6 +198,7 @@ def _open_checkpoint(
             f"the tokenizer differs from the one that {init.source} was trained with (sha256 {tokenizer_sha256[:12]}, "
             f"theirs {theirs[:12]}). Set config.data.tokenizer.path={init.source}/tokenizer"
         )
+    _check_width(init.source, read_meta(init.source, step)["config"]["model"], config.model)
     stored = checkpoint.stored_shapes(init.source, step)
     if not any(f"params/{path}" in stored for path in adapters):
         keep |= dict.fromkeys(adapters, True)
@@ -213,6 +222,18 @@ def _open_checkpoint(
         f"{init.source} step {step}",
         lambda abstract, cast: load_weights(init.source, step, init.step, abstract, cast),
     )
+
+
+def _check_width(source: str, theirs: Mapping[str, Any], model: ModelConfig) -> None:
+    """Raises UserError where the checkpoint's muP keys scale logits or scores in another way than this model's."""
+    keys = ("base_dim", "base_head_dim")
+    old = replace(model, **{key: theirs.get(key, 0) for key in keys})
+    if (old.width_multiplier, old.score_scale) != (model.width_multiplier, model.score_scale):
+        text, here = (", ".join(f"model.{key}={getattr(m, key)}" for key in keys) for m in (old, model))
+        raise UserError(
+            f"{source} was trained with {text}, the config has {here}: its weights would make other logits. "
+            f"Set {' '.join(f'--config.model.{key}={getattr(old, key)}' for key in keys)}"
+        )
 
 
 def _load_codes(parts: Parts, stored: Stored, shapes: Mapping[str, Any]) -> Params:

@@ -14,13 +14,14 @@ import jax
 
 from lm.checkpoint import find_step, list_steps
 from lm.clock import account
-from lm.config import Config, ConfigError, changed_keys, check_resume
+from lm.config import Config, ConfigError, changed_keys
 from lm.hosts import from_main, is_main
 from lm.logger import run_card, write_json
 from lm.metrics import finite_or_none
 from lm.optim import Treatment
 from lm.params import params_sha256
 from lm.receipt import Receipt, check_frozen
+from lm.resume import check_resume
 from lm.run import Outcome, Run
 
 EVENTS = "events.jsonl"  # in a workdir: when it started, saved, ended

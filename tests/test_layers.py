@@ -14,11 +14,11 @@ PACKAGES = ("lm", "data_pipeline", "configs")
 
 # A module of ours -> its layer. A module imports modules of its own layer or of lower ones.
 LAYERS = {
-    "lm.config": 0, "lm.check": 0, "lm.check_adapting": 0, "lm.batch": 0, "lm.peers": 0, "lm.memory": 0, "data_pipeline.config": 0, "data_pipeline.schema": 0,
+    "lm.config": 0, "lm.check": 0, "lm.check_adapting": 0, "lm.check_sizes": 0, "lm.resume": 0, "lm.batch": 0, "lm.peers": 0, "lm.memory": 0, "data_pipeline.config": 0, "data_pipeline.schema": 0,
     "lm.hf": 0, "lm.hf.names": 0, "lm.hf.families": 0, "lm.hf.source": 0, "lm.hf.config_json": 0, "lm.hf.tensors": 0,
     "lm.hf.safetensors_header": 0, "lm.hf.gguf_header": 0, "lm.hf.gguf_metadata": 0, "lm.hf.gguf_rope": 0,
     "lm.hf.gguf_config": 0, "lm.hf.gguf_tokenizer": 0, "lm.hf.gguf_file": 0, "lm.hf.vocabulary": 0,
-    "lm.params": 1, "lm.aot": 1, "lm.collectives": 1, "lm.sharding": 1, "lm.metrics": 1, "lm.hosts": 1, "lm.lease": 1,
+    "lm.mup": 1, "lm.params": 1, "lm.aot": 1, "lm.collectives": 1, "lm.sharding": 1, "lm.metrics": 1, "lm.hosts": 1, "lm.lease": 1,
     "lm.clock": 1, "lm.profile": 1, "lm.hf.weights": 1,
     "lm.model": 2, "lm.model.adapters": 2, "lm.model.codes": 2, "lm.model.rope": 2, "lm.model.products": 2,
     "lm.model.formula": 2, "lm.model.layers": 2, "lm.model.pieces": 2,
@@ -32,7 +32,7 @@ LAYERS = {
     "lm.peft_folder": 4, "lm.lora": 5, "lm.serve": 5, "lm.serve.errors": 5, "lm.serve.answer": 5, "lm.serve.slots": 5, "lm.serve.engine": 5,
     "lm.serve.wire": 5, "lm.serve.exchange": 5, "lm.serve.app": 5, "lm.serve.__main__": 5,
     "lm.run": 6, "lm.train": 6,
-    "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.start": 7, "lm.phases": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7,
+    "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.start": 7, "lm.phases": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7, "lm.range_test": 7,
     "lm.hf.folder": 7, "lm.hf.verify": 7, "lm.hf.verify_classes": 7, "lm.hf.tokenizer_json": 7, "lm.hf.__main__": 7,
     "lm.sweep": 0, "lm.sweep.space": 0, "lm.sweep.folds": 0, "lm.sweep.journal": 1, "lm.sweep.ask": 1, "lm.sweep.race": 1,
     "lm.sweep.program": 7, "lm.sweep.fold_run": 7, "lm.sweep.work": 7, "lm.sweep.winner": 7, "lm.sweep.report": 7,
@@ -63,7 +63,7 @@ LIBRARIES = {
     "optax": ("lm.losses", "lm.anchor", "lm.optim", "lm.step"),
     "orbax": ("lm.checkpoint",),
     "tensorboardX": ("lm.logger",),
-    "matplotlib": ("lm.logger", "lm.confusion_plot", "lm.sweep.report"),
+    "matplotlib": ("lm.logger", "lm.confusion_plot", "lm.sweep.report", "lm.range_test"),
     "optuna": ("lm.sweep.journal",),
     "sklearn": ("lm.baselines",),
     "sacrebleu": ("lm.text_measures",),

@@ -42,6 +42,7 @@ def _unusual(model: ModelConfig) -> list[str]:
     keys = (
         "activation", "mlp_gated", "mlp_bias", "position", "norm", "norm_order", "norm_offset", "parallel", "qk_norm",
         "qk_norm_joint", "attn_bias", "attn_out_bias", "attn_softcap", "logit_softcap", "embed_scale", "rope_fraction", "experts",
+        "base_dim", "base_head_dim",
     )  # fmt: skip
     return [f"{key}={getattr(model, key)!r}" for key in keys if getattr(model, key) != getattr(default, key)] or [
         "sizes"

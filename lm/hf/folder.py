@@ -24,6 +24,7 @@ from lm.hf.weights import open_weights, tensors_of
 from lm.logger import write_json
 from lm.model.adapters import merge
 from lm.model.transformer import Model
+from lm.mup import to_standard
 from lm.params import count, split_stacks
 from lm.parts import model_config, param_shapes, with_shardings
 from lm.sharding import make_mesh, param_shardings
@@ -88,7 +89,11 @@ def export_run(workdir: Path, out: Path, step: str, dtype: str, family: str, log
             f"{workdir} reads the {loaded.model.config.pooling} of a text (model.pooling); classifiers of Hugging Face read its "
             "last token, so this one can be used here alone"
         )
-    model = replace(loaded.config.model, vocab_size=loaded.model.config.vocab_size, max_len=loaded.model.config.max_len)
+    params = split_stacks(loaded.params)
+    if loaded.config.lora.rank or any(path.endswith("_absmax") for path in params):
+        params = merge(params, loaded.model.config.adapters)[0]
+    params, config = to_standard(params, loaded.config.model)
+    model = replace(config, vocab_size=loaded.model.config.vocab_size, max_len=loaded.model.config.max_len)
     fields = read_origin(workdir)
     if not fields or not same_model(read_config(fields)[1], model) or family not in ("", fields["model_type"]):
         fields = write_config(model, max(loaded.config.data.seq_len, model.max_len), family)
@@ -103,9 +108,6 @@ def export_run(workdir: Path, out: Path, step: str, dtype: str, family: str, log
         special = tokenizer.special
         pad = special.pad if special.pad >= 0 else special.eos
         fields = classifier_fields(fields, loaded.config.data.labels, pad)
-    params = split_stacks(loaded.params)
-    if loaded.config.lora.rank or any(path.endswith("_absmax") for path in params):
-        params = merge(params, loaded.model.config.adapters)[0]
     shapes, make = tensors_of(params, fields["model_type"], model, lambda path: jnp.dtype(dtype))
     out.parent.mkdir(parents=True, exist_ok=True)
     half = out.parent / f".{out.name}.half"

@@ -209,7 +209,8 @@ def same_model(one: ModelConfig, other: ModelConfig) -> bool:
     def resolved(model: ModelConfig) -> dict[str, Any]:
         model = replace(model, kv_heads=model.n_kv_heads, head_dim=model.q_head_dim, mlp_dim=model.mlp_width)
         model = replace(model, max_len=model.max_len if model.position == "learned" else 0)
-        model = replace(model, attn_scale=model.attn_scale or model.head_dim)
+        base = model.base_dim if model.width_multiplier != 1 else 0
+        model = replace(model, attn_scale=model.score_scale, base_dim=base, base_head_dim=0)
         if not model.experts:
             model = replace(model, experts_per_token=0, expert_norm=False)
         return {key: getattr(model, key) for key in FOLLOWS}

@@ -73,8 +73,8 @@ class Attention(nn.Module):
             q_BTNH, k_BTKH = norm("q_scale", q_BTNH), norm("k_scale", k_BTKH)
         if view.rope is not None:
             q_BTNH, k_BTKH = rotate(q_BTNH, *view.rope), rotate(k_BTKH, *view.rope)
-        if config.attn_scale and config.attn_scale != H:
-            q_BTNH *= math.sqrt(H / config.attn_scale)  # whoever computes the scores divides them by sqrt(H)
+        if config.score_scale != H:
+            q_BTNH *= math.sqrt(H / config.score_scale)  # whoever computes the scores divides them by sqrt(H)
         if view.mask_BTS is None:
             assert self.kernels is not None
             everything = (q_BTNH, k_BTKH, v_BTKH, view.segments_BT)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 from lm.config import ModelConfig, UserError
 from lm.model.codes import BLOCK, decode
 from lm.model.grouped import matmul_balanced, matmul_grouped, matmul_grouped_coded
-from lm.model.layers import activate, init_matrix, init_out
+from lm.model.layers import activate, init_matrix, init_out, init_router
 from lm.model.products import einsum_f32
 from lm.sharding import ROWS, param_spec, row_shards
 
@@ -42,7 +42,7 @@ class Experts(nn.Module):
         """Returns the output, and the sum of `balance` [] where there are `weights`, those of the loss."""
         config = self.config
         X, D, F = config.experts, config.dim, config.mlp_width
-        router_DX = self.param("router", init_matrix(config), (D, X)).astype(x_BTD.dtype)
+        router_DX = self.param("router", init_router(config), (D, X)).astype(x_BTD.dtype)
         matrices: Matrices = {}
         for name in NAMES:
             if self.has_variable("params", f"{name}_absmax"):

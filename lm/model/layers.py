@@ -23,15 +23,25 @@ ACTIVATIONS = {
 }
 
 
-def init_matrix(config: ModelConfig) -> nn.initializers.Initializer:
+def init_table(config: ModelConfig) -> nn.initializers.Initializer:
+    """How embedding, positions and head start."""
     return nn.initializers.normal(config.init_std)
+
+
+def init_matrix(config: ModelConfig) -> nn.initializers.Initializer:
+    """How the matrices in blocks start; narrower with the width in muP (lm/mup.py)."""
+    return nn.initializers.normal(config.init_std / math.sqrt(config.width_multiplier))
+
+
+def init_router(config: ModelConfig) -> nn.initializers.Initializer:
+    return nn.initializers.normal(config.init_std / config.width_multiplier)
 
 
 def init_out(config: ModelConfig) -> nn.initializers.Initializer:
     """How the matrices that write to the residual stream start (GPT-2 section 2.3; zero: muP, modded-nanogpt)."""
     if config.init_out == "zero":
         return nn.initializers.zeros
-    return nn.initializers.normal(config.init_std / math.sqrt(2 * max(config.layers, 1)))
+    return nn.initializers.normal(config.init_std / math.sqrt(2 * max(config.layers, 1) * config.width_multiplier))
 
 
 def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:

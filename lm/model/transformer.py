@@ -18,7 +18,7 @@ from lm.model.attention import Attention, Cache, View, write_slots
 from lm.model.experts import Experts
 from lm.model.formula import attention_mask, softcap
 from lm.model.kernels import Kernel
-from lm.model.layers import MLP, Norm, init_matrix
+from lm.model.layers import MLP, Norm, init_table
 from lm.model.products import einsum_f32
 from lm.model.rope import rope_angles
 from lm.params import Params, Runs, block_name, run_name
@@ -98,12 +98,12 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, Cache | None, jax.Array | None]:  # fmt: skip
         """Returns the normed hidden states [B, T, D], the updated cache, and of `weights` the layers' mean of `balance`."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        embed_VD = self.param("embed", init_matrix(config), (config.vocab_size, config.dim))
+        embed_VD = self.param("embed", init_table(config), (config.vocab_size, config.dim))
         x_BTD = embed_VD[tokens_BT].astype(dtype)
         if config.embed_scale:
-            x_BTD *= jnp.asarray(math.sqrt(config.dim), dtype)
+            x_BTD *= jnp.asarray(math.sqrt(config.base_dim or config.dim), dtype)
         if config.position == "learned":
-            x_BTD += self.param("positions", init_matrix(config), (config.max_len, config.dim))[positions_BT].astype(
+            x_BTD += self.param("positions", init_table(config), (config.max_len, config.dim))[positions_BT].astype(
                 dtype
             )
         x_BTD = nn.Dropout(config.dropout, deterministic=self.deterministic)(constrain_rows(x_BTD, self.mesh))
@@ -134,7 +134,7 @@ class Transformer(nn.Module):
         if config.classes and config.pooling == "mean":
             x_BTD = mean_of_segments(x_BTD, segments_BT)
         if config.head_path != "embed":
-            self.param(config.head_path, init_matrix(config), (config.dim, config.outputs))  # used by Model.unembed
+            self.param(config.head_path, init_table(config), (config.dim, config.outputs))  # used by Model.unembed
         return x_BTD, cache, uneven
 
     def _blocks(
@@ -239,6 +239,8 @@ class Model:
         """Returns logits [B, T, V] (of a classifier [B, T, C]) in float32; `head` is the parameter at `head_path`."""
         equation = "BTD,VD->BTV" if self.head_path == "embed" else "BTD,DV->BTV"
         logits_BTV: Any = einsum_f32(equation, x_BTD, head.astype(x_BTD.dtype))
+        if self.config.width_multiplier != 1:
+            logits_BTV /= self.config.width_multiplier
         if self.config.classes:
             return logits_BTV
         return softcap(logits_BTV, self.config.logit_softcap)

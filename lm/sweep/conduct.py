@@ -8,9 +8,10 @@ from typing import Any
 
 from data_pipeline.schema import flat_items
 from lm import build
-from lm.config import RESUME_IGNORED, Config, ConfigError, to_json
+from lm.config import Config, ConfigError, to_json
 from lm.evaluate import make_eval_step
 from lm.logger import duration, write_json
+from lm.resume import RESUME_IGNORED
 from lm.sweep.fold_run import metric_of
 from lm.sweep.folds import Folds, Opener, of_fold
 from lm.sweep.journal import Journal

@@ -21,7 +21,7 @@ import numpy as np
 
 from data_pipeline.machine import memory_left
 from lm.aot import memory_limit
-from lm.config import Config, MeshConfig, is_off, to_json
+from lm.config import Config, ConfigError, MeshConfig, is_off, to_json
 from lm.evaluate import EvalStep, make_eval_step
 from lm.parts import Parts, abstract_batch, make_parts, make_step_of, trained_paths
 from lm.sharding import batch_sharding, replicated
@@ -70,6 +70,10 @@ class Program:
     ):  # fmt: skip
         self.keys, self.count, self.log = tuple(keys), count, log
         peak_lr = find_peak_lr(config, log)
+        if peak_lr is None:
+            raise ConfigError(
+                "config.optim.peak_lr='auto': a sweep does not run the range test; search the rate, or name one"
+            )
         assert count == 1 or not spread
         config = config if spread else dataclasses.replace(config, mesh=MeshConfig())
         self.parts: Parts = make_parts(config, vocab_size, peak_lr, None if spread else jax.devices()[:1])

@@ -141,7 +141,12 @@ def start():
         if config.optim.frozen_dtype in KINDS:
             params = cast_frozen(params, treatment, config.optim.frozen_dtype)
         optimizer = make_optimizer(
-            config.optim, params, treatment, make_schedule(config.optim, peak_lr, config.train.steps), config.train
+            config.optim,
+            params,
+            treatment,
+            make_schedule(config.optim, peak_lr, config.train.steps),
+            config.train,
+            resolved.width_multiplier,
         )
         state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
         jitted = jax.jit(make_step(model, treatment)[0])

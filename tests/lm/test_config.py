@@ -15,12 +15,12 @@ from lm.config import (
     ConfigError,
     MeshConfig,
     changed_keys,
-    check_resume,
     from_mapping,
     last_layers,
     mesh_shape,
     to_json,
 )
+from lm.resume import check_resume
 
 GOOD = replace(Config(), data=replace(Config().data, path="x.txt"))
 
@@ -107,7 +107,6 @@ def test_what_must_be_positive_is_not_zero(key):
             "model.max_len=100 is shorter than data.seq_len=256",
         ),
         ({"optim__peak_lr": "automatic"}, "optim.peak_lr: must be a number > 0 or 'auto', got 'automatic'"),
-        ({"optim__peak_lr": "auto"}, "optim.peak_lr='auto' needs init.source"),
         ({"optim__peak_lr": 0.0}, "optim.peak_lr: must be a finite number > 0, got 0.0"),
         ({"optim__peak_lr": -1.0}, "optim.peak_lr: must be a finite number > 0, got -1.0"),
         (
@@ -119,6 +118,16 @@ def test_what_must_be_positive_is_not_zero(key):
             "optim.warmup_steps + optim.decay_steps is longer than train.steps=1000",
         ),
         ({"optim__decay_steps": 10}, "only optim.schedule='wsd' reads it"),
+        ({"optim__restart_steps": 10}, "optim.restart_steps: only optim.schedule='cosine_restarts' reads it"),
+        ({"optim__restart_peak_factor": 0.5}, "optim.restart_peak_factor: only optim.schedule='cosine_restarts'"),
+        ({"optim__schedule": "cosine_restarts"}, "optim.restart_steps=0: the first cycle of 'cosine_restarts' must be"),
+        (
+            {"optim__schedule": "cosine_restarts", "optim__restart_steps": 900, "optim__warmup_steps": 100},
+            "shorter than the 900 steps after the warm-up",
+        ),
+        ({"optim__schedule": "exponential", "optim__end_lr_ratio": 0.0}, "optim.end_lr_ratio: must be > 0"),
+        ({"model__base_head_dim": 8}, "model.base_head_dim: only a model with model.base_dim reads it"),
+        ({"model__base_dim": 64, "optim__name": "adafactor"}, "muP (model.base_dim) has no rule for it"),
         ({"optim__train": (("(", True),)}, "optim.train: '(' is not a regular expression"),
         ({"optim__decay": (("[", True),)}, "optim.decay: '[' is not a regular expression"),
         ({"optim__lr_multipliers": (("*", 1.0),)}, "optim.lr_multipliers: '*' is not a regular expression"),
@@ -180,6 +189,10 @@ def test_an_impossible_combination_is_named(changes, words):
         {"model__position": "none", "model__head_dim": 33},
         {"model__position": "learned", "data__seq_len": 256},
         {"optim__peak_lr": "auto", "init__source": "runs/a"},
+        {"optim__peak_lr": "auto"},
+        {"optim__schedule": "cosine_restarts", "optim__restart_steps": 899, "optim__warmup_steps": 100},
+        {"model__base_dim": 64, "model__base_head_dim": 16},
+        {"model__base_dim": 256, "optim__name": "adafactor"},
         {"init__step": "500"},
         {"data__split__validation": 0.0, "train__eval_every": 0},
         {"data__split__validation": 0.0, "data__sources": {"v": SourceConfig(path="v", split="validation")}},

@@ -9,7 +9,16 @@ import optax
 import pytest
 
 from lm.config import OptimConfig, UserError
-from lm.optim import count_slots, make_optimizer, make_schedule, observe_eval, plateau_state, read_tables
+from lm.optim import (
+    count_slots,
+    make_optimizer,
+    make_schedule,
+    observe_eval,
+    plateau_state,
+    read_tables,
+    restart_points,
+    turning_points,
+)
 from lm.params import join_stacks, leaf_paths, make_runs, split_stacks
 
 OPTIMIZERS = ("adamw", "sgd", "lion", "adafactor", "muon")
@@ -254,7 +263,7 @@ def test_tables_that_do_not_fit_name_their_key():
 
 
 STEPS, WARMUP, PEAK = 100, 10, 0.5
-SCHEDULES = ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "plateau")
+SCHEDULES = ("constant", "linear", "cosine", "exponential", "wsd", "inverse_sqrt", "plateau")
 
 
 def rates(name, warmup=WARMUP, **keys):
@@ -289,6 +298,7 @@ def test_shapes_of_schedules():
     middle = (WARMUP + STEPS) // 2
     assert rates("linear", end_lr_ratio=0.2)[middle] == pytest.approx(PEAK * 0.6)
     assert rates("cosine", end_lr_ratio=0.2)[middle] == pytest.approx(PEAK * 0.6)
+    assert rates("exponential", end_lr_ratio=0.01)[middle] == pytest.approx(PEAK / 10)
     wsd = rates("wsd", decay_steps=30, end_lr_ratio=0.0)
     assert (wsd[WARMUP:71] == np.float32(PEAK)).all()
     np.testing.assert_allclose(wsd[70:], np.linspace(PEAK, 0, 31), atol=1e-6)
@@ -296,6 +306,43 @@ def test_shapes_of_schedules():
     inverse = rates("inverse_sqrt")
     assert inverse[4 * WARMUP - 1] == pytest.approx(PEAK / 2)
     assert inverse[9 * WARMUP - 1] == pytest.approx(PEAK / 3)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.1])
+def test_cosine_restarts_at_exact_steps(end):
+    """Cycles of 10, 20 and 40 steps after the warm-up, each from half the peak of the one before."""
+    keys = {"restart_steps": 10, "restart_length_factor": 2.0, "restart_peak_factor": 0.5, "end_lr_ratio": end}
+    lr = rates("cosine_restarts", **keys)
+    np.testing.assert_allclose(lr[:WARMUP], PEAK * np.arange(1, WARMUP + 1) / WARMUP, rtol=1e-5)
+    for begin, length, peak in [(10, 10, PEAK), (20, 20, PEAK / 2), (40, 40, PEAK / 4), (80, 80, PEAK / 8)]:
+        done = np.arange(min(length, STEPS + 1 - begin)) / length
+        expected = peak * (end + (1 - end) * 0.5 * (1 + np.cos(np.pi * done)))
+        np.testing.assert_allclose(lr[begin : begin + length], expected, rtol=1e-4, atol=1e-7)
+        assert lr[begin] == np.float32(peak)
+    up = np.flatnonzero(np.diff(lr[WARMUP - 1 :]) > 0) + WARMUP
+    assert up.tolist() == [20, 40, 80]
+
+
+def test_cycles_of_uneven_length_leave_no_step_out():
+    config = OptimConfig(schedule="cosine_restarts", warmup_steps=3, restart_steps=7, restart_length_factor=1.3)
+    points = restart_points(config, 10_000)
+    assert next(iter(points)) == 3
+    assert [begin + length for begin, length in points.items()][:-1] == list(points)[1:]
+    assert max(points) < 10_000 <= max(points) + points[max(points)]
+    assert restart_points(OptimConfig(), 100) == {}
+
+
+def test_turning_points_are_where_the_rate_turns():
+    keys = {"restart_steps": 10, "restart_length_factor": 2.0}
+    config = OptimConfig(schedule="cosine_restarts", warmup_steps=WARMUP, **keys)
+    lr, points = rates("cosine_restarts", **keys), turning_points(config, STEPS)
+    assert [step for step, what in points.items() if what == "restart"] == [21, 41, 81]
+    assert lr[21 - 1] == np.float32(PEAK)  # the log counts steps from 1
+    assert points[WARMUP] == "end of the warm-up"
+    assert points[STEPS] == "last step"
+    wsd = turning_points(OptimConfig(schedule="wsd", decay_steps=30), STEPS)
+    assert wsd == {1: "first step", 71: "decay begins", 100: "last step"}
+    assert turning_points(OptimConfig(schedule="constant"), 1) == {1: "last step"}
 
 
 def test_plateau_lowers_the_rate_after_patience_and_the_state_survives(make_config, start, make_batch):
