@@ -11,12 +11,12 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lm.config import Config, ConfigError, UserError, to_json
+from lm.config import Config, ConfigError, OptimConfig, UserError, to_json
 from lm.logger import Ticker, write_json
 from lm.metrics import finite_or_none
 from lm.offer import Offer, find_offer
@@ -27,8 +27,9 @@ from lm.sharding import local_rows, put_batch, row_shards
 from lm.start import load_params
 from lm.trials import Trials
 
-HELD_BATCHES = 4  # of the train split, on which short trials are compared
-PROBES = ("trial", "gain", "rgn", "fisher", "snr", "update")
+HELD_BATCHES = 4  # of the train split, on which trials are compared
+NOMINEES = 2  # of each of the two rankings, those by trial and by gain, that the final is between
+PROBES = ("final", "trial", "gain", "rgn", "fisher", "snr", "update")
 
 
 def part_of(path: str) -> str:
@@ -41,20 +42,6 @@ def part_of(path: str) -> str:
     return f"{found[1]}/{found[2]}" if found else path
 
 
-def read_batches(config: Config, data: Any, rows: tuple[int, int], number: int) -> list[Any]:
-    """Returns the first `number` batches of the train split; raises UserError where some of their rows would repeat."""
-    there, needed = data.summary()["rows"]["train"], number * config.data.batch_size
-    if not config.data.streaming and there < needed:
-        raise UserError(
-            f"the train split has {there} rows, and {number} batches of {config.data.batch_size} need {needed}: lower --batches, "
-            "--trial or config.data.batch_size, or add text"
-        )
-    stream = data.train_batches(0, rows, None)
-    batches = [next(stream) for _ in range(number)]
-    stream.close()
-    return batches
-
-
 class Search:
     """One start point, and everything that is asked of it."""
 
@@ -65,7 +52,30 @@ class Search:
         self.parts: Parts = make_parts(every, data.tokenizer.vocab_size, peak_lr)
         self.params = load_params(self.parts, data.tokenizer.sha256, log)
         self.trials = Trials(self.parts, self.params, data.tokenizer.token_bytes())
-        self.config, self.data, self.layers = every, data, every.model.layers
+        self.config, self.data = every, data
+
+    def batches(self, first: int, stop: int) -> Iterator[Any]:
+        """The batches of steps `first` to `stop` of the train split."""
+        stream = self.data.train_batches(0, local_rows(self.parts.mesh, self.config.data.batch_size), None)
+        try:
+            for number in range(stop):
+                batch = next(stream)
+                if number >= first:
+                    yield batch
+        finally:
+            stream.close()
+
+    def count_fresh(self, needed: int, wanted: int) -> int:
+        """How many batches to train on, so that those held out beside them repeat no row; UserError for fewer than `needed`."""
+        if self.config.data.streaming:
+            return max(needed, wanted)
+        rows, size = self.data.summary()["rows"]["train"], self.config.data.batch_size
+        if rows // size - HELD_BATCHES < needed:
+            raise UserError(
+                f"the train split has {rows} rows, and {needed} batches with {HELD_BATCHES} held out need "
+                f"{(needed + HELD_BATCHES) * size}: lower --batches, --trial or config.data.batch_size, or add text"
+            )
+        return min(max(needed, wanted), rows // size - HELD_BATCHES)
 
     def probe(self, batches: Sequence[Any]) -> tuple[Scores, Scores]:
         """Returns the scores of whole blocks, and of their attention and MLP."""
@@ -82,15 +92,22 @@ class Search:
         sums = measure_paths(self.parts, self.params, gradients)
         return score(sums, len(batches), lambda path: path.partition("/")[0]), score(sums, len(batches), part_of)
 
-    def try_blocks(self, train: Sequence[Any], held: Sequence[Any]) -> dict[str, float]:
-        """Returns how much lower the loss on `held` is after a few steps of each block alone, the rate going down to 0."""
-        optim = replace(self.config.optim, schedule="linear", warmup_steps=0, decay_steps=0, end_lr_ratio=0.0)
-        size = self.config.data.batch_size
+    def try_blocks(self, blocks: Sequence[str], optim: OptimConfig, steps: int, fresh: int) -> dict[str, float]:
+        """Returns how much lower the loss on held-out batches is after `steps` steps of each block alone.
+
+        Training goes through the first `fresh` batches, over and over; those after them are held out.
+        """
+
+        def forever() -> Iterator[Any]:
+            while True:
+                yield from self.batches(0, fresh)
+
+        size, held = self.config.data.batch_size, list(self.batches(fresh, fresh + HELD_BATCHES))
         before = self.trials.evaluate(self.params, held, size)["loss"]
-        found, ticker = {}, Ticker(f"{len(train)} steps of each block alone, block", len(self.offer.blocks))
-        for number, block in enumerate(self.offer.blocks, 1):
-            params = self.trials.train(self.moves(block), train, optim, len(train))
-            found[block_name(block)] = before - self.trials.evaluate(params, held, size)["loss"]
+        found, ticker = {}, Ticker(f"{steps} steps of each block alone, block", len(blocks))
+        for number, block in enumerate(blocks, 1):
+            params = self.trials.train(self.moves(int(block.removeprefix("block_"))), forever(), optim, steps)
+            found[block] = before - self.trials.evaluate(params, held, size)["loss"]
             ticker.update(number)
         ticker.close()
         return found
@@ -128,10 +145,34 @@ class Search:
         return {"steps": steps, "split": "validation", "start": start, "blocks": blocks, "all": every, "best": best}
 
 
-def rank(scores: Scores) -> list[str]:
-    """Block names, best first: by short trials where there were any, else by the first-order gain."""
-    decides = scores.get("trial") or scores["gain"]
-    return sorted(decides, key=lambda name: -decides[name] if math.isfinite(decides[name]) else math.inf)
+def best_first(scores: Mapping[str, float]) -> list[str]:
+    return sorted(scores, key=lambda name: -scores[name] if math.isfinite(scores[name]) else math.inf)
+
+
+def rank(search: Search, flags: Flags) -> tuple[Scores, Scores, list[str]]:
+    """Returns the scores of blocks, of their parts, and the blocks, best first.
+
+    Probes look one step ahead and short trials few, and they err in different ways: the best of both meet in a longer trial.
+    """
+    names = [block_name(block) for block in search.offer.blocks]
+    fresh = search.count_fresh(max(flags.batches, flags.trial), flags.final)
+    scores, parts = search.probe(list(search.batches(0, flags.batches)))
+    scores = {probe: {name: values[name] for name in names} for probe, values in scores.items()}
+    optim = search.config.optim
+    ranking = nominees = best_first(scores["gain"])
+    if flags.trial:
+        falling = replace(optim, schedule="linear", warmup_steps=0, decay_steps=0, end_lr_ratio=0.0)
+        scores = {"trial": search.try_blocks(names, falling, flags.trial, fresh), **scores}
+        ranking = best_first(scores["trial"])
+    if flags.final:
+        nominees = list(dict.fromkeys([*ranking[:NOMINEES], *nominees[:NOMINEES]]))
+        warmup = min(optim.warmup_steps, flags.final // 10)
+        final = search.try_blocks(
+            sorted(nominees), replace(optim, warmup_steps=warmup, decay_steps=0), flags.final, fresh
+        )
+        scores = {"final": final, **scores}
+        ranking = [*best_first(final), *(name for name in ranking if name not in final)]
+    return scores, parts, ranking
 
 
 def format_table(result: Mapping[str, Any]) -> str:
@@ -182,22 +223,15 @@ def choose(config: Config, data: Any, peak_lr: float, flags: Flags, log: Callabl
             f"--exhaustive={flags.exhaustive} is not longer than config.optim.warmup_steps={config.optim.warmup_steps}"
         )
     search = Search(config, data, peak_lr, offer, log)
-    needed = max(flags.batches, flags.trial) + (HELD_BATCHES if flags.trial else 0)
-    batches = read_batches(config, data, local_rows(search.parts.mesh, config.data.batch_size), needed)
-    scores, parts = search.probe(batches[: flags.batches])
-    scores = {
-        name: {block: values[block] for block in map(block_name, offer.blocks)} for name, values in scores.items()
-    }
-    if flags.trial:
-        scores = {"trial": search.try_blocks(batches[: flags.trial], batches[-HELD_BATCHES:]), **scores}
-    ranking = rank(scores)
+    scores, parts, ranking = rank(search, flags)
     chosen = sorted(ranking[: flags.blocks])
     numbers = [int(name.removeprefix("block_")) for name in chosen]
     sweep = search.sweep(flags.exhaustive) if flags.exhaustive else None
     return {
-        "ranking": ranking, "by": "trial" if flags.trial else "gain", "scores": scores, "parts": parts, "chosen": chosen,
+        "ranking": ranking, "by": next(iter(scores)), "scores": scores, "parts": parts, "chosen": chosen,
         "train_table": [list(row) for row in offer.table(numbers, config.model.layers)],
         "lora_targets": list(offer.targets(numbers)), "exhaustive": sweep, "batches": flags.batches, "trial_steps": flags.trial,
+        "final_steps": flags.final,
         "peak_lr": peak_lr, "seconds": round(time.perf_counter() - began, 2), "config": to_json(config),
     }  # fmt: skip
 
@@ -214,12 +248,12 @@ def next_lines(result: Mapping[str, Any], name: str) -> list[str]:
 
 USAGE = """
 usage: python -m lm.choose_layers --config=FILE [--workdir=runs/choose] [--blocks=1] [--batches=8] [--trial=16]
-                                  [--exhaustive=STEPS] [--config.KEY=VALUE ...]
+                                  [--final=100] [--exhaustive=STEPS] [--config.KEY=VALUE ...]
 
-Ranks the blocks of the model at init.source for the data of the config: by how much lower the loss on held-out rows of the
-train split is after --trial steps of each block alone (0: by the first-order gain of one step), with probes of the gradient
-on --batches batches beside it. --exhaustive trains each block alone for STEPS of the config's schedule and prints its
-validation loss too. Prints the optim.train that trains the best --blocks; leaves layers.json in the workdir. No checkpoint.
+Ranks the blocks of the model at init.source for the data of the config. Gradients of --batches batches say what one step of
+each block would gain; --trial steps of each block alone say how much lower the loss on held-out rows of the train split gets; the
+two best of both meet in --final steps (0 leaves out either). --exhaustive trains each block alone for STEPS of the config's
+schedule and prints its validation loss beside all that. Prints the optim.train that trains the best --blocks; leaves layers.json in the workdir. No checkpoint.
 
 example: python -m lm.choose_layers --config=configs/finetune.py --exhaustive=100
 """
@@ -230,12 +264,13 @@ class Flags:
     blocks: int = 1
     batches: int = 8
     trial: int = 16
+    final: int = 100
     exhaustive: int = 0
 
 
 def read_flags(words: Mapping[str, str]) -> Flags:
     """Raises ConfigError for what is no number, or too small a one."""
-    least = {"blocks": 1, "batches": 2, "trial": 0, "exhaustive": 0}
+    least = {"blocks": 1, "batches": 2, "trial": 0, "final": 0, "exhaustive": 0}
     problems = [
         f"--{name}: a whole number of at least {low}, got {words[name]!r}"
         for name, low in least.items()
