@@ -141,7 +141,8 @@ class Search:
         blocks = {block_name(block): run(number, block) for number, block in enumerate(self.offer.blocks, 1)}
         every = run(len(blocks) + 1, None)
         ticker.close()
-        best = min(blocks, key=lambda name: blocks[name]["loss"] if blocks[name]["loss"] is not None else float("inf"))
+        losses = {name: result["loss"] for name, result in blocks.items()}
+        best = best_first({name: -math.inf if loss is None else -loss for name, loss in losses.items()})[0]
         return {"steps": steps, "split": "validation", "start": start, "blocks": blocks, "all": every, "best": best}
 
 

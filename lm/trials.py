@@ -71,9 +71,10 @@ class Trials:
                 grads, sums = gradient(*args)
                 return _only(mask, grads), sums
 
-            def masked_update(grads: Any, opt_state: Any, params: Any = None, **extra: Any) -> Any:
-                updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
-                return _only(mask, updates), opt_state
+            def masked_update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+                moved: Any
+                moved, state = optimizer.update(updates, state, params, **extra)
+                return _only(mask, moved), state
 
             alone = optax.GradientTransformationExtraArgs(optimizer.init, masked_update)
             return make_train_step(masked_gradient, alone, lambda step: rate, self.trained)(state, batch, key)[0]

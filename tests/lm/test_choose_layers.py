@@ -2,8 +2,12 @@
 
 import ast
 import json
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,6 +26,7 @@ from lm.sharding import put_batch
 from lm.start import start_state
 from lm.trials import Trials
 
+ROOT = Path(__file__).resolve().parents[2]
 OPTIM = {"schedule": "cosine", "warmup_steps": 2, "clip_norm": 0.05, "weight_decay": 0.1, "lr_multipliers": (("block_01/mlp/.*", 0.5), (".*", 1.0))}  # fmt: skip
 TABLE = (("block_01/.*", True), ("norm_out/.*", True), (".*", False))
 
@@ -119,6 +124,14 @@ def test_what_is_offered_follows_the_config(make_config):
     assert make_parts(narrowed, 32, 1e-3).treatment.trained["block_02/attn/q_lora_a"]
 
 
+def run_alone(*words, fast=True):
+    """Runs a command as users do, on one device; returns what it printed."""
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(fast)), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def write_task(folder, rows, **changes):
     """A config file for JSONL rows (prompt, completion), and a base model of random weights at folder/base."""
     (folder / "rows.jsonl").write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows))
@@ -156,11 +169,11 @@ def task(tmp_path_factory):
     return folder, [f"--config={file}"], source
 
 
-def test_the_command_leaves_a_ranking_and_the_next_command(task, capsys):
+def test_the_command_leaves_a_ranking_and_the_next_command(task):
     folder, config, source = task
     flags = ["--batches=2", "--trial=2", "--final=3", "--blocks=2", "--exhaustive=3", f"--workdir={folder / 'chosen'}"]
-    choose_layers.main([*config, *source, *flags])
-    page, result = capsys.readouterr().out, json.loads((folder / "chosen" / "layers.json").read_text())
+    page = run_alone("-m", "lm.choose_layers", *config, *source, *flags)
+    result = json.loads((folder / "chosen" / "layers.json").read_text())
     blocks = ["block_00", "block_01", "block_02"]
     assert sorted(result["ranking"]) == blocks
     scores = result["scores"]
@@ -202,3 +215,56 @@ def test_bad_input_is_refused(task, flags, with_source, word):
     with pytest.raises(UserError, match=word):
         choose_layers.main([*config, *(source if with_source else []), f"--workdir={folder / 'bad'}", *flags])
     assert not (folder / "bad").exists()
+
+
+LETTERS, LABELS, WORDS = "abcdefghijkl", "STUVWXYZ", 32
+
+
+def planted_rows(shift, number, seed):
+    """Sentences of four words, one of them marked; the answer is the class of the marked word, one of eight."""
+    world, rng = random.Random(0), random.Random(seed)
+    words = sorted({"".join(world.choice(LETTERS) for _ in range(3)) for _ in range(2 * WORDS)})
+    words = world.sample(words, WORDS)
+    cipher = str.maketrans(LETTERS, "".join(world.sample(LETTERS, len(LETTERS))))
+    found = {}
+    while len(found) < number:
+        inside, marked = [rng.randrange(WORDS) for _ in range(4)], rng.randrange(4)
+        text = "".join((" *"[i == marked]) + words[word] for i, word in enumerate(inside)) + "="
+        label = (inside[marked] + 3 * (shift == "labels")) % len(LABELS)
+        found[text.translate(cipher) if shift == "alphabet" else text] = LABELS[label]
+    return list(found.items())
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A run of four layers that knows the task, and the keys of a config that starts from it."""
+    folder = tmp_path_factory.mktemp("base")
+    model = {
+        "data.seq_len": 20, "data.batch_size": 64, "model.layers": 4, "model.dim": 48, "model.heads": 4, "model.scan": True,
+        "model.mlp_gated": False, "model.activation": "relu2", "model.qk_norm": True, "model.init_out": "zero",
+        "model.tie_embeddings": False, "optim.schedule": "linear", "optim.warmup_steps": 5, "optim.weight_decay": 0.0,
+        "optim.end_lr_ratio": 0.05, "train.eval_every": 500, "train.eval_rows": 256, "train.eval_batch_size": 64,
+    }  # fmt: skip
+    rows = planted_rows("", 20_000, 1)
+    file = write_task(
+        folder, rows, **model, **{"optim.peak_lr": 3e-3, "train.steps": 500, "train.label_smoothing": 0.1}
+    )
+    run_alone("launch.py", f"--config={file}", f"--workdir={folder / 'run'}", fast=False)
+    assert json.loads((folder / "run" / "summary.json").read_text())["eval/accuracy"] > 0.99
+    tokenizer = {"data.tokenizer.kind": "auto", "data.tokenizer.path": str(folder / "run" / "tokenizer")}
+    train = {"optim.peak_lr": 2e-3, "optim.train": (("block_.*", True), (".*", False))}
+    return {**model, **tokenizer, **train, "init.source": str(folder / "run")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shift", "expected"), [("alphabet", "block_00"), ("labels", "block_03")])
+def test_a_planted_shift_is_found_and_the_sweep_agrees(base, tmp_path, shift, expected):
+    """Measured: docs/choosing-layers.md."""
+    file = write_task(tmp_path, planted_rows(shift, 9000, 2), **base)
+    flags = [f"--config={file}", f"--workdir={tmp_path}", "--exhaustive=120"]
+    print(run_alone("-m", "lm.choose_layers", *flags, fast=False))
+    result = json.loads((tmp_path / "layers.json").read_text())
+    assert result["ranking"][0] == expected
+    assert max(result["scores"]["gain"], key=result["scores"]["gain"].get) == expected
+    blocks = result["exhaustive"]["blocks"]
+    assert blocks[expected]["loss"] <= 1.02 * blocks[result["exhaustive"]["best"]]["loss"]
