@@ -33,6 +33,7 @@ LAYERS = {
     "lm.serve.wire": 5, "lm.serve.exchange": 5, "lm.serve.app": 5, "lm.serve.__main__": 5,
     "lm.run": 6, "lm.train": 6,
     "lm.receipt": 7, "lm.plan": 7, "lm.parts": 7, "lm.start": 7, "lm.phases": 7, "lm.build": 7, "lm.summary": 7, "lm.show": 7, "lm.range_test": 7,
+    "lm.offer": 7, "lm.trials": 7, "lm.probes": 7, "lm.choose_layers": 7,
     "lm.hf.folder": 7, "lm.hf.verify": 7, "lm.hf.verify_classes": 7, "lm.hf.tokenizer_json": 7, "lm.hf.__main__": 7,
     "lm.sweep": 0, "lm.sweep.space": 0, "lm.sweep.folds": 0, "lm.sweep.journal": 1, "lm.sweep.ask": 1, "lm.sweep.race": 1,
     "lm.sweep.program": 7, "lm.sweep.fold_run": 7, "lm.sweep.work": 7, "lm.sweep.winner": 7, "lm.sweep.report": 7,
