@@ -61,7 +61,7 @@ FOR_CONFIGS = {"lm.config", "lm.sweep.space", *SCHEMA}
 # A library of others -> the modules that may import it (a package stands for all in it).
 LIBRARIES = {
     "flax": ("lm.model", "lm.checkpoint"),
-    "optax": ("lm.losses", "lm.anchor", "lm.optim", "lm.step"),
+    "optax": ("lm.losses", "lm.anchor", "lm.optim", "lm.step", "lm.probes", "lm.trials"),
     "orbax": ("lm.checkpoint",),
     "tensorboardX": ("lm.logger",),
     "matplotlib": ("lm.logger", "lm.confusion_plot", "lm.sweep.report", "lm.range_test"),
