@@ -23,6 +23,8 @@ def test_every_config_builds_and_traces_a_step(name):
     overrides = {"data.batch_size": "16"}  # nanoGPT's 12 rows do not divide over eight devices
     if needs_path:
         overrides["data.path"] = "text.txt"
+    if name == "classify.py":
+        overrides |= {"data.path": "text.csv", "model.classes": "3"}
     if name in HF:
         overrides["init.source"] = ""  # tests/lm/hf/test_folder.py has it with a model
     config = read_config(str(CONFIGS / name), overrides, jax.device_count())

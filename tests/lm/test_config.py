@@ -195,7 +195,11 @@ def test_an_impossible_combination_is_named(changes, words):
         {"model__base_dim": 256, "optim__name": "adafactor"},
         {"init__step": "500"},
         {"data__split__validation": 0.0, "train__eval_every": 0},
-        {"data__split__validation": 0.0, "data__sources": {"v": SourceConfig(path="v", split="validation")}},
+        {
+            "data__split__validation": 0.0,
+            "data__path": "",
+            "data__sources": {"v": SourceConfig(path="v", split="validation")},
+        },
         {"optim__schedule": "wsd", "optim__warmup_steps": 10, "optim__decay_steps": 990},
         {"debug__profile_steps": (1, 1)},
         {"debug__profile_steps": (990, 1000)},
