@@ -125,7 +125,8 @@ class Conductor:
 
     def _next(self) -> str:
         where = self.workdir / "winner"
+        use, what = ("classify", "text") if self.config.data.task == "classify" else ("generate", "prompt")
         return (
-            f'  python -m lm.generate --workdir={where} --prompt="..."    # write text with the winner\n'
+            f'  python -m lm.{use} --workdir={where} --{what}="..."    # use the winner\n'
             f"  less {where}/README.md    # its run card"
         )
