@@ -30,10 +30,11 @@ from data_pipeline.rules.characters import (
     trailing_space,
     width,
 )
-from data_pipeline.rules.encoding import repair_encoding
+from data_pipeline.rules.encoding import repair_encoding, signs_of_damage
+from data_pipeline.rules.joined import Joined, groups
 from data_pipeline.rules.language import not_kept
 from data_pipeline.rules.measures import Measures, measure_many
-from data_pipeline.rules.pii import anonymize
+from data_pipeline.rules.pii import anonymize, find_pii
 from data_pipeline.rules.pii_cipher import read_key
 from data_pipeline.rules.quality import Limits, judge, quality, read_bounds
 from data_pipeline.rules.secrets import secrets
@@ -42,7 +43,9 @@ from data_pipeline.schema import ConfigError
 
 Edit = Callable[[str], str]
 Drop = Callable[[str], str]
+LONG = 1000  # characters of a text of which the rules' work is more than the calls
 SPACE_RULES = ("trailing_space", "blank_lines")
+LOCAL = ("line_ends", "nfc", "control", "trailing_space", "blank_lines", "width", "html_entities", "secrets")
 PAGE_ONLY = ("boilerplate",)  # rules about whole pages: questions and answers are none
 BY_NUMBERS = ("too short", "too long", "language")  # drops that what is counted can decide again, without the text
 
@@ -93,6 +96,35 @@ def clean_text(text: str, rules: tuple[str, ...], config: CleanConfig, touched: 
     return text
 
 
+def clean_texts(texts: Sequence[str], config: CleanConfig) -> list[tuple[str, set[str]]]:
+    """`clean_text` for many: (cleaned text, what changed it) of each. Short ones are tried joined, which saves calls."""
+    cleaned, touched = list(texts), [set[str]() for _ in texts]
+    for i in (i for i, text in enumerate(texts) if len(text) > LONG):
+        cleaned[i] = clean_text(texts[i], config.rules, config, touched[i])
+    for numbers in groups([i for i, text in enumerate(texts) if len(text) <= LONG], texts):
+        joined = Joined([texts[i] for i in numbers])
+        changed = _with_work(joined, config.rules)
+        for i in (numbers[at] for at in changed):
+            cleaned[i] = edit(cleaned[i], config.rules, touched[i])
+        if config.pii:
+            joined = Joined([cleaned[i] for i in numbers]) if changed else joined
+            for at in joined.of(found.start for found in find_pii(joined.text, config.pii_kinds)):
+                cleaned[numbers[at]] = clean_text(cleaned[numbers[at]], (), config, touched[numbers[at]])
+    return list(zip(cleaned, touched))
+
+
+def _with_work(joined: Joined, rules: tuple[str, ...]) -> set[int]:
+    """Which texts an edit rule changes, and perhaps some more."""
+    found: set[int] = set()
+    for name, rule in _edits(rules):
+        if name in LOCAL:
+            found |= joined.changed_by(rule)
+            continue
+        maybe = joined.of(signs_of_damage(joined.text)) if name == "repair_encoding" else set(range(len(joined.texts)))
+        found |= {i for i in maybe - found if rule(joined.texts[i]) != joined.texts[i]}
+    return found
+
+
 _key = functools.lru_cache(maxsize=4)(read_key)
 
 
@@ -111,7 +143,10 @@ def clean_many(records: Sequence[Record], config: CleanConfig, keep_measures: bo
 
     With `keep_measures` it also measures those that are dropped by their length or language, of which other bounds may keep some.
     """
-    results = [_clean(record, config) for record in records]
+    texts = iter(clean_texts([record.text for record in records if not record.is_whole()], config))
+    results = [
+        _clean(record, config) if record.is_whole() else _judge(record, *next(texts), config) for record in records
+    ]
     if "quality" not in config.rules:
         return results
     measured = ("", *BY_NUMBERS) if keep_measures else ("",)
@@ -135,15 +170,17 @@ def _limits(changes: tuple[str, ...]) -> Limits:
     return limits
 
 
+def _judge(record: Record, text: str, touched: set[str], config: CleanConfig) -> Cleaned:
+    """Runs every drop rule but `quality` on a record of which `text` is the cleaned text."""
+    if not touched:
+        return Cleaned(record, _why_drop(record, config), (), None)
+    cleaned = replace(record, text=text)
+    return Cleaned(cleaned, _why_drop(cleaned, config), _in_order(touched, config.rules), None)
+
+
 def _clean(record: Record, config: CleanConfig) -> Cleaned:
-    """Runs every rule but `quality`."""
+    """Runs every rule but `quality` on a prompt and its completion, or a conversation."""
     touched: set[str] = set()
-    if record.completion is None and record.chat is None:
-        text = clean_text(record.text, config.rules, config, touched)
-        if not touched:
-            return Cleaned(record, _why_drop(record, config), (), None)
-        cleaned = replace(record, text=text)
-        return Cleaned(cleaned, _why_drop(cleaned, config), _in_order(touched, config.rules), None)
     rules = tuple(rule for rule in config.rules if rule not in PAGE_ONLY)
     if record.chat is not None:
         messages = tuple(_clean_message(message, rules, config, touched) for message in record.chat.messages)

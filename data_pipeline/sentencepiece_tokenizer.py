@@ -17,7 +17,14 @@ from data_pipeline.tokenizer import MODEL_FILE, OURS, SpecialIds, Tokenizer, end
 WORD_SPACE = "\u2581"  # sentencepiece writes a space as this character
 LINE = re.compile(r"[^\n]+\n*|\n+")  # a line with the line ends after it
 WORD = re.compile(r" *[^ \n]+| +|\n+")  # a word with the spaces before it
+FEWEST_SPACES = (
+    1 / 12
+)  # a character; with fewer (Chinese without line ends) words are sentences, which hardly come again
 CACHED_CHARS = 2**21  # of words whose ids are kept; then they are forgotten, all at once: some 40 MB
+
+
+def _repeats_words(texts: Sequence[str]) -> bool:
+    return sum(text.count(" ") + text.count("\n") for text in texts) >= FEWEST_SPACES * sum(map(len, texts))
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -69,7 +76,7 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if any(WORD_SPACE in text for text in texts):
             return [np.array(self._encode_around(text), np.int32) for text in texts]
-        if self.by_word:
+        if self.by_word and _repeats_words(texts):
             return self._encode_words([WORD.findall(text) for text in texts])
         parts = [LINE.findall(text) if self.by_line else [text] for text in texts]
         encoded = iter(self._encode_all(list(itertools.chain.from_iterable(parts))))

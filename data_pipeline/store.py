@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import hmac
 import json
@@ -60,8 +61,11 @@ class Prepared:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder, self.manifest = folder, manifest
-        self.tokenizer: Tokenizer = load_tokenizer(folder / "tokenizer")
         self.sources: list[str] = [entry["name"] for entry in manifest["sources"]]
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:  # the check of hashes has found its files whole
+        return load_tokenizer(self.folder / "tokenizer")
 
     def shard(self, source: int, split: str) -> Shard:
         stem = f"{source:02d}.{split}."

@@ -52,7 +52,8 @@ def to_ids(
     }
     apart = [part for i, record in enumerate(records) if i not in together for part in record.parts()]
     pieces = iter(tokenizer.encode_batch(apart))
-    head, end = [tokenizer.special.bos] if add_bos else [], [tokenizer.special.eos]
+    head = np.array([tokenizer.special.bos] if add_bos else [], np.int32)
+    end, nothing = np.array([tokenizer.special.eos], np.int32), np.array([], np.int32)
     all_ids: list[np.ndarray] = []
     starts: list[int] = []
     learned: list[list[bool] | None] = [None] * len(records)
@@ -60,17 +61,17 @@ def to_ids(
         start = PLAIN
         if record.rendered:
             ids, learned[number] = encode_rendered(record.rendered, tokenizer, add_bos)
-            start, parts = CHAT, [ids]
+            start, parts = CHAT, [np.array(ids, np.int32)]
         elif record.completion is None:
-            parts = [head, next(pieces), end if add_eos else []]
+            parts = [head, next(pieces), end if add_eos else nothing]
         elif number in together:  # encoded apart, the completion would get a space of its own
             ids, ends = tokenizer.align_plain(record.text + record.completion)
             start = len(head) + bisect.bisect_right(ends, len(record.text))
-            parts = [head, ids, end]
+            parts = [head, np.array(ids, np.int32), end]
         else:
             prompt, completion = next(pieces), next(pieces)
             parts, start = [head, prompt, completion, end], len(head) + len(prompt)
-        all_ids.append(np.concatenate([np.asarray(part, np.int32) for part in parts]))
+        all_ids.append(np.concatenate(parts))
         starts.append(start)
     return all_ids, starts, learned
 

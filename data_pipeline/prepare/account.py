@@ -38,7 +38,8 @@ class Account:
         self, where: str, record: Record | Bad, outcome: Outcome, reason: str, match: Match | None, key: bytes | None, splits: int
     ) -> None:  # fmt: skip
         file, line = split_where(where)
-        file = file.encode("utf-8", "backslashreplace").decode()  # a name that is not UTF-8
+        if not file.isascii():
+            file = file.encode("utf-8", "backslashreplace").decode()  # a name that is not UTF-8
         cleaned, measures = outcome.cleaned, outcome.measures
         if reason:
             what = next((one for one in (outcome.record, record) if isinstance(one, Bad)), cleaned)

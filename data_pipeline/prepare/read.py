@@ -39,6 +39,7 @@ READ = "read"
 PART_BYTES = 2**25  # of a source that are read together: a function of nothing else, so that workers change nothing
 HEAD = struct.Struct("<Q")  # of a packed document: bytes
 CUT = 1 << len(SPLITS)  # beside the bits of the splits: the document is cut by position
+TO_JSON = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes an encoder each time
 BATCH, BATCH_CHARS = 1000, 500_000  # records, and characters, that are cleaned at once
 
 
@@ -73,7 +74,7 @@ def ledger_line(source: str, where: str, key: bytes | None, **what: Any) -> byte
     """A line of ledger.jsonl: which document, where from, and why it is not there or what changed it."""
     file, line = split_where(where)
     entry = {"id": key.hex() if key else None, "source": source, "file": file, "line": line, **what}
-    return json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    return TO_JSON(entry).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def read_part(context: Context, number: int, task: tuple[int, Part]) -> dict[str, Any]:
@@ -160,7 +161,7 @@ class _Reader:
             self.labels.append(document_key(b"", cleaned.label) if cleaned.label else 0)
             size = sum(len(part.encode()) for part in seen)
             self.numbers.append((splits, sum(map(len, seen)), size, *place))
-            line = json.dumps([where, cleaned.group, cleaned.label], ensure_ascii=False)
+            line = TO_JSON([where, cleaned.group, cleaned.label])
             where_file.write(line.encode("utf-8", "surrogateescape") + b"\n")
             if docs is not None:
                 content = pack_record(cleaned)

@@ -8,6 +8,7 @@ refuses it. Repairs are local, so that a document with one wrong quotation keeps
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 # What bytes 0x80 to 0xFF become: Latin-1 gives characters of the same number, Windows-1252 gives 27 of them others.
 CP1252 = {
@@ -55,6 +56,7 @@ LEADS = (
 AS_GBK = re.compile(f"[{LEADS}](?:(?<=[锛銆鈥])|[^\x00-\x7f]{{0,3}}[{LEADS}])")
 NOT_ASCII = re.compile("[^\x00-\x7f]+")
 GBK_AS_LATIN = re.compile(f"(?:[\x81-\xfe{''.join(CP1252.values())}][\x40-\x7e\x80-\xfe{''.join(CP1252.values())}])+")
+LATIN = re.compile("[\x80-\x9f\xc0-\xff]")
 FOUR_HIGH = re.compile(f"[\xa1-\xfe{''.join(CP1252.values())}]{{4}}")
 
 
@@ -78,6 +80,15 @@ def repair_encoding(text: str) -> str:
         if text == start:
             break
     return text
+
+
+def signs_of_damage(text: str) -> Iterator[int]:
+    """Yields places in a text; `repair_encoding` leaves alone whatever has none."""
+    if text.isascii():
+        return
+    data = text.encode("utf-8", "surrogatepass")
+    for pattern in (AS_GBK, *([LATIN] if b"\xc3" in data or b"\xc2" in data else [])):
+        yield from (match.start() for match in pattern.finditer(text))
 
 
 def _to_bytes(text: str) -> bytes | None:

@@ -25,42 +25,45 @@ WHITE = " \t\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u30
 )
 
 
-def _class(number: int) -> int:
-    char, category = chr(number), unicodedata.category(chr(number))
-    if char == "\n" or char in WHITE or 0x2500 <= number <= 0x257F:  # lines of boxes lay out as spaces do
-        return NEWLINE if char == "\n" else SPACE
-    for members, name in ((TERMINALS, TERMINAL), (BULLETS, BULLET), (CODE_MARKS, CODE), ("#", HASH)):
-        if char in members:
-            return name
-    if 0x3400 <= number <= 0x9FFF or 0xF900 <= number <= 0xFAFF or number in (0x3005, 0x3007):
-        return HAN if category[0] in "LN" else SYMBOL
-    if 0x3040 <= number <= 0x30FF or 0x31F0 <= number <= 0x31FF or 0xFF66 <= number <= 0xFF9F:
-        return KANA if category[0] == "L" else PUNCTUATION
-    if 0xAC00 <= number <= 0xD7AF or 0x1100 <= number <= 0x11FF or 0x3130 <= number <= 0x318F:
-        return HANGUL
-    if category == "Nd":
-        return DIGIT
-    if category[0] == "L" and (number < 0x250 or 0x1E00 <= number < 0x1F00 or 0xFF21 <= number <= 0xFF5A):
-        return LATIN
-    if category[0] in "LM":
-        return LETTER
-    return PUNCTUATION if category[0] == "P" else SYMBOL
+def _between(*ranges: tuple[int, int]) -> np.ndarray:
+    """Returns which code points lie in ranges, of which both ends belong to them."""
+    table = np.zeros(LAST, bool)
+    for first, last in ranges:
+        table[first : last + 1] = True
+    return table
 
 
 @functools.cache
 def classes() -> np.ndarray:
     """Returns the class of each code point, uint8 [65538]; row LAST is all others, LAST + 1 all other Han."""
-    return np.array([*map(_class, range(LAST)), SYMBOL, HAN], np.uint8)
+    category = np.array([*map(unicodedata.category, map(chr, range(LAST)))])
+    major = category.astype("U1")
+    letter, mark = major == "L", major == "M"
+    han = _between((0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x3005, 0x3005), (0x3007, 0x3007))
+    kana = _between((0x3040, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F))
+    hangul = _between((0xAC00, 0xD7AF), (0x1100, 0x11FF), (0x3130, 0x318F))
+    latin = letter & _between((0, 0x24F), (0x1E00, 0x1EFF), (0xFF21, 0xFF5A))
+    boxes = _between((0x2500, 0x257F))  # lines of boxes lay out as spaces do
+    sets = [members(chars)[:LAST] for chars in ("\n", WHITE, TERMINALS, BULLETS, CODE_MARKS, "#")]
+    rules = [  # the first that holds
+        (sets[0], NEWLINE), (sets[1] | boxes, SPACE), *zip(sets[2:], (TERMINAL, BULLET, CODE, HASH)),
+        (han & (letter | (major == "N")), HAN), (han, SYMBOL), (kana & letter, KANA), (kana, PUNCTUATION),
+        (hangul, HANGUL), (category == "Nd", DIGIT), (latin, LATIN), (letter | mark, LETTER), (major == "P", PUNCTUATION),
+    ]  # fmt: skip
+    found = np.select([where for where, _ in rules], [np.uint8(name) for _, name in rules], np.uint8(SYMBOL))
+    return np.append(found, np.array([SYMBOL, HAN], np.uint8))
 
 
 @functools.cache
 def hashes() -> np.ndarray:
     """Returns a random number for each code point, uint64 [65538], the same for upper and lower case."""
     numbers = np.random.default_rng(0x6C6D).integers(0, 2**64, LAST + 2, np.uint64)
-    lower = [char.lower() for char in map(chr, range(LAST))]
-    return numbers[
-        np.array([ord(c) if len(c) == 1 and ord(c) < LAST else i for i, c in enumerate(lower)] + [LAST, LAST + 1])
+    upper = [
+        char for char in map(chr, range(LAST)) if len(low := char.lower()) == 1 and low != char and ord(low) < LAST
     ]
+    rows = np.arange(LAST + 2)
+    rows[[ord(char) for char in upper]] = [ord(char.lower()) for char in upper]
+    return numbers[rows]
 
 
 @functools.cache

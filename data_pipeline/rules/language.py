@@ -84,12 +84,12 @@ def _by_script(text: str) -> str:
         kana = hangul = 0
         if KANA_OR_HANGUL.search(text):
             kana, hangul = (sum(map(len, script.findall(text))) for script in (KANA, HANGUL))
-        if han + kana + hangul:
-            other = sum(map(len, LETTERS.findall(text))) - han - kana - hangul
-            if 5 * (han + kana + hangul) > other:  # a word has some five letters
-                if hangul > han + kana:
-                    return "ko"
-                return "ja" if 10 * kana > han + kana else "zh"
+        wide = han + kana + hangul
+        # A word has some five letters. There cannot be more letters than characters, and to count those is less work.
+        if wide and (6 * wide > len(text) or 6 * wide > sum(map(len, LETTERS.findall(text)))):
+            if hangul > han + kana:
+                return "ko"
+            return "ja" if 10 * kana > han + kana else "zh"
     return "" if LETTERS.search(text) else UNKNOWN
 
 
