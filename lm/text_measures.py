@@ -40,7 +40,7 @@ def repeated_runs(text: str) -> tuple[int, int]:
     that reaches to the end of the text.
 
     >>> repeated_runs("so it goes on and on and on and on"), repeated_runs("春眠不觉晓")
-    ((20, 20), (0, 0))
+    ((24, 24), (0, 0))
     """
     codes = np.frombuffer(text.rstrip("\ufffd \n").encode("utf-32-le", "replace"), np.uint32)
     longest = last = 0

@@ -125,7 +125,7 @@ def test_a_label_too_small_for_a_split_is_said(prepared):
     ("split", "words"),
     [
         ({"folds": 1}, "split.folds: must be 0 .off. or >= 2, got 1"),
-        ({"folds": 5, "fold": 5}, "split.fold: must be from 0 to folds - 1 = 4, got 5"),
+        ({"folds": 5, "fold": 5}, "split.fold: must be from 0 to folds - 1 = 4 .or -1 with folds: all train., got 5"),
         ({"known": "x"}, "split.known: has work only with stratify or clean.near_dedup"),
         ({"by": "position", "folds": 3}, "folds and stratify deal whole ones"),
         ({"stratify": True, "known": "no/such"}, "known='no/such': manifest.json cannot be read"),

@@ -175,7 +175,7 @@ def test_a_classifier_goes_out_as_a_folder_and_comes_back(place, tuned, capsys, 
 
 
 def test_what_is_refused_before_anything_is_computed(place, monkeypatch):
-    monkeypatch.setattr("lm.build.make_parts", lambda *_: pytest.fail("a model was made"))
+    monkeypatch.setattr("lm.build.make_phases", lambda *_: pytest.fail("a model was made"))
     pairs = [
         (["--config.train.refusal=joke"], "refusal: no class 'joke'; valid keys: bill, card, oos"),
         (["--config.model.classes=4"], "config.model.classes=4, but the data have 3"),

@@ -59,7 +59,7 @@ def coordinates(config, batches):
     @jax.jit
     def run(key):
         params = model.init_params(key)
-        optimizer = make_optimizer(config.optim, params, treatment, schedule, config.model.width_multiplier)
+        optimizer = make_optimizer(config.optim, params, treatment, schedule, width=config.model.width_multiplier)
         state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
         state, _ = jax.lax.scan(lambda state, batch: (step(state, batch, key)[0], None), state, stacked)
         both = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, state.params)  # one program looks at both
@@ -211,7 +211,7 @@ def test_rates_by_kind_of_parameter_beside_multipliers_and_decay(name):
     def updates(width, divide, stacked=False):
         held, moved = (join_stacks(tree, names) if stacked else tree for tree in (params, grads))
         treatment = read_tables(config, list(params))
-        optimizer = make_optimizer(config, held, treatment, make_schedule(config, 0.1, 10), width)
+        optimizer = make_optimizer(config, held, treatment, make_schedule(config, 0.1, 10), width=width)
         moved = {p: g / divide for p, g in moved.items()}
         state = optimizer.init(held)
         found = optimizer.update(moved, state, held, step=jnp.asarray(0), norm=optax.tree.norm(moved))[0]

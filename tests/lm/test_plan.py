@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lm import aot, plan
 from lm.collectives import count_collectives
 from lm.config import ConfigError, MeshConfig
+from lm.model.transformer import Model
 from lm.parts import make_parts
 from lm.plan import advise, compile_step, format_plan, make_plan, shard_bytes, variants
 from lm.receipt import xla_flops
@@ -127,7 +128,7 @@ def test_flops_of_a_deep_model_are_those_of_its_layers(make_config):
     config = make_config(model={"layers": 6}, optim={"train": (("block_0[45]/.*", True), (".*", False))})
     parts = make_parts(config, 32, 1e-3)
     batch = plan.abstract_batch(config)
-    step, state = parts.make_step(plan.Model(parts.model.config), parts.treatment, 1, True)
+    step, state = parts.make_step(Model(parts.model.config), parts.treatment, 1, True)
     whole = jax.jit(step).lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).cost_analysis()["flops"]
     assert xla_flops(parts.make_step, parts.model, parts.treatment, batch) == pytest.approx(whole, rel=1e-6)
 

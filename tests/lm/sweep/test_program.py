@@ -40,13 +40,13 @@ def trial_of(config, number):
 
 
 def run_alone(config, data):
-    """The losses of the ordinary step, and the final evaluation."""
+    """The summed loss and the targets of each ordinary step, and the final evaluation."""
     parts = make_parts(config, data.tokenizer.vocab_size, config.optim.peak_lr)
     state, key, losses = start_state(parts), jax.random.key(config.train.seed), []
     batches = data.train_batches(0, (0, config.data.batch_size))
     for _ in range(config.train.steps):
         state, metrics = parts.train_step(state, put_batch(next(batches), parts.mesh, config.data.batch_size), key)
-        losses.append(float(metrics["train/loss"]))
+        losses.append([float(metrics["train/loss"]) * float(metrics["targets"]), float(metrics["targets"])])
     batches.close()
     step = make_eval_step(parts.model, data.tokenizer.token_bytes())
     size, vocab_size = config.train.eval_batch_size, data.tokenizer.vocab_size
@@ -69,8 +69,8 @@ def test_every_dial_gives_what_a_run_gives(fold, beside):
     assert results[0].evaluation["loss"] != pytest.approx(results[1].evaluation["loss"], abs=1e-3)
     for config, result in zip(configs, results):
         losses, evaluation = run_alone(config, fold[1])
-        pairs = np.mean(np.reshape(losses, (-1, config.train.log_every)), axis=1)
-        np.testing.assert_allclose([value for _, value in result.train_curve], pairs, atol=1e-5)
+        sums, targets = np.reshape(losses, (-1, config.train.log_every, 2)).sum(axis=1).T
+        np.testing.assert_allclose([value for _, value in result.train_curve], sums / targets, atol=1e-5)
         assert set(result.evaluation) == set(evaluation)
         assert result.evaluation["loss"] == pytest.approx(evaluation["loss"], abs=1e-5)
         assert [step for step, _ in result.eval_curve] == [3, 6]
