@@ -168,6 +168,7 @@ def test_the_times_of_a_window_add_up_and_its_rate_is_theirs(place):
     assert "(goodput)" in (place / "base/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_throughput_leaves_padding_out(place):
     extra = [
         "--config.data.packing=none",

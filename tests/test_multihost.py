@@ -232,9 +232,8 @@ def test_kill_9_of_one_process_ends_the_other_and_the_same_command_goes_on(place
     assert_bit_equal(base, place / name)
 
 
-@pytest.mark.parametrize(
-    "error", ["OSError('the disk of this host is gone')", pytest.param("SystemExit(0)", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["OSError('the disk of this host is gone')", "SystemExit(0)"])
 def test_an_error_on_one_process_ends_all_with_its_reason(place, error):
     config = (place / "config.py").read_text() + BROKEN.format(error=error)
     (place / "broken.py").write_text(config)

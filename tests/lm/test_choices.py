@@ -88,6 +88,7 @@ def ask(folder, capsys):
     return ask
 
 
+@pytest.mark.slow
 def test_training_moves_the_accuracy_from_chance_up(ask, trained, tmp_path):
     before = trained[1]
     after, _ = ask(f"--out={tmp_path / 'rows.jsonl'}")

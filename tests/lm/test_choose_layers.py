@@ -70,6 +70,7 @@ def test_a_trial_is_a_run_that_trains_that_block_alone(searched, make_config, ma
         np.testing.assert_array_equal(leaf, before[path])
 
 
+@pytest.mark.slow
 def test_probes_say_what_they_claim(searched, make_batch):
     trials, before = searched()
     parts, batches = trials.parts, [make_batch(seed) for seed in range(4)]

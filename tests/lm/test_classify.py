@@ -59,7 +59,8 @@ def close(one, other, tolerance=1e-5):
         np.testing.assert_allclose(one[path], other[path], atol=tolerance, err_msg=path)
 
 
-@pytest.mark.parametrize("pooling", [pytest.param("last", marks=pytest.mark.slow), "mean"])
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_layout_parts_and_devices_change_nothing(classifier, start, start_sharded, texts, pooling):
     batches = {name: lay(texts, rows) for name, rows in ORDERS.items()}
     one = start(classifier(pooling))

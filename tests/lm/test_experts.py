@@ -109,7 +109,9 @@ def ours(config, x, router, up, gate, down):
 
 
 @pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("chosen", [1, 2, 4])
+@pytest.mark.parametrize(
+    "chosen", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_output_and_gradients(make_model_config, norm, chosen):
     config = make_model_config(**{**MOE, "experts_per_token": chosen, "expert_norm": norm})
     exact = draw(config)
@@ -250,7 +252,8 @@ def test_frozen_parts_stay_and_cost_nothing(make_config, start, make_batch):
         assert moved == {path for path, on in run.treatment.trained.items() if on}
 
 
-@pytest.mark.parametrize("kind", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_frozen_experts_can_be_held_as_codes(make_config, start, start_sharded, make_batch, kind):
     table = (("block_.*/norm.*", True), (".*", False))
     config = config_of(make_config, model={"scan": True, "mlp_dim": 128}, optim={"train": table, "frozen_dtype": kind})
@@ -273,6 +276,7 @@ def test_blocks_of_codes_are_not_cut(make_config, start_sharded, make_batch):
         step(state, make_batch())
 
 
+@pytest.mark.slow
 def test_generation_with_a_cache_writes_what_the_whole_row_says(make_model):
     model, params = make_model(**MOE)
     prompts = [[3, 1, 4, 1, 5], [9, 2, 6]]
@@ -283,6 +287,7 @@ def test_generation_with_a_cache_writes_what_the_whole_row_says(make_model):
         assert text == np.asarray(logits[0, len(prompt) - 1 : -1].argmax(-1)).tolist()
 
 
+@pytest.mark.slow
 def test_rows_of_a_server_are_each_as_alone(make_model):
     model, params = make_model(**MOE)
     slots, sampling = Slots(model, params, 3, 64), as_arrays(Sampling(temperature=0.0))
@@ -300,6 +305,7 @@ def test_rows_of_a_server_are_each_as_alone(make_model):
         assert [text] == generate(model, params, [prompt], max_new_tokens=6, sampling=Sampling(temperature=0.0))
 
 
+@pytest.mark.slow
 def test_new_weights_do_not_depend_on_grouping(make_model_config):
     config = make_model_config(**MOE, layers=4)
     flat = jax.jit(Model(config).init_params)(jax.random.key(0))
@@ -315,7 +321,7 @@ def test_new_weights_do_not_depend_on_grouping(make_model_config):
         assert all(np.array_equal(grouped_[path], flat[path]) for path in flat)
 
 
-@pytest.mark.parametrize("style", ["neox", "gemma"])
+@pytest.mark.parametrize("style", ["neox", pytest.param("gemma", marks=pytest.mark.slow)])
 def test_experts_stand_where_an_mlp_does(make_model, style):
     """In parallel with attention, between two norms, in layers of two kinds: the same whether held as stacks or not."""
     changes = {**MOE, "mlp_gated": True, "mlp_bias": False, "activation": "silu"}
@@ -349,7 +355,7 @@ def test_adapters_pass_experts_over(make_config):
         make_parts(config_of(make_config, lora={"rank": 2, "targets": ("block_.*/mlp/up",)}), 32, 1e-3)
 
 
-@pytest.mark.parametrize("name", ["muon", "adafactor"])
+@pytest.mark.parametrize("name", ["muon", pytest.param("adafactor", marks=pytest.mark.slow)])
 def test_optimizers_treat_each_expert_by_itself(make_config, start, make_batch, name):
     """One step on a stack of layers is that on single layers; with muon, each expert's matrix turns as one alone would."""
     optim = {"name": name, "weight_decay": 0.0}

@@ -79,7 +79,8 @@ def test_the_numbers_are_the_same_for_any_grouping(make_config):
         np.testing.assert_array_equal(grouped[path], leaf)
 
 
-@pytest.mark.parametrize("frozen", [pytest.param("float32", marks=pytest.mark.slow), "nf4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", ["float32", "nf4"])
 def test_scan_and_remat_train_alike_and_nothing_frozen_moves(make_config, make_batch, start, frozen):
     optim = {**ONLY, "frozen_dtype": frozen, "weight_decay": 0.5}
     lora = {**SOME, "dora": frozen == "nf4"}

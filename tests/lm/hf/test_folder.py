@@ -137,6 +137,7 @@ def test_import_and_export_give_the_same_bytes(llama, tmp_path, capsys):
         main(["export", str(tmp_path / "run"), str(tmp_path / "out")])
 
 
+@pytest.mark.slow
 def test_a_run_from_a_folder_goes_on_without_it(llama, tmp_path, monkeypatch, capsys):
     import launch
 
