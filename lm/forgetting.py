@@ -176,7 +176,7 @@ def _data_of(config: Config, place: str) -> DataConfig:
         tokenizer = TokenizerConfig(kind="auto", path=f"{source}/tokenizer")
     clean = replace(config.data.clean, near_dedup=0.0, decontaminate="", repeated_lines=0)
     data = replace(
-        config.data, path="" if prepared else place, sources={}, prepared=place if prepared else "", tokenizer=tokenizer,
+        config.data, path="" if prepared else place, train_path="", validation_path="", test_path="", sources={}, prepared=place if prepared else "", tokenizer=tokenizer,
         split=SplitConfig(validation=0.0, test=0.0), clean=clean, mixture=(), temperature=0.0, label_shares=(), replay=0.0,
         streaming=False,
     )  # fmt: skip

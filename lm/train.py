@@ -245,7 +245,9 @@ class _Loop:
             f"{self._also(result)}{', ' + describe(forgotten) if forgotten else ''} "
             f"({duration(time.perf_counter() - began)}){mark}"
         )
-        self._sample(averaged_weights(self.state.params, self.state.opt_state))  # the plateau has taken the state before
+        self._sample(
+            averaged_weights(self.state.params, self.state.opt_state)
+        )  # the plateau has taken the state before
         run.logger.plot(progress.history)
         return True
 
