@@ -86,12 +86,12 @@ def read_words(label_words: tuple[str, ...]) -> tuple[dict[str, str], list[str]]
 
 
 def word_of(config: SourceConfig, name: str) -> str:
-    return read_words(tuple(config.label_words))[0].get(name, name)
+    return read_words(config.label_words)[0].get(name, name)
 
 
 def check_answers(config: SourceConfig) -> list[str]:
     """Returns one line for each impossible value or combination of the keys that choices and labels have."""
-    problems = list(read_words(tuple(config.label_words))[1])
+    problems = list(read_words(config.label_words)[1])
     if (config.form == "label" or config.label_words) and not config.label_field:
         problems.append("label_field: which field holds the class? Labels in words need it")
     other = config.form not in ("auto", "choices", "label")

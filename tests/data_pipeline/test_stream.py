@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def take(batches, count):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_new_process_goes_on_exactly(config, sources, tmp_path, quiet, weighted):
     if weighted:
-        sources = {n: SourceConfig(**{**to_json(s), "weight": i + 1.0}) for i, (n, s) in enumerate(sources.items())}
+        sources = {n: replace(s, weight=i + 1.0) for i, (n, s) in enumerate(sources.items())}
     augment = AugmentConfig(0.1, 0.1, window_shift=weighted, char_typo=0.05 * weighted)
     cfg = config(sources=sources, streaming=True, shuffle_documents=20, augment=augment, min_completion_kept=0.0)
     data = open_data(cfg, log=quiet)
