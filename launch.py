@@ -88,14 +88,14 @@ def judge(job: Run, parts: Parts, outcome: Outcome, say: Callable[[str], None]) 
     from lm.anchor import averaged_weights
     from lm.hosts import is_main
     from lm.run_folder import load_weights
-    from lm.sharding import local_rows, row_shards
+    from lm.sharding import local_rows, whole_rows
 
     if not job.data.has_split("validation"):
         return {}, ""
     params, best = averaged_weights(outcome.state.params, outcome.state.opt_state), job.progress.best_step
     if best not in (None, job.progress.step):
         params = load_weights(str(job.workdir), best, "best", parts.state.params)
-    size = -(-job.config.train.eval_batch_size // row_shards(job.mesh)) * row_shards(job.mesh)
+    size = whole_rows(job.config.train.eval_batch_size, job.mesh)
     batches = job.data.eval_batches("validation", size, local_rows(job.mesh, size))
     scored = classify.score(parts.model, params, batches, job.mesh, size)
     if not is_main():
@@ -164,13 +164,12 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
     from lm.build import make_run
     from lm.clock import Clock
     from lm.forgetting import open_remembered
-    from lm.hf.source import keep_origin
     from lm.lease import Lease
-    from lm.logger import describe_time, write_json
+    from lm.logger import describe_time
     from lm.plan import describe_shortage, is_out_of_memory
     from lm.receipt import format_receipt
     from lm.run import UNFINISHED
-    from lm.summary import EVENTS, check_workdir_config, finish, finished, next_commands
+    from lm.summary import EVENTS, begin, check_workdir_config, finish, finished, next_commands
     from lm.train import train
 
     def say(text: str) -> None:
@@ -206,10 +205,7 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
             clock.open(workdir / EVENTS)
         job, receipt, parts = make_run(config, data, workdir, lease, say, clock, remembered)
         if hosts.is_main():
-            data.tokenizer.save(workdir / "tokenizer")
-            write_json(workdir / "config.json", to_json(config))
-            keep_origin(config.init.source, workdir)
-            write_json(workdir / "receipt.json", receipt)
+            begin(job, receipt)
         say(format_receipt(receipt))
         try:
             outcome = train(job)

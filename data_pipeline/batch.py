@@ -47,8 +47,7 @@ class Data:
     def __init__(self, config: DataConfig, prepared: Prepared, sources: Sequence[Named], log: Callable[[str], None]):
         self.config, self.prepared, self.sources = config, prepared, sources
         self.tokenizer: Tokenizer = prepared.tokenizer
-        special = self.tokenizer.special
-        self.pad_id = special.pad if special.pad >= 0 else max(special.eos, 0)
+        self.pad_id = self.tokenizer.special.padding()
         check_tokenizer(self.tokenizer, config.add_bos, config.split.by == "hash", is_masking(config.augment))
         check_augment(config.augment, self.tokenizer)
         check_labels(config, prepared)

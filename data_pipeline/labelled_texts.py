@@ -65,7 +65,7 @@ def batches_of(
     shard = Shard(np.concatenate(all_ids), offsets, np.array(starts, np.int32), np.zeros(len(texts), np.uint64))
     chunks = cut_chunks(offsets, shard.loss_start, config.seq_len, config.add_bos, False, only_beginning=True)
     labelled = Labelled(np.zeros(len(texts), np.int32), np.ones(len(texts), np.float32))
-    pad = tokenizer.special.pad if tokenizer.special.pad >= 0 else max(tokenizer.special.eos, 0)
+    pad = tokenizer.special.padding()
     reader = RowReader(shard, chunks, config.seq_len, config.packing, tokenizer.special.bos, pad, labelled=labelled)
 
     def read() -> Iterator[dict[str, np.ndarray]]:

@@ -34,6 +34,10 @@ class SpecialIds:
     unk: int = 3
     mask: int = 4
 
+    def padding(self) -> int:
+        """The id that fills rows: `pad`, or else `eos`, or 0."""
+        return self.pad if self.pad >= 0 else max(self.eos, 0)
+
 
 OURS = SpecialIds()
 # How a chat template names our special tokens, and the text that stands for each in what it writes.

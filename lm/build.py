@@ -270,6 +270,15 @@ def load_run(workdir: str, step: str, log: Log, seq_len: int = 0, any_task: bool
     return Loaded(config, model, params, mesh, number, meta["tokenizer_sha256"])
 
 
+def check_tokenizer(loaded: Loaded, tokenizer: Any, workdir: str) -> None:
+    """Raises UserError where data were encoded by another tokenizer than that of the run in `workdir`."""
+    if tokenizer.sha256 != loaded.tokenizer_sha256:
+        raise UserError(
+            f"the data's tokenizer is not the one that {workdir} was trained with; add "
+            f"--config.data.tokenizer.path={workdir}/tokenizer"
+        )
+
+
 def parse_number(name: str, text: str) -> float:
     try:
         value = float(text)

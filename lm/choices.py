@@ -119,11 +119,7 @@ def main(argv: list[str]) -> None:
     config = theirs or loaded.config
     data = open_data(config.data, log=log) if labels or not flags["file"] else None
     tokenizer = data.tokenizer if data else load_tokenizer(Path(flags["workdir"]) / "tokenizer")
-    if tokenizer.sha256 != loaded.tokenizer_sha256:
-        raise UserError(
-            f"the data's tokenizer is not the one that {flags['workdir']} was trained with; add "
-            f"--config.data.tokenizer.path={flags['workdir']}/tokenizer"
-        )
+    build.check_tokenizer(loaded, tokenizer, flags["workdir"])
     if data and not flags["file"] and not data.has_split(flags["split"]):
         raise UserError(f"this run's data has no {flags['split']!r} split; see config.data.split")
     asked = read_questions(config.data, data, tokenizer, flags["file"], flags["split"], labels, flags["given"], log)

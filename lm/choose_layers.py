@@ -23,7 +23,7 @@ from lm.offer import Offer, find_offer
 from lm.params import block_name
 from lm.parts import Parts, make_parts
 from lm.probes import Scores, measure_gradients, measure_paths, score
-from lm.sharding import local_rows, put_batch, row_shards
+from lm.sharding import local_rows, put_batch, whole_rows
 from lm.start import load_params
 from lm.trials import Trials
 
@@ -123,7 +123,7 @@ class Search:
     def sweep(self, steps: int) -> dict[str, Any]:
         """Trains each block alone for `steps` steps of the config's schedule; returns each one's validation loss."""
         config, mesh = self.config.train, self.parts.mesh
-        size = -(-config.eval_batch_size // row_shards(mesh)) * row_shards(mesh)
+        size = whole_rows(config.eval_batch_size, mesh)
         rows = local_rows(mesh, self.config.data.batch_size)
         ticker = Ticker(f"{steps} steps of each block alone, block", len(self.offer.blocks) + 1)
 

@@ -210,7 +210,7 @@ def _score_split(flags: Mapping[str, str], size: int) -> None:
     from data_pipeline.batch import open_data
     from data_pipeline.labelled_texts import read_texts
     from lm import build
-    from lm.sharding import row_shards
+    from lm.sharding import whole_rows
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
@@ -227,7 +227,7 @@ def _score_split(flags: Mapping[str, str], size: int) -> None:
     refusal = flags["refusal"] or run.config.train.refusal
     if refusal:
         data.classes.check_refusal(data.prepared, refusal)
-    size = -(-size // row_shards(run.mesh)) * row_shards(run.mesh)
+    size = whole_rows(size, run.mesh)
     scored = {}
     for name in dict.fromkeys([split, "validation"]):
         ticker = Ticker(f"reading {name}", data.summary()["rows"][name])
@@ -253,7 +253,7 @@ def _tell_texts(flags: Mapping[str, str], size: int) -> None:
     from data_pipeline.labelled_texts import batches_of, read_file
     from data_pipeline.tokenizer import load_tokenizer
     from lm import build
-    from lm.sharding import row_shards
+    from lm.sharding import whole_rows
 
     run = _load(build, flags, lambda text: print(text, file=sys.stderr))
     workdir = Path(flags["workdir"])
@@ -262,7 +262,7 @@ def _tell_texts(flags: Mapping[str, str], size: int) -> None:
         raise UserError("--refusal is fitted with --split; run that first")
     if flags["out"] and not Path(flags["out"]).parent.is_dir():
         raise UserError(f"--out={flags['out']}: there is no folder {Path(flags['out']).parent}")
-    size = -(-size // row_shards(run.mesh)) * row_shards(run.mesh)
+    size = whole_rows(size, run.mesh)
     tokenizer = load_tokenizer(workdir / "tokenizer")
     texts = read_file(run.config.data, flags["file"]) if flags["file"] else [flags["text"]]
     order, batches = batches_of(run.config.data, tokenizer, texts, size)

@@ -18,12 +18,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lm.batch import check_batch
+from lm.decisions import macro_f1
 from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
 from lm.metrics import bits, perplexity
 from lm.model.transformer import Model
 from lm.params import Params, to_host
-from lm.scores import count_confusion, score_confusion
-from lm.sharding import put_batch, row_shards
+from lm.sharding import put_batch, row_shards, whole_rows
 
 EvalStep = Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
 
@@ -119,8 +119,7 @@ def evaluate(
     result = summarise(table)
     if classes and told:
         labels, predicted = (np.concatenate(arrays)[: max_rows or None] for arrays in zip(*told))
-        confusion = count_confusion(labels[labels >= 0], predicted[labels >= 0], classes)
-        result["macro_f1"] = score_confusion(confusion)["macro_f1"]
+        result["macro_f1"] = macro_f1(labels[labels >= 0], predicted[labels >= 0], classes)
         result["texts"] = result.pop("tokens")
         for key in ("bits_per_byte", "perplexity"):
             result.pop(key, None)
@@ -193,11 +192,7 @@ def main(argv: list[str]) -> None:
             f"{flags['config']} has data.task={config.data.task!r}, the run in {flags['workdir']} {loaded.config.data.task!r}"
         )
     data = open_data(config.data, log=lambda text: print(text, file=sys.stderr))
-    if data.tokenizer.sha256 != loaded.tokenizer_sha256:
-        raise UserError(
-            f"the data's tokenizer is not the one that {flags['workdir']} was trained with; add "
-            f"--config.data.tokenizer.path={flags['workdir']}/tokenizer"
-        )
+    build.check_tokenizer(loaded, data.tokenizer, flags["workdir"])
     if data.classes and data.classes.names != loaded.config.data.labels:
         raise ConfigError(
             f"config.data.labels: {data.classes.names}, but the classifier in {flags['workdir']} tells apart "
@@ -206,8 +201,7 @@ def main(argv: list[str]) -> None:
     split, size = flags["split"], int(flags["batch_size"])
     if not data.has_split(split):
         raise UserError(f"this run's data has no {split!r} split; see config.data.split")
-    rows = row_shards(loaded.mesh)
-    size = -(-size // rows) * rows  # a whole number of rows a device; results do not depend on it
+    size = whole_rows(size, loaded.mesh)  # results do not depend on it
     ticker = Ticker(f"evaluating {split}", data.summary()["rows"][split])
     step = make_eval_step(loaded.model, data.tokenizer.token_bytes(), config.train.loss_chunk)
     batches: Any = data.eval_batches(split, size, (0, size))

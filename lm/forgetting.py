@@ -25,7 +25,7 @@ from lm.hf.source import is_foreign
 from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
 from lm.model.transformer import Model
 from lm.params import Params
-from lm.sharding import local_rows, row_shards
+from lm.sharding import local_rows, row_shards, whole_rows
 
 Log = Callable[[str], None]
 OpenData = Callable[..., Any]  # data_pipeline.batch.open_data
@@ -89,8 +89,7 @@ def make_compare_step(model: Model, chunk: int = 0) -> CompareStep:
 
 
 def make_meter(text: Remembered, model: Model, mesh: Mesh, train: TrainConfig) -> Meter:
-    shards = row_shards(mesh)
-    size = -(-train.eval_batch_size // shards) * shards
+    size = whole_rows(train.eval_batch_size, mesh)
     step = make_compare_step(model, train.loss_chunk)
     return Meter(text, step, mesh, size, model.config.vocab_size, train.remember_rows)
 

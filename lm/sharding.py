@@ -96,6 +96,12 @@ def row_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
+def whole_rows(rows: int, mesh: Mesh) -> int:
+    """Returns the least number of rows that is not below `rows` and divides over the devices."""
+    shards = row_shards(mesh)
+    return -(-rows // shards) * shards
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of [B, T, ...] arrays."""
     return NamedSharding(mesh, PartitionSpec(ROWS, "context"))

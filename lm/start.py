@@ -198,7 +198,7 @@ def _open_checkpoint(
             f"the tokenizer differs from the one that {init.source} was trained with (sha256 {tokenizer_sha256[:12]}, "
             f"theirs {theirs[:12]}). Set config.data.tokenizer.path={init.source}/tokenizer"
         )
-    _check_width(init.source, read_meta(init.source, step)["config"]["model"], config.model)
+    _check_width(init.source, meta["config"]["model"], config.model)
     stored = checkpoint.stored_shapes(init.source, step)
     if not any(f"params/{path}" in stored for path in adapters):
         keep |= dict.fromkeys(adapters, True)

@@ -14,7 +14,8 @@ import jax
 
 from lm.checkpoint import find_step, list_steps
 from lm.clock import account
-from lm.config import Config, ConfigError, changed_keys
+from lm.config import Config, ConfigError, changed_keys, to_json
+from lm.hf.source import keep_origin
 from lm.hosts import from_main, is_main
 from lm.logger import run_card, write_json
 from lm.metrics import finite_or_none
@@ -78,6 +79,15 @@ def next_commands(run: Run) -> dict[str, str]:
         )
     commands[f"tensorboard --logdir={workdir}"] = "look at its curves"
     return commands
+
+
+def begin(run: Run, receipt: Receipt) -> None:
+    """Writes what a workdir has from the beginning of a run on: tokenizer, config, where its weights go back to, receipt."""
+    data: Any = run.data
+    data.tokenizer.save(run.workdir / "tokenizer")
+    write_json(run.workdir / "config.json", to_json(run.config))
+    keep_origin(run.config.init.source, run.workdir)
+    write_json(run.workdir / "receipt.json", receipt)
 
 
 def finish(

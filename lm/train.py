@@ -26,7 +26,7 @@ from lm.memory import MemoryWatch
 from lm.params import Params, to_host
 from lm.profile import Profiler
 from lm.run import Outcome, Run
-from lm.sharding import local_rows, put_batch, row_shards
+from lm.sharding import local_rows, put_batch, whole_rows
 
 
 def train(run: Run) -> Outcome:
@@ -209,8 +209,7 @@ class _Loop:
     def _evaluate(self, stopped: Callable[[], bool]) -> bool:
         """Evaluates, samples and records; False if it was asked to stop before it was through."""
         run, progress, config = self.run, self.run.progress, self.run.config.train
-        shards = row_shards(run.mesh)
-        size = -(-config.eval_batch_size // shards) * shards
+        size = whole_rows(config.eval_batch_size, run.mesh)
         batches = run.data.eval_batches("validation", size, local_rows(run.mesh, size))
         began = time.perf_counter()
         weights = averaged_weights(self.state.params, self.state.opt_state)

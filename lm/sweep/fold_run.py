@@ -18,7 +18,7 @@ from lm.evaluate import EvalStep, evaluate
 from lm.logger import Ticker
 from lm.params import Params
 from lm.plan import is_out_of_memory
-from lm.sharding import local_rows, put_batch, row_shards
+from lm.sharding import local_rows, put_batch, whole_rows
 from lm.sweep.program import Program
 
 Curve = list[list[float]]  # [step, value]
@@ -65,8 +65,7 @@ class _OneByOne:
 def evaluate_all(program: Program, params: Params, data: Any, split: str, trials: int) -> list[dict[str, float]]:
     """Evaluates the trials on a whole split, or its first train.eval_rows rows."""
     config, parts = program.parts.config.train, program.parts
-    shards = row_shards(parts.mesh)
-    size = -(-config.eval_batch_size // shards) * shards
+    size = whole_rows(config.eval_batch_size, parts.mesh)
     step = program.eval_step(data.tokenizer.token_bytes())
     shared = _OneByOne(step, params) if program.count > 1 else None
     results = []

@@ -16,13 +16,11 @@ import numpy as np
 from lm.build import make_run
 from lm.check import follow_data
 from lm.clock import Clock
-from lm.config import Config, UserError, to_json
+from lm.config import Config, UserError
 from lm.evaluate import EvalStep, evaluate
-from lm.hf.source import keep_origin
 from lm.lease import Lease
-from lm.logger import write_json
-from lm.sharding import local_rows, row_shards
-from lm.summary import EVENTS, check_workdir_config, finish, finished
+from lm.sharding import local_rows, whole_rows
+from lm.summary import EVENTS, begin, check_workdir_config, finish, finished
 from lm.sweep.journal import Journal, Trial
 from lm.sweep.race import stderr
 from lm.sweep.space import Sweep
@@ -83,10 +81,7 @@ def refit(config: Config, data: Any, workdir: Path, say: Log) -> None:
         config = follow_data(config, data)
         clock.open(workdir / EVENTS)
         job, receipt, parts = make_run(config, data, workdir, lease, say, clock)
-        data.tokenizer.save(workdir / "tokenizer")
-        write_json(workdir / "config.json", to_json(config))
-        keep_origin(config.init.source, workdir)
-        write_json(workdir / "receipt.json", receipt)
+        begin(job, receipt)
         outcome = train(job)
         finish(job, outcome, receipt, parts.treatment)
         job.logger.close()
@@ -110,8 +105,7 @@ def open_test(
     journal.note(OPENED, opened)
     again = "" if len(opened) == 1 else " again, for a process died while it was open"
     say(f"opening the test split{again}; nothing is chosen after this")
-    shards = row_shards(loaded.mesh)
-    size = -(-loaded.config.train.eval_batch_size // shards) * shards
+    size = whole_rows(loaded.config.train.eval_batch_size, loaded.mesh)
     batches = data.eval_batches("test", size, local_rows(loaded.mesh, size))
     model = loaded.model.config
     found = evaluate(eval_step, loaded.params, batches, loaded.mesh, size, model.vocab_size, classes=model.classes)
