@@ -112,7 +112,7 @@ def load_params(parts: Parts, tokenizer_sha256: str, log: Log) -> Params:
     }
     abstract = {**grouped, **with_shardings(singles, param_shardings(singles, parts.mesh))}
     casts = frozenset(f"params/{path}" for path in wanted if held[path].dtype != shapes[path].dtype)
-    params = stored.load(abstract, init.cast or casts)
+    params = stored.load(abstract, init.cast or casts) if abstract else {}
     if made:
 
         def draw(key: jax.Array) -> Params:

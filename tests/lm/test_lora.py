@@ -232,6 +232,22 @@ def test_with_layers_takes_their_adapters_along(make_config):
     assert with_layers(replace(model, adapters=replace(model.adapters, layers=())), [1]).layers == 1
 
 
+def test_a_source_of_which_nothing_is_kept_gives_random_weights(make_config, tmp_path):
+    config = make_config(model={"layers": 1})
+    base = start_state(make_parts(config, 32, 1e-3))
+    checkpoints = Checkpoints(tmp_path, 1, print)
+    checkpoints.save(
+        5, base, {"config": to_json(config), "tokenizer_sha256": "x", "vocab_size": 32, "peak_lr": 1.0, "best_step": 5}
+    )
+    checkpoints.close()
+    new = replace(config, init=InitConfig(str(tmp_path), fresh=(".*",)), train=replace(config.train, seed=1))
+    parts, said = make_parts(new, 32, 1e-3), []
+    params = load_params(parts, "x", said.append)
+    for path, leaf in start_state(parts).params.items():
+        np.testing.assert_array_equal(params[path], leaf, err_msg=path)
+    assert "0 tensors, 0 numbers loaded" in said[-1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("frozen", ["bfloat16", "nf4"])
