@@ -79,5 +79,5 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "boilerplate": ("menus and notices", "去除导航与声明"), "simplified": ("traditional to simplified", "繁体转简体"),
     "secrets": ("keys, tokens, passwords", "密钥、令牌、口令"), "pii_email": ("e-mail addresses", "电子邮箱"), "pii_phone": ("phone numbers", "电话号码"),
     "pii_id": ("Chinese ID numbers", "身份证号"), "pii_card": ("bank cards", "银行卡号"), "pii_ip": ("IP addresses", "IP 地址"),
-    "pii_plate": ("licence plates", "车牌号"), "pii_ssn": ("US social security numbers", "美国社会安全号"),
+    "pii_plate": ("licence plates", "车牌号"), "pii_ssn": ("US social security numbers", "美国社会安全号"), "pii_name": ("names of people", "人名"),
 }  # fmt: skip
