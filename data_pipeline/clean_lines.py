@@ -14,7 +14,7 @@ from typing import Any
 
 from data_pipeline.check import check_data_config
 from data_pipeline.clean import DROPS, EDITS, RULES, Cleaned, clean_many
-from data_pipeline.config import PAGE_RULES, CleanConfig, DataConfig, SourceConfig
+from data_pipeline.config import PAGE_RULES, PII_KINDS, CleanConfig, DataConfig, SourceConfig
 from data_pipeline.lines import BOM, read_lines
 from data_pipeline.parse import CsvHead, parse_row
 from data_pipeline.records import Bad, Record
@@ -22,11 +22,11 @@ from data_pipeline.schema import ConfigError, UserError, nearest, split_flags
 
 USAGE = f"""
 usage: python -m data_pipeline.clean [< IN.jsonl > OUT.jsonl | FILE] [--rules=RULE,RULE | default | pages] [--min_chars=1]
-       [--max_chars=0] [--anonymize[=mask|surrogate|encrypt]] [--bounds=BOUND=NUMBER,KIND.BOUND=NUMBER] [--keep_languages=en,zh] [--bad_words=FILE]
+       [--max_chars=0] [--anonymize[=mask|surrogate|encrypt]] [--pii_kinds={",".join(PII_KINDS)}] [--bounds=BOUND=NUMBER,KIND.BOUND=NUMBER] [--keep_languages=en,zh] [--bad_words=FILE]
 
 Lines of {{"text": ...}} on standard input: writes each with the text cleaned, "rules" (which changed it) and, where it would be
 dropped, "dropped" (why); other fields stay. Bad lines are left out, and reported on standard error with their numbers.
---anonymize masks personal data as <EMAIL>, <PHONE>, <ID>, <CARD>, <IP>, <PLATE> (docs/privacy.md); surrogate and encrypt take their secret from
+--anonymize masks personal data as <EMAIL>, <PHONE>, <ID>, <CARD>, <IP>, <PLATE> (docs/privacy.md), with --pii_kinds also or only others (ssn, name); surrogate and encrypt take their secret from
 the environment variable LM_PII_KEY. FILE (UTF-8 text): writes the cleaned text to standard output and what was changed to standard error.
 Neither: lists the rules. --rules=default are those of CleanConfig; without --rules, lines get those for pages
 ({", ".join(PAGE_RULES)}) and a FILE the default ones.
@@ -43,7 +43,7 @@ Row = dict[str, Any]
 def main(argv: list[str]) -> None:
     files = [word for word in argv if not word.startswith("-")]
     names = {"rules": "", "min_chars": "1", "max_chars": "0", "bounds": "", "keep_languages": "", "bad_words": "",
-             "anonymize": ""}  # fmt: skip
+             "anonymize": "", "pii_kinds": ",".join(CleanConfig().pii_kinds)}  # fmt: skip
     words = ["--anonymize=mask" if word == "--anonymize" else word for word in argv if word.startswith("-")]
     flags, _ = split_flags(words, names, USAGE)
     if len(files) > 1:
@@ -77,7 +77,7 @@ def _config(flags: dict[str, str], rules: tuple[str, ...]) -> CleanConfig:
     config = CleanConfig(
         rules=rules, min_chars=int(flags["min_chars"]), max_chars=int(flags["max_chars"]), bad_words=flags["bad_words"],
         bounds=_words(flags["bounds"]), keep_languages=_words(flags["keep_languages"]),
-        pii=flags["anonymize"],
+        pii=flags["anonymize"], pii_kinds=_words(flags["pii_kinds"]),
     )  # fmt: skip
     if found := check_data_config(DataConfig(path="-", clean=config)):
         named = (problem.replace("config.data.clean.pii:", "--anonymize:") for problem in found)

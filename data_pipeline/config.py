@@ -18,7 +18,8 @@ PAGE_RULES = (
     "blank_lines", "secrets", "quality",
 )  # for pages from the web and other documents nobody chose  # fmt: skip
 PII_WAYS = ("mask", "surrogate", "encrypt")
-PII_KINDS = ("email", "phone", "id", "card", "ip", "plate", "ssn")
+DEFAULT_PII_KINDS = ("email", "phone", "id", "card", "ip", "plate")
+PII_KINDS = (*DEFAULT_PII_KINDS, "ssn", "name")  # ssn: nine digits are often something else; name: behind cues alone
 TOKENIZER_KINDS = ("auto", "sentencepiece", "bytes", "char", "hf")
 FORMS = ("auto", "text", "prompt", "messages", "sharegpt", "alpaca", "choices", "label")
 
@@ -83,7 +84,7 @@ class CleanConfig:
         ""  # evaluation sets, a file, folder or glob: documents that hold a piece of one are dropped; docs/dedup.md
     )
     pii: str = ""  # personal data: "" leaves it | mask | surrogate | encrypt; docs/privacy.md
-    pii_kinds: tuple[str, ...] = PII_KINDS[:-1]  # email, phone, id, card, ip, plate; also: ssn
+    pii_kinds: tuple[str, ...] = DEFAULT_PII_KINDS  # email, phone, id, card, ip, plate; also: ssn, name
     pii_key_env: str = (
         "LM_PII_KEY"  # environment variable with the secret of surrogate and encrypt, 32 characters or more
     )

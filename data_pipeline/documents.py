@@ -39,7 +39,12 @@ MEASURED, WHOLE, EMPTY = (
     2,
     4,
 )  # counted by `quality`; a pair or conversation, which it leaves alone; nothing is left of it
-RULES = (*EDITS, *(f"pii_{kind}" for kind in PII_KINDS), "repeated_lines")
+RULES = (
+    *EDITS,
+    *(f"pii_{kind}" for kind in PII_KINDS if kind != "name"),
+    "repeated_lines",
+    "pii_name",
+)  # bits of older folders stay what they are
 STEPS = ("row", "rule", "length", "words", "language", "quality", "evaluation", "duplicate", "near-duplicate", "lines")
 STEP_OF = {
     "mojibake": "rule", "too short": "length", "too long": "length", "bad_words": "words", "language": "language",

@@ -177,7 +177,8 @@ def _drops(report: Report) -> Iterator[str]:
     def show(one: dict[str, Any]) -> str:
         what = safe_file(one["where"]) + (f" · {one['chars']:,} {words('characters')}" if "chars" in one else "")
         if "bound" in one:
-            what += " · " + words("bound", *(safe(value) for value in one["bound"]))
+            value, limit, kind = one["bound"]
+            what += " · " + words("bound", safe(value), safe(limit), words(kind))
         if "match" in one:
             what += f" · {words('matches')} {safe_file(one['match'])}"
         return f'{what}<span class="text">{safe(one["text"])}</span>'

@@ -24,7 +24,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "by_model": ("Told by a language model of 176 languages (first 1,000 characters).", "由识别 176 种语言的模型判定（前 1000 个字符）。"),
     "by_script": ("Told by script: Latn is any language in Latin letters. Set clean.count_languages=True to tell them apart.",
                   "按文字系统判定：Latn 表示任何使用拉丁字母的语言。设置 clean.count_languages=True 可进一步区分。"),
-    "code": ("code", "代码"), "und": ("no letters", "无文字"), "share": ("share of text read", "占读入文本比例"), "of_documents": ("of documents", "占文档比例"),
+    "code": ("code", "代码"), "und": ("no letters", "无文字"), "latin": ("latin", "字母文字（latin）"),
+    "chinese": ("chinese", "中文（chinese）"), "other": ("other", "其他文字（other）"), "share": ("share of text read", "占读入文本比例"), "of_documents": ("of documents", "占文档比例"),
     "kept_share": ("documents kept", "文档保留率"), "most": ("most frequent reasons", "主要丢弃原因"),
     "drops": ("What was dropped, and why", "丢弃内容与原因"), "edits": ("What was edited", "修改内容"),
     "reason": ("reason", "原因"), "rule_name": ("rule", "规则"), "count": ("count", "数量"), "examples": ("examples", "示例"),
@@ -63,8 +64,34 @@ REASONS_ZH = {
     "max_top_4": "单个四元组占比过高", **{f"max_repeated_{n}": f"重复的 {n} 元组占比过高" for n in range(5, 11)},
 }  # fmt: skip
 
+UNREADABLE = {  # rows that are no document
+    "not UTF-8": ("bytes that are no UTF-8", "不是有效的 UTF-8"), "not text": ("NUL bytes: a binary file or UTF-16", "含 NUL 字节：二进制文件或 UTF-16"),
+    "empty text": ("nothing but white space", "空白文本"), "empty file": ("no row in it", "文件为空"),
+    "not valid JSON": ("broken, too deep or cut off", "JSON 损坏、嵌套过深或被截断"), "not an object": ("JSON, but no {...}", "JSON 不是对象"),
+    "not valid CSV": ("quotes that do not close and the like", "CSV 格式错误"), "wrong number of fields": ("not as many as the head names", "字段数与表头不符"),
+    "line too long": ("data.max_line_bytes", "单行过长（data.max_line_bytes）"), "missing field": ("a field that the config names", "缺少配置指定的字段"),
+    "missing group": ("group_field: the row has none", "缺少分组字段"), "missing label": ("label_field: the row has none", "缺少标签字段"),
+    "wrong type": ("a field is no text", "字段类型不符"), "lone surrogate": ("half of a character", "孤立的代理码位"),
+    "mixed forms": ("rows of another kind than the first", "与首行形式不同"), "too few choices": ("less than two", "选项不足"),
+    "equal choices": ("two that are the same", "选项重复"), "answer out of range": ("no such choice", "答案超出范围"),
+    "answer of two meanings": ("a number and a text that fit different choices", "答案有歧义"), "nothing to learn": ("no turn of the assistant", "没有可学习的助手回复"),
+    "unknown role": ("a role that no template knows", "未知角色"), "no messages": ("a conversation without any", "对话为空"),
+    "empty message": ("one that says nothing", "消息为空"), "starts with assistant": ("before anybody asked", "对话以助手开头"),
+    "tool without call": ("an answer of a tool that nobody called", "工具回复没有对应调用"), "two turns in a row": ("of the same role", "同一角色连续发言"),
+    "nested too deep": ("what a tool was given or said", "工具参数嵌套过深"), "no character": ("a code that stands for none", "无效字符"),
+    "refused by the chat template": ("the template raises an error", "对话模板报错"), "not an Example": ("no tf.train.Example", "不是 tf.train.Example"),
+    "wrong checksum": ("the file is damaged", "校验和不符：文件损坏"), "not valid Python": ("does not parse", "无法解析的 Python"),
+    "not HTML": ("an image, an archive or a PDF", "图像、压缩包或 PDF"), "unknown encoding": ("no encoding reads it", "无法识别编码"),
+    "page too long": ("more than a page may have", "网页过长"), "page too deep": ("elements nested too deep", "元素嵌套过深"),
+    "page too complex": ("takes too long to read", "解析耗时或占用过大"), "page cut short": ("its end is missing", "网页不完整"),
+    "bad WARC record": ("a damaged head or length", "WARC 记录损坏"), "digest mismatch": ("the archive is damaged", "摘要不符：归档损坏"),
+    "segmented record": ("one part of several", "分段记录"), "not HTML or text": ("no page", "不是网页或文本"),
+    "HTTP status is not 200": ("an error page", "HTTP 状态不是 200"), "bad Content-Encoding": ("cannot be unpacked", "内容编码无法解码"),
+}  # fmt: skip
+
 MEANINGS: dict[str, tuple[str, str]] = {
     **{bound.name: (bound.what, REASONS_ZH[bound.name]) for bound in BOUNDS},
+    **UNREADABLE,
     "mojibake": ("characters that were lost (U+FFFD, 锟斤拷)", "字符已损坏（U+FFFD、锟斤拷）"),
     "too short": ("clean.min_chars, or nothing is left", "短于 clean.min_chars 或清洗后为空"), "too long": ("clean.max_chars", "长于 clean.max_chars"),
     "bad_words": ("clean.bad_words", "含禁用词"), "language": ("clean.keep_languages", "不在保留语言之列"),
@@ -79,5 +106,5 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "boilerplate": ("menus and notices", "去除导航与声明"), "simplified": ("traditional to simplified", "繁体转简体"),
     "secrets": ("keys, tokens, passwords", "密钥、令牌、口令"), "pii_email": ("e-mail addresses", "电子邮箱"), "pii_phone": ("phone numbers", "电话号码"),
     "pii_id": ("Chinese ID numbers", "身份证号"), "pii_card": ("bank cards", "银行卡号"), "pii_ip": ("IP addresses", "IP 地址"),
-    "pii_plate": ("licence plates", "车牌号"), "pii_ssn": ("US social security numbers", "美国社会安全号"),
+    "pii_plate": ("licence plates", "车牌号"), "pii_ssn": ("US social security numbers", "美国社会安全号"), "pii_name": ("names of people", "人名"),
 }  # fmt: skip

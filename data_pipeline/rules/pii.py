@@ -16,14 +16,15 @@ from collections.abc import Collection
 from functools import partial
 from itertools import count
 
+from data_pipeline.config import DEFAULT_PII_KINDS as DEFAULT_KINDS
 from data_pipeline.config import PII_KINDS as KINDS
 from data_pipeline.config import PII_WAYS as WAYS
 from data_pipeline.rules.pii_addresses import find_emails, find_ipv6, find_plates
 from data_pipeline.rules.pii_cipher import encrypt_value
+from data_pipeline.rules.pii_names import find_names
 from data_pipeline.rules.pii_numbers import Found, find_numbers
 from data_pipeline.rules.pii_surrogate import is_surrogate, surrogate
 
-DEFAULT_KINDS = KINDS[:-1]  # nine digits in groups are too often something else where no Americans are
 ENCRYPTED = re.compile("<(?:" + "|".join(KINDS).upper() + "):[A-Za-z0-9_-]+>")
 MAX_ROUNDS = 8
 
@@ -44,6 +45,8 @@ def find_pii(text: str, kinds: Collection[str] = DEFAULT_KINDS) -> list[Found]:
     found += find_numbers(text, kinds)
     if "plate" in kinds:
         found += find_plates(text)
+    if "name" in kinds:
+        found += find_names(text)
     if not found:
         return []
     taken = [match.span() for match in ENCRYPTED.finditer(text)] if "<" in text else []

@@ -3,6 +3,7 @@
 A surrogate keeps the form and lies where no real value lies and `find_pii` does not look: phones and cards begin as none
 does, IDs name no region, plates use a letter that plates do not. E-mail and IP addresses have no such place that is not
 looked at too, so theirs carry check characters: one in 65,000 others is taken for a surrogate, of IPv4 one in 4,000.
+Names in letters are made of syllables that no name is, Chinese ones get a surname that `find_pii` does not look for.
 """
 
 from __future__ import annotations
@@ -14,14 +15,23 @@ import re
 from datetime import date, timedelta
 
 from data_pipeline.rules.pii_addresses import PROVINCES
+from data_pipeline.rules.pii_name_words import (
+    COMPOUND,
+    HEADS,
+    MIDDLES,
+    OTHER_COMPOUND,
+    OTHER_GIVEN,
+    OTHER_SURNAMES,
+    TAILS,
+)
+from data_pipeline.rules.pii_names import NAME_WORD, PARTICLES
 from data_pipeline.rules.pii_numbers import COUNTRY, ID_WEIGHTS, NORMAL, digits_of, luhn
 
 SYLLABLES = [c + v for c in "bdfgklmnprstvwxz" for v in "aeio"]  # 64: six bits each
 EMAIL_LENGTH, EMAIL_CHECK = 6, 3  # syllables: 36 bits of the value, then 18 of check
 DOMAINS = ("example.com", "example.net", "example.org")  # RFC 2606
 SURROGATE_EMAIL = re.compile(r"((?:[b-z][a-z]){3}\.(?:[b-z][a-z]){3})((?:[b-z][a-z]){3})@example\.(?:com|net|org)")
-
-
+SURROGATE_WORD = re.compile(f"(?:{'|'.join(HEADS)})(?:{'|'.join(MIDDLES)})(?:{'|'.join(TAILS)})")
 MOBILE = re.compile(r"(?:\(?(?:\+|00)?86\)?[ -]?)?1[3-9][0-9]")
 
 
@@ -143,14 +153,40 @@ def _plate(value: str, key: bytes) -> str:
     )
 
 
-MAKERS = {"email": _email, "phone": _phone, "id": _id, "card": _card, "ip": _ip, "plate": _plate, "ssn": _ssn}
+def _name(value: str, key: bytes) -> str:
+    """Word by word, surname and given name each by itself, so that Dr. Smith and Mary Smith, 王先生 and 王小明 stay who they are."""
+    if value[0] < "\u0250":
+        return NAME_WORD.sub(lambda word: _name_word(word[0], key), value)
+    size = 2 if value[:2] in COMPOUND else 1
+    surnames = OTHER_COMPOUND if size == 2 else OTHER_SURNAMES
+    surname = surnames[Draw("name", value[:size], key).below(len(surnames))]
+    draw = Draw("name", value[size:], key)
+    return surname + "".join(OTHER_GIVEN[draw.below(len(OTHER_GIVEN))] for _ in value[size:])
+
+
+def _name_word(word: str, key: bytes) -> str:
+    draw = Draw("name", word.casefold(), key)
+    if word in PARTICLES:
+        return word
+    if word[1:] == ".":
+        return "ABCDEFGHJKLMNPRSTVW"[draw.below(19)] + "."
+    other = "".join(part[draw.below(len(part))] for part in (HEADS, MIDDLES, TAILS))
+    return other.upper() if word.isupper() else other.capitalize()
+
+
+MAKERS = {
+    "email": _email, "phone": _phone, "id": _id, "card": _card, "ip": _ip, "plate": _plate, "ssn": _ssn, "name": _name,
+}  # fmt: skip
 
 
 def is_surrogate(kind: str, value: str) -> bool:
-    """Whether the check characters say that `surrogate` wrote this e-mail or IP address, under whatever key."""
+    """Whether `surrogate` wrote this, under whatever key: by its check characters, or as a name in letters that nobody has."""
     if kind == "email":
         match = SURROGATE_EMAIL.fullmatch(value)
         return match is not None and match[2] == _email_check(match[1])
+    if kind == "name":
+        words = [word.casefold() for word in NAME_WORD.findall(value) if word[1:] != "." and word not in PARTICLES]
+        return bool(words) and all(map(SURROGATE_WORD.fullmatch, words))
     if kind != "ip":
         return False
     body, _, last = value.rpartition(":" if ":" in value else ".")

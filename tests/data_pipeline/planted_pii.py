@@ -13,6 +13,14 @@ ENGLISH = {
     "ip": ["The server {} is down.", "Login from {}", "IP address {}, blocked", "host={}"],
     "plate": ["The car {} was seen.", "Plate {}."],
     "ssn": ["SSN: {}", "Her social security number is {}."],
+    "name": [
+        "Mr. {} came.",
+        "My name is {}, hello.",
+        "Dear {}, thanks.",
+        "Contact: {}; he",
+        "(Dr {})",
+        "by Prof. {}'s hand",
+    ],
 }
 CHINESE = {
     "email": ["请联系{}谢谢", "邮箱：{}，", "邮箱{}或电话"],
@@ -22,6 +30,16 @@ CHINESE = {
     "ip": ["IP地址{}登录", "服务器{}宕机", "来自{}的请求", "攻击者{}已封禁"],
     "plate": ["车牌号{}的车", "车{}违章", "一辆{}，"],
     "ssn": ["社保号{}的人", "号码：{}。"],
+    "name": [
+        "请问{}老师在吗",
+        "联系{}女士。",
+        "我叫{}，",
+        "我是{}。",
+        "收件人：{} 13",
+        "联系人：{}电话",
+        "我叫{}来自上海",
+        "感谢{}经理",
+    ],
 }
 VERSIONS = [
     "version {}", "Version: {}", "v{}", "numpy {}", "numpy=={}", "requests>={}", "release {}", "build {}", "Firefox/{}",
@@ -164,14 +182,27 @@ def ssn(rng):
     return f"{rng.randint(1, 665):03}-{rng.randint(1, 99):02}-{rng.randint(1, 9999):04}"
 
 
-MAKERS = {"email": email, "phone": phone, "id": resident_id, "card": card, "ip": ip, "plate": plate, "ssn": ssn}
+def name(rng):
+    if rng.random() < 0.5:
+        surname = rng.choice([*"王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗", "欧阳", "司马"])
+        return surname + "".join(
+            rng.choice("芳伟娜敏静丽强磊军洋勇艳杰娟涛超秀霞") for _ in range(rng.choice([1, 2, 2]))
+        )
+    surname = rng.choice(["Smith", "O'Brien", "McDonald", "García-López", "van der Berg", "Zhang", "Müller", "SMITH"])
+    return f"{rng.choice(['John', 'Mary', 'Grace', 'David', 'Wei'])} {rng.choice(['', '', 'Q. ', 'Ann '])}{surname}"
+
+
+MAKERS = {
+    "email": email, "phone": phone, "id": resident_id, "card": card, "ip": ip, "plate": plate, "ssn": ssn, "name": name,
+}  # fmt: skip
 
 
 def plant(kind, seed):
     """Returns (text, start, end): a value of this kind in an English or a Chinese sentence among others."""
     rng = random.Random(f"{kind} {seed}")
     value = MAKERS[kind](rng)
-    sentences, filler = rng.choice([(ENGLISH, "The weather was fine that day. "), (CHINESE, "那天天气很好。")])
+    ways = [(ENGLISH, "The weather was fine that day. "), (CHINESE, "那天天气很好。")]
+    sentences, filler = rng.choice(ways if kind != "name" else ways[:1] if value[0].isascii() else ways[1:])
     before, after = rng.choice(sentences[kind]).split("{}")
     start = len(filler + before)
     return f"{filler}{before}{value}{after} {filler}", start, start + len(value)

@@ -63,6 +63,6 @@ def test_the_secret_is_asked_for_and_another_one_prepares_anew(config, tmp_path,
 
 def test_unknown_ways_and_kinds_are_named(config, corpus):
     with pytest.raises(ConfigError) as caught:
-        open_data(config(corpus, clean=CleanConfig(pii="hide", pii_kinds=("email", "name"))))
+        open_data(config(corpus, clean=CleanConfig(pii="hide", pii_kinds=("email", "names"))))
     assert "clean.pii: must be one of" in str(caught.value)
     assert "clean.pii_kinds: must be one of" in str(caught.value)

@@ -104,7 +104,29 @@ MIXED = st.lists(
     st.one_of(
         st.builds(lambda kind, seed: MAKERS[kind](random.Random(seed)), st.sampled_from(KINDS), st.integers(0, 10**6)),
         st.text("0123456789 .-()+:/@xXa电话号是，版v\n<>_京A·", max_size=12),
-        st.sampled_from(["tel", "+86", "0086", "ip ", "version ", "<EMAIL:", "卡号", "@qq.com", "转123", "１３８"]),
+        st.sampled_from(
+            [
+                "tel",
+                "+86",
+                "0086",
+                "ip ",
+                "version ",
+                "<EMAIL:",
+                "卡号",
+                "@qq.com",
+                "转123",
+                "１３８",
+                "Dr. ",
+                "Dear ",
+                ", ",
+                "先生",
+                "我叫",
+                "姓名：",
+                "王",
+                " Smith",
+                "Thanks,\n",
+            ]
+        ),
     ),
     max_size=8,
 ).map("".join)
@@ -138,7 +160,7 @@ def test_surrogates_keep_the_form_and_are_nobodys(kind):
         assert other == surrogate(kind, value, KEY)
         assert other != surrogate(kind, value, OTHER_KEY)
         assert find_pii(other, KINDS) == [], (value, other)
-        values.add(value)
+        values.add(value.casefold())
         surrogates.add(other)
         if kind in ("phone", "card", "ssn"):
             assert re.sub("[0-9]", "0", other) == re.sub("[0-9]", "0", value.translate(NORMAL))

@@ -1,5 +1,6 @@
 """Is every document accounted for, by language and rule, and does the page show it without showing what it must not?"""
 
+import ast
 import html
 import json
 import random
@@ -7,9 +8,11 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from data_pipeline import accounts
 from data_pipeline.batch import open_data
 from data_pipeline.config import CleanConfig, SourceConfig, TokenizerConfig
 from data_pipeline.documents import RULES, Documents
@@ -147,6 +150,44 @@ def test_the_page_is_whole_markup_in_both_languages(make):
     assert {node.get("href")[1:] for node in tree.iter("a")} <= ids
     assert all(english and chinese and english != chinese for english, chinese in [*WORDS.values(), *MEANINGS.values()])
     assert {bound.name for bound in BOUNDS} | set(RULES) <= set(MEANINGS)
+
+
+def test_the_numbers_of_the_page_are_those_of_the_manifest(make):
+    prepared = make("out")
+    manifest, page = prepared.manifest, (prepared.folder / "report.html").read_text("utf-8")
+    sections = dict(re.findall(r'<h2 id="(\w+)">(.*?)(?=<h2|<p class="soft"><span[^>]*>Every dropped)', page, re.S))
+
+    def number(text):
+        return int(text.replace(",", ""))
+
+    for name, total in (("lengths", "documents_in"), ("token_part", "documents_out")):
+        bars = [number(text.rpartition(": ")[2]) for text in re.findall("<title>(.*?)</title>", sections[name])]
+        assert sum(bars) == manifest[total]
+    gone = [number(text) for text in re.findall("−([0-9,]+)", sections["flow"])]
+    assert sum(gone) == sum(manifest["dropped"].values()) == manifest["documents_in"] - manifest["documents_out"]
+    counts = r"(?s)<tr><td><code>(\w[^<]*)</code>.*?<td class=r>([0-9,]+)</td>"
+    for name, total in (("drops", "dropped"), ("edits", "edited")):
+        assert {rule: number(count) for rule, count in re.findall(counts, sections[name])} == manifest[total]
+    private = {rule: number(count) for rule, count in re.findall(counts, sections["pii"])}
+    assert private == {
+        rule: n for rule, n in manifest["edited"].items() if rule == "secrets" or rule.startswith("pii_")
+    }
+    for split, found in manifest["splits"].items():
+        cells = f"<td class=r>{found['documents']:,}</td><td class=r>{found['tokens']:,}</td>"
+        assert re.search(f">{split}</span>.{{0,60}}</td>{cells}", sections["token_part"])
+
+
+def test_every_reason_for_an_unreadable_row_is_explained_in_both_languages():
+    reasons = set()
+    for text in (path.read_text("utf-8") for path in Path(accounts.__file__).parent.glob("*.py")):
+        tree = ast.parse(text if "Bad" in text else "")
+        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+        named = (
+            call.args[0] for call in calls if getattr(call.func, "id", "") in ("Bad", "BadConversation") and call.args
+        )
+        reasons |= {first.value for first in named if isinstance(first, ast.Constant)}
+    assert len(reasons) > 30
+    assert reasons - {"gone", "not writable"} <= set(MEANINGS)  # not of prepared data
 
 
 def test_who_is_to_be_cited_can_change_without_preparing_again(make, config, rows, tmp_path, quiet):
