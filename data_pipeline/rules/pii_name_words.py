@@ -1,10 +1,10 @@
 """Which words does the search for names of people go by?
 
-Given names of English: the hundred commonest of men and of women born in the United States in the last hundred years (Social
-Security Administration, works of the US government: public domain), their short forms and some that are common elsewhere.
-Chinese surnames: the hundred commonest as the Ministry of Public Security counts them, without 向, which is mostly "to", and
-others that are common. Words that begin or end with such a character: those of two characters in the dictionary of jieba 0.42
-(MIT licence, copyright 2013 Sun Junyi), and some more.
+Given names of English: names that were common in the United States in the last hundred years (statistics of the Social Security
+Administration, public domain), their short forms and some that are common elsewhere. Chinese surnames: the hundred or so commonest
+(statistics of the Ministry of Public Security), without 向, which is mostly "to". Both were written down by hand, not copied from a file
+of these statistics, so a common name may be missing. Words that begin or end with a surname's character: those of two characters in
+the dictionary of jieba 0.42 (MIT licence, copyright 2013 Sun Junyi), and some more.
 """
 
 GIVEN = frozenset(
