@@ -173,7 +173,7 @@ def main(argv: list[str]) -> None:
     found = score(loaded.model, loaded.params, pairs, loaded.mesh, progress=ticker.update)
     ticker.close()
     classes = find_classes(asked.rows, asked.names)
-    result, scores = accuracies(asked.rows, *np.split(found, 2), classes)
+    result, scores = accuracies(asked.rows, *np.split(found, 2), classes=classes)
     if flags["out"]:
         write_rows(flags["out"], asked.rows, asked.names, scores[flags["normalise"]])
     if classes:

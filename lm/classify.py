@@ -12,11 +12,11 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -28,6 +28,7 @@ from lm.calibration import fit_temperature, log_softmax
 from lm.config import UserError
 from lm.confusion_plot import plot_confusion
 from lm.decisions import Decision, tune_refusal, tune_threshold
+from lm.evaluate import read_classes
 from lm.hosts import is_main
 from lm.logger import Ticker, write_json
 from lm.model.transformer import Model
@@ -87,29 +88,14 @@ class Rule:
             ) from None
 
 
-Predictor = Callable[[Params, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
-
-
-def make_predictor(model: Model) -> Predictor:
-    """Returns a jitted (params, batch) -> logits [B, T, C] and labels [B, T], -1 where no text ends."""
-
-    @jax.jit
-    def predict(params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
-        labels_BT = jnp.where(batch["weights"] > 0, batch["targets"], -1)
-        return model.unembed(params[model.head_path], x_BTD), labels_BT
-
-    return predict
-
-
 def score(
     model: Model, params: Params, batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Scored:  # fmt: skip
     """Returns what the model says of every text in `batches`, row by row and place by place."""
-    predictor, found = make_predictor(model), []
+    predictor, found = jax.jit(partial(read_classes, model)), []
     for number, batch in enumerate(batches):
-        check_batch(batch, model.config.vocab_size, f"batch {number}", model.config.classes)
+        check_batch(batch, model.config, f"batch {number}")
         logits, labels = map(to_host, predictor(params, put_batch(batch, mesh, batch_size)))
         found.append((logits[labels >= 0], labels[labels >= 0]))
         progress((number + 1) * batch_size)

@@ -117,13 +117,13 @@ def open_test(
     journal.note(OPENED, opened)
     again = "" if len(opened) == 1 else " again, for a process died while it was open"
     say(f"opening the test split{again}; nothing is chosen after this")
-    size, model = whole_rows(job.config.train.eval_batch_size, job.mesh), parts.model.config
+    size = whole_rows(job.config.train.eval_batch_size, job.mesh)
     batches = job.data.eval_batches("test", size, local_rows(job.mesh, size))
     params = averaged_weights(outcome.state.params, outcome.state.opt_state)
-    found = evaluate(job.eval_step, params, batches, job.mesh, size, model.vocab_size, classes=model.classes)
+    found = evaluate(job.eval_step, params, batches, job.mesh, size, job.model)
     assert found is not None
     numbers = {f"eval/{key}": value for key, value in found.items()}
-    numbers |= judge(job, parts, outcome, "test", say)[0] if model.classes else {}
+    numbers |= judge(job, parts, outcome, "test", say)[0] if job.model.classes else {}
     finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
     test = {"value": metric_of(found), "opened_at": opened[0], "count": len(opened), **finite}
     journal.note(TESTED, test)
