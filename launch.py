@@ -7,18 +7,12 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from data_pipeline.schema import run_main, split_flags
 from lm.check import follow_data, read_config
 from lm.config import Config, ConfigError, UserError, changed_keys, to_json
 from lm.peers import FLAGS, Peers
-
-if TYPE_CHECKING:
-    from lm.parts import Parts
-    from lm.run import Outcome, Run
 
 USAGE = """
 usage: python launch.py --config=FILE [--workdir=DIR] [--plan [--topology=v5e:4x4]] [--config.KEY=VALUE ...]
@@ -81,34 +75,6 @@ def main(argv: list[str]) -> None:
     raise SystemExit(code)
 
 
-def judge(job: Run, parts: Parts, outcome: Outcome, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
-    """Scores the best classifier of a run on its validation split, beside baselines."""
-    from data_pipeline.labelled_texts import read_texts
-    from lm import classify
-    from lm.anchor import averaged_weights
-    from lm.hosts import is_main
-    from lm.run_folder import load_weights
-    from lm.sharding import local_rows, whole_rows
-
-    if not job.data.has_split("validation"):
-        return {}, ""
-    params, best = averaged_weights(outcome.state.params, outcome.state.opt_state), job.progress.best_step
-    if best not in (None, job.progress.step):
-        params = load_weights(str(job.workdir), best, "best", parts.state.params)
-    size = whole_rows(job.config.train.eval_batch_size, job.mesh)
-    batches = job.data.eval_batches("validation", size, local_rows(job.mesh, size))
-    scored = classify.score(parts.model, params, batches, job.mesh, size)
-    if not is_main():
-        return {}, ""
-    rule = classify.fit_rule(scored, job.config.data.labels, job.config.train.refusal)
-    rule.save(job.workdir)
-    data: Any = job.data
-    train, texts = (classify.Texts(*read_texts(data, name, classify.MOST_TEXTS)) for name in ("train", "validation"))
-    numbers, page = classify.report(job.workdir, "validation", scored, rule, train, texts, say)
-    say(f"\n{page}")
-    return {key if key.startswith("baseline/") else f"best/eval/{key}": value for key, value in numbers.items()}, page
-
-
 def plan(config: Config, workdir: Path, topology: str, name: str) -> int:
     """Says what a run would need, on the page and in plan.json; trains nothing."""
     from data_pipeline.batch import open_data
@@ -162,6 +128,7 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
     from data_pipeline.batch import open_data
     from lm import hosts
     from lm.build import make_run
+    from lm.classify import judge_run
     from lm.clock import Clock
     from lm.forgetting import open_remembered
     from lm.lease import Lease
@@ -213,9 +180,9 @@ def run(config: Config, workdir: Path, peers: Peers | None, began: float) -> int
             if not is_out_of_memory(error):
                 raise
             raise UserError(f"out of memory: {describe_shortage(error, parts)}") from None
-        judging = config.model.classes and outcome.status != "interrupted"
-        judged = judge(job, parts, outcome, say) if judging else ({}, "")
-        summary = finish(job, outcome, receipt, parts.treatment, *judged)
+        numbers, page = judge_run(job, parts, outcome, "validation", say) if config.model.classes else ({}, "")
+        numbers = {f"best/{key}" if key.startswith("eval/") else key: value for key, value in numbers.items()}
+        summary = finish(job, outcome, receipt, parts.treatment, numbers, page)
         job.logger.close()
     except BaseException as error:
         clock.note("exit", status=f"failed: {type(error).__name__}")

@@ -1,10 +1,13 @@
 """What does each way of fine-tuning forget, and what does it learn? A tiny model pretrained on code, tuned to English prose.
 
-    python -m benchmarks.forgetting --out=runs/forgetting
-
 Pretrains once (2 layers x 64 on bytes of two packages of the standard library), then tunes all weights on the pages in docs/ plainly at
 the pretraining's peak rate and at a tenth of it, with replay, with the pull to the start, with averaged weights, with adapters, and
-mixes the first with its start. The runs in --out are not made again. Two CPU cores: about 3 minutes. docs/forgetting.md has the table.
+mixes the first with its start. Runs that lie in --runs already are not made again. Two CPU cores: about 3 minutes. --quick: two ways,
+a smaller model, few steps. docs/forgetting.md has the table.
+
+    python benchmarks/forgetting.py [--out=FILE.jsonl] [--quick] [--runs=runs/forgetting] [--seed=0]
+
+example: python benchmarks/forgetting.py --runs=runs/forgetting-1 --seed=1
 """
 
 from __future__ import annotations
@@ -13,15 +16,20 @@ import contextlib
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from configs import base, smoke
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.turns import Table
+from configs import base, smoke
+from data_pipeline.schema import ConfigError, run_main, split_flags
+
+ROOT = Path(__file__).resolve().parent.parent
 PEAK = 3e-3
 WAYS: dict[str, dict[str, Any]] = {
     "plain, peak": {},
@@ -31,6 +39,15 @@ WAYS: dict[str, dict[str, Any]] = {
     "average 0.95": {"train.ema_decay": 0.95},
     "LoRA, rank 8": {"optim.train": "(('.*_lora_[ab]',True),('.*',False))", "lora.rank": 8},
 }
+QUICK = {
+    "model.layers": 1,
+    "model.dim": 16,
+    "model.heads": 2,
+    "model.mlp_dim": 16,
+    "train.steps": 6,
+    "train.eval_every": 2,
+}
+NUMBERS = ("eval/loss", "forget/change", "forget/change_stderr", "forget/kl")
 
 
 def get_config(name: str) -> ml_collections.ConfigDict:
@@ -90,48 +107,57 @@ def change_at(evals: Sequence[dict[str, Any]], loss: float, key: str = "forget/c
     return None
 
 
-def main(argv: Sequence[str]) -> None:
-    out = Path(
-        next((word.partition("=")[2] for word in argv if word.startswith("--out=")), "runs/forgetting")
-    ).resolve()
-    seed = next((word.partition("=")[2] for word in argv if word.startswith("--seed=")), "0")
-    out.mkdir(parents=True, exist_ok=True)
-    os.chdir(out)
+def main(argv: list[str]) -> None:
+    names = {"out": "", "quick": "false", "runs": "", "seed": "0"}
+    flags, extra = split_flags(argv, names, __doc__ or "")
+    if extra or not flags["seed"].isdigit():
+        raise ConfigError("--seed is a whole number, and there are no --config keys; see --help")
+    quick, seed = flags["quick"] == "true", flags["seed"]
+    ways = dict(itertools.islice(WAYS.items(), 2 if quick else None))
+    runs = Path(flags["runs"] or f"runs/forgetting{'-quick' * quick}").resolve()
+    out = str(Path(flags["out"]).resolve()) if flags["out"] else ""
+    runs.mkdir(parents=True, exist_ok=True)
+    os.chdir(runs)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "compiled")
-    train("pretrain", "pretrain", {})
+    fixed = QUICK if quick else {}
+    train("pretrain", "pretrain", fixed)
     found = {}
-    for way, keys in WAYS.items():
+    for way, keys in ways.items():
         name = f"{way.translate(str.maketrans({' ': '_', ',': None, '%': None, '/': None}))}_{seed}"
         seeds = {"data.seed": seed, "train.seed": seed}
-        found[way] = train("replay" if "data.replay" in keys else "tune", name, {**seeds, **keys})
+        found[way] = train("replay" if "data.replay" in keys else "tune", name, {**fixed, **seeds, **keys})
+    report(found, interpolate(f"plain_peak_{seed}", Path(f"mixed_{seed}")), int(seed), out)
+
+
+def report(found: dict[str, dict[str, Any]], mixes: list[dict[str, float]], seed: int, out: str) -> None:
+    """Prints the table of the ways and of the mixes, and adds its rows to `out`."""
     level = found["plain, peak / 10"]["best/eval/loss"]
-    print(
-        f"before: task {found['plain, peak']['start/eval/loss']:.3f}, remembered {found['plain, peak']['start/forget/loss']:.3f}"
-    )
-    print(
-        f"| way | task loss | forgotten | KL | forgotten when the task's loss was {level:.3f} |\n|---|---|---|---|---|"
-    )
+    plain = found["plain, peak"]
+    print(f"before: task {plain['start/eval/loss']:.3f}, remembered {plain['start/forget/loss']:.3f}\n")
+    last = f"forgotten when the task's loss was {level:.3f}"
+    table = Table("forgetting", ["way", "task loss", "forgotten", "KL", last], out)
+
+    def add(way: str, numbers: dict[str, float], then: float | None, shown: str) -> None:
+        loss, change, stderr, kl = (numbers[key] for key in NUMBERS)
+        row = {"way": way, "seed": seed, "level": level, "change_at_level": then, **{k: numbers[k] for k in NUMBERS}}
+        table.add(row, [way, f"{loss:.3f}", f"{change:+.3f} +- {stderr:.3f}", f"{kl:.3f}", shown])
+
     for way, run in found.items():
         then = change_at(run["evals"], level)
-        print(
-            f"| {way} | {run['best/eval/loss']:.3f} | {run['best/forget/change']:+.3f} +- {run['best/forget/change_stderr']:.3f} | "
-            f"{run['best/forget/kl']:.3f} | {'-' if then is None else f'{then:+.3f}'} |"
-        )
-    mixed = Path(f"mixed_{seed}")
-    if not (mixed / "interpolate.json").is_file():
-        from lm.interpolate import main as interpolate
+        add(way, {key: run[f"best/{key}"] for key in NUMBERS}, then, "-" if then is None else f"{then:+.3f}")
+    for mix in mixes:
+        add(f"{mix['share']:g} of plain, peak, the rest its start", mix, None, "")
 
-        words = [f"plain_peak_{seed}", f"--out={mixed}", "--shares=0.25,0.5,0.75", "--take=0.5"]
-        say_to(Path(f"{mixed}.log"), interpolate, words)
-    for row in json.loads((mixed / "interpolate.json").read_text())["rows"]:
-        name, change = (
-            f"{row['share']:g} of plain, peak",
-            f"{row['forget/change']:+.3f} +- {row['forget/change_stderr']:.3f}",
-        )
-        print(f"| {name}, the rest its start | {row['eval/loss']:.3f} | {change} | {row['forget/kl']:.3f} | |")
+
+def interpolate(run: str, mixed: Path) -> list[dict[str, float]]:
+    """Returns what lm.interpolate says of mixes of a run with its start, which are made where they are missing."""
+    from lm.interpolate import main as command
+
+    if not (mixed / "interpolate.json").is_file():
+        words = [run, f"--out={mixed}", "--shares=0.25,0.5,0.75", "--take=0.5"]
+        say_to(Path(f"{mixed}.log"), command, words)
+    return json.loads((mixed / "interpolate.json").read_text())["rows"]
 
 
 if __name__ == "__main__":
-    import sys
-
-    main(sys.argv[1:])
+    run_main(main)

@@ -4,8 +4,8 @@ From a file of rows {"text", "label"}, --classes of the classes are drawn a seed
 that. Test rows are balanced. Every way trains the same model on the same rows for the same steps; `gain` is the mean of what a way has more
 than plain training on the same seed, with the 95 % interval by Student's t. Rare recall is the mean over the rare classes.
 
-    python benchmarks/imbalance.py --data=FILE.jsonl [--source=RUN] [--classes=10] [--common=100] [--ratio=20] [--seeds=5] [--steps=150]
-                                   [--ways=plain,inverse,...] [--out=FILE.jsonl] [--config.KEY=VALUE ...]
+    python benchmarks/imbalance.py [--out=FILE.jsonl] [--quick] --data=FILE.jsonl [--source=RUN] [--classes=10] [--common=100]
+                                   [--ratio=20] [--seeds=5] [--steps=150] [--ways=plain,inverse weights,...] [--config.KEY=VALUE ...]
 
 --source starts from a run of ours or hf:FOLDER; without it from random weights. --quick: made-up texts, one seed, few steps.
 

@@ -1,16 +1,16 @@
 """Does the best rate of a narrow model stay the best of a wide one? Standard parametrisation beside muP (lm/mup.py).
 
-    python benchmarks/mup.py --path=FILE [--widths=64,256] [--rates=1e-3,2e-3,...] [--steps=150] [--out=FILE.json]
-
 Characters of one text, two layers, AdamW with a warm-up and a cosine; each width at each rate, from the same seed. One
-program a model: the rate is an argument of it. Prints the validation loss of each, and the best rate of a row.
+program a model: the rate is an argument of it. Prints the validation loss of each, and the best rate of a row. --quick: a text of ours,
+narrow models, few steps.
+
+    python benchmarks/mup.py [--out=FILE.jsonl] [--quick] --path=FILE [--widths=64,256] [--rates=1e-3,2e-3,...] [--steps=150]
 
 example: python benchmarks/mup.py --path=input.txt --widths=64,128,256
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax
 import jax.numpy as jnp
 
+from benchmarks.turns import Table
 from configs import base, models
 from data_pipeline.batch import open_data
 from data_pipeline.schema import from_mapping, run_main, split_flags
@@ -30,6 +31,7 @@ from lm.parts import make_parts, make_step_of
 from lm.sharding import local_rows, put_batch
 from lm.start import start_state
 
+ROOT = Path(__file__).resolve().parent.parent
 HEAD = 16  # heads grow in number
 
 
@@ -62,38 +64,32 @@ def losses_by_rate(config: Config, rates: list[float]) -> dict[float, float]:
             state, _ = step(state, batch, key, jnp.float32(rate))
         batches.close()
         held_out = data.eval_batches("validation", 128, local_rows(parts.mesh, 128))
-        vocab = parts.model.config.vocab_size
-        result = evaluate(eval_step, state.params, held_out, parts.mesh, 128, vocab, 256, lambda: False)
+        result = evaluate(eval_step, state.params, held_out, parts.mesh, 128, parts.model.config, 256)
         found[rate] = float("nan") if result is None else float(result["loss"])
         print(f"  {config.model.dim} base {config.model.base_dim} rate {rate:g}: {found[rate]:.3f}", file=sys.stderr)
     return found
 
 
 def main(argv: list[str]) -> None:
-    flags = {"path": "", "widths": "64,256", "rates": "1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2", "steps": "150", "out": ""}
-    flags, extra = split_flags(argv, flags, __doc__ or "")
+    flags = {"path": "", "widths": "64,256", "rates": "1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2", "steps": "150"}
+    flags, extra = split_flags(argv, {**flags, "out": "", "quick": "false"}, __doc__ or "")
+    if flags["quick"] == "true":
+        path = flags["path"] or str(ROOT / "docs/learning-rate.md")
+        flags |= {"path": path, "widths": "16,32", "rates": "1e-3,1e-2", "steps": "3"}
     if extra or not flags["path"]:
         raise ConfigError("name a text: python benchmarks/mup.py --path=input.txt; see --help")
     widths, rates = [int(w) for w in flags["widths"].split(",")], [float(r) for r in flags["rates"].split(",")]
-    began, rows = time.perf_counter(), []
+    began, table = time.perf_counter(), Table("mup", ["width", *(f"{r:g}" for r in rates), "best rate"], flags["out"])
     for base_dim in (0, widths[0]):
         for width in widths:
             if base_dim == width:
                 continue  # the standard one, bit for bit
-            config = make_config(flags["path"], width, base_dim, int(flags["steps"]))
-            losses = losses_by_rate(config, rates)
-            rows.append(
-                {"width": width, "base_dim": base_dim, "losses": losses, "best": min(losses, key=losses.__getitem__)}
-            )
-    print("| | " + " | ".join(f"{rate:g}" for rate in rates) + " | best rate |")
-    print("|---" * (len(rates) + 2) + "|")
-    for row in rows:
-        name = f"{row['width']}" + (f", muP from {row['base_dim']}" if row["base_dim"] else "")
-        cells = [f"**{loss:.3f}**" if rate == row["best"] else f"{loss:.3f}" for rate, loss in row["losses"].items()]
-        print(f"| {name} | {' | '.join(cells)} | {row['best']:g} |")
+            losses = losses_by_rate(make_config(flags["path"], width, base_dim, int(flags["steps"])), rates)
+            best = min(losses, key=losses.__getitem__)
+            cells = [f"**{loss:.3f}**" if rate == best else f"{loss:.3f}" for rate, loss in losses.items()]
+            row = {"width": width, "base_dim": base_dim, "losses": losses, "best": best}
+            table.add(row, [f"{width}{f', muP from {base_dim}' * bool(base_dim)}", *cells, f"{best:g}"])
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
-    if flags["out"]:
-        Path(flags["out"]).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lm.config import UserError
+from lm.config import ModelConfig, UserError
 
 # name -> meaning; every array is [B, T]: int32, but weights float32. A batch is a plain dict of these.
 BATCH_KEYS = {
@@ -38,10 +38,10 @@ class Data(Protocol):
     def summary(self, steps: int = 0) -> dict[str, Any]: ...
 
 
-def check_batch(batch: Batch, vocab_size: int, where: str, classes: int = 0) -> None:
-    """Raises UserError unless `batch` has the five arrays, of one shape, with every id in [0, vocab_size).
+def check_batch(batch: Batch, model: ModelConfig, where: str) -> None:
+    """Raises UserError unless `batch` has the five arrays, of one shape, with every id in the vocabulary of `model`.
 
-    Targets are numbers of `classes` where there are any.
+    Targets are numbers of its classes where there are any.
     """
     missing = [key for key in BATCH_KEYS if key not in batch]
     if missing:
@@ -50,8 +50,8 @@ def check_batch(batch: Batch, vocab_size: int, where: str, classes: int = 0) -> 
     for key in BATCH_KEYS:
         if batch[key].shape != shape:
             raise UserError(f"{where}: {key} has shape {batch[key].shape}, tokens have {shape}")
-    for key, limit in (("tokens", vocab_size), ("targets", classes or vocab_size)):
+    for key, limit in (("tokens", model.vocab_size), ("targets", model.outputs)):
         low, high = int(batch[key].min()), int(batch[key].max())
         if low < 0 or high >= limit:
-            bad, what = low if low < 0 else high, "classes" if key == "targets" and classes else "vocabulary"
+            bad, what = low if low < 0 else high, "classes" if key == "targets" and model.classes else "vocabulary"
             raise UserError(f"{where}: {key} holds id {bad}, outside the model's {what} of {limit}")

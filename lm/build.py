@@ -164,7 +164,7 @@ def make_run(
     peak, peak_source = peak_flops(config.train.peak_tflops)
     run = Run(
         config=config, workdir=workdir, mesh=parts.mesh, state=state, key=jax.random.key(config.train.seed),
-        data=data, data_state=data_state, vocab_size=parts.model.config.vocab_size, **programs(parts),
+        data=data, data_state=data_state, model=parts.model.config, **programs(parts),
         peak_flops=peak * parts.mesh.size, peak_source=peak_source,
         checkpoints=Checkpoints(workdir, config.train.keep_last, log), meta=run_meta, progress=progress,
         logger=Logger(workdir, is_main(), progress.history, step), lease=lease, clock=clock,

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 
 from lm.config import ConfigError, UserError
 from lm.likelihood import score
+from lm.score_report import format_report
+from lm.scores import Report, classification_report, count_confusion, score_confusion
 
 WAYS = ("none", "length", "bytes", "unconditional")
 
@@ -40,10 +43,46 @@ def summarise(scores: Sequence[np.ndarray], right: Sequence[int]) -> dict[str, f
     }
 
 
+@dataclass(frozen=True)
+class Classes:
+    """What the answers of all rows are, where they are the same ones."""
+
+    names: tuple[str, ...]
+    columns: np.ndarray  # [N, C]: which of its answers is each class, of each row
+
+    def of(self, answers: Sequence[int]) -> np.ndarray:
+        """Returns the classes [N] of one answer of each row."""
+        return (self.columns == np.asarray(answers)[:, None]).argmax(axis=1)
+
+    def f1(self, scores: Sequence[np.ndarray], right: Sequence[int]) -> dict[str, float]:
+        said = self.of([int(row.argmax()) for row in scores])
+        found = score_confusion(count_confusion(self.of(right), said, len(self.names)))
+        return {key: found[key] for key in ("macro_f1", "weighted_f1")}
+
+    def report(self, scores: Sequence[np.ndarray], right: Sequence[int]) -> Report:
+        """What lm/scores.py says of the rows, with the scores as logits."""
+        logits, said = np.take_along_axis(np.stack(scores), self.columns, 1), [int(row.argmax()) for row in scores]
+        return classification_report(logits, self.of(right), self.names, predictions=self.of(said))
+
+
+def find_classes(rows: Sequence[Any], names: Sequence[str]) -> Classes | None:
+    """Returns the classes: `names`, which the answers of each row are words for, or else answers that all rows have, in any order."""
+    if names:
+        return Classes(tuple(names), np.tile(np.arange(len(names)), (len(rows), 1)))
+    answers = [[answer.strip() for answer in row.answers] for row in rows]
+    same = sorted(answers[0])
+    if any(sorted(one) != same for one in answers):
+        return None
+    return Classes(tuple(same), np.array([[one.index(name) for name in same] for one in answers]))
+
+
 def accuracies(
-    rows: Sequence[Any], found: np.ndarray, priors: np.ndarray
+    rows: Sequence[Any], found: np.ndarray, priors: np.ndarray, classes: Classes | None = None
 ) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
-    """Returns what `summarise` says of each way to normalise, and the scores; `found`, `priors`: of all answers of all rows."""
+    """Returns what `summarise` says of each way to normalise, and the scores; `found`, `priors`: of all answers of all rows.
+
+    With `classes` also macro and weighted F1.
+    """
     ends = np.cumsum([len(row.pairs) for row in rows])[:-1]
     scores: dict[str, list[np.ndarray]] = {way: [] for way in WAYS}
     for row, sums, before in zip(rows, np.split(found, ends), np.split(priors, ends)):
@@ -52,10 +91,12 @@ def accuracies(
         for way in WAYS:
             scores[way].append(normalise(way, sums, tokens, sizes, before))
     right = [row.right for row in rows]
-    counts = np.bincount(right)
+    counts = np.bincount(classes.of(right) if classes else right)
     result: dict[str, Any] = {"rows": len(rows), "chance": float(np.mean([1 / len(row.answers) for row in rows]))}
     result["most_common"] = float(counts.max() / len(rows))  # always the same answer, the commonest
-    return result | {way: summarise(scores[way], right) for way in WAYS}, scores
+    for way in WAYS:
+        result[way] = summarise(scores[way], right) | (classes.f1(scores[way], right) if classes else {})
+    return result, scores
 
 
 def write_rows(path: str, rows: Sequence[Any], names: Sequence[str], scores: Sequence[np.ndarray]) -> None:
@@ -80,8 +121,9 @@ usage: python -m lm.choices --workdir=DIR [--file=FILE | --split=validation] [--
          [--normalise=none|length|bytes|unconditional] [--given=TEXT] [--end=auto|yes|no] [--seq_len=N] [--step=best|last|N]
 
 Scores every answer of multiple-choice rows, or with --labels the words of all classes, by its log-probability after the
-prompt, and prints the accuracy of each way to normalise with its standard error. Rows are those of the run's validation or test
-split, or of a file, read as the run's own are. With --config, another config says what the data are; they must use the run's tokenizer.
+prompt, and prints the accuracy of each way to normalise with its standard error; where all rows have the same answers also macro
+and weighted F1, and by the scores of --normalise the classes, worst first. Rows are those of the run's validation or test split, or of a
+file, read as the run's own are. With --config, another config says what the data are; they must use the run's tokenizer.
 
 --out: a JSON line a row, with the scores that --normalise gives. --given: what the prompt says for "unconditional", in place of all
 its fields (""; the begin token alone). --end: whether the end token is part of an answer; auto: of words for classes it is.
@@ -130,9 +172,15 @@ def main(argv: list[str]) -> None:
     ticker = Ticker("scoring answers", len(set(pairs)))
     found = score(loaded.model, loaded.params, pairs, loaded.mesh, progress=ticker.update)
     ticker.close()
-    result, scores = accuracies(asked.rows, *np.split(found, 2))
+    classes = find_classes(asked.rows, asked.names)
+    result, scores = accuracies(asked.rows, *np.split(found, 2), classes=classes)
     if flags["out"]:
         write_rows(flags["out"], asked.rows, asked.names, scores[flags["normalise"]])
+    if classes:
+        report = classes.report(scores[flags["normalise"]], [row.right for row in asked.rows])
+        log(format_report(report, f"Answers, {flags['file'] or flags['split']}, normalised by {flags['normalise']}"))
+        worst = sorted((c for c in report["per_class"] if c["support"]), key=lambda c: (c["recall"], -c["support"]))
+        result["recall"] = {c["class"]: c["recall"] for c in worst}
     about = {"workdir": flags["workdir"], "step": loaded.step, "of": flags["file"] or flags["split"]}
     more = {"left_out": asked.lost, "cut_prompts": asked.cut, "end": end}
     print(json.dumps({**about, **result, **more}))

@@ -11,27 +11,34 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from lm.anchor import averaged_weights
 from lm.baselines import baselines, majority_logits
 from lm.batch import check_batch
+from lm.build import Loaded, load_run
 from lm.calibration import fit_temperature, log_softmax
 from lm.config import UserError
 from lm.confusion_plot import plot_confusion
 from lm.decisions import Decision, tune_refusal, tune_threshold
+from lm.evaluate import read_classes
+from lm.hosts import is_main
 from lm.logger import Ticker, write_json
 from lm.model.transformer import Model
 from lm.params import Params, to_host
+from lm.parts import Parts
+from lm.run import Outcome, Run
+from lm.run_folder import load_weights
 from lm.score_report import format_baselines, format_report
 from lm.scores import Report, classification_report
-from lm.sharding import put_batch
+from lm.sharding import local_rows, put_batch, whole_rows
 
 DECISION = "decision.json"  # in a workdir
 CHIEF = ("accuracy", "macro_f1", "weighted_f1", "auroc", "nll", "ece", "temperature", "ece_after_temperature")
@@ -81,29 +88,14 @@ class Rule:
             ) from None
 
 
-Predictor = Callable[[Params, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
-
-
-def make_predictor(model: Model) -> Predictor:
-    """Returns a jitted (params, batch) -> logits [B, T, C] and labels [B, T], -1 where no text ends."""
-
-    @jax.jit
-    def predict(params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
-        labels_BT = jnp.where(batch["weights"] > 0, batch["targets"], -1)
-        return model.unembed(params[model.head_path], x_BTD), labels_BT
-
-    return predict
-
-
 def score(
     model: Model, params: Params, batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Scored:  # fmt: skip
     """Returns what the model says of every text in `batches`, row by row and place by place."""
-    predictor, found = make_predictor(model), []
+    predictor, found = jax.jit(partial(read_classes, model)), []
     for number, batch in enumerate(batches):
-        check_batch(batch, model.config.vocab_size, f"batch {number}", model.config.classes)
+        check_batch(batch, model.config, f"batch {number}")
         logits, labels = map(to_host, predictor(params, put_batch(batch, mesh, batch_size)))
         found.append((logits[labels >= 0], labels[labels >= 0]))
         progress((number + 1) * batch_size)
@@ -167,6 +159,47 @@ def report(
     return numbers, page
 
 
+def judge(
+    model: Loaded, data: Any, workdir: Path, split: str, batch_size: int, log: Callable[[str], None]
+) -> tuple[dict[str, float], str]:
+    """Scores a classifier on a split of its data beside baselines, by a rule fitted on the validation split, and keeps both.
+
+    Returns what `report` does, with `eval/` before the model's numbers; on other processes than the first nothing.
+    """
+    from data_pipeline.labelled_texts import read_texts
+
+    size, scored = whole_rows(batch_size, model.mesh), {}
+    for name in dict.fromkeys([split, "validation"]):
+        ticker = Ticker(f"reading {name}", data.summary()["rows"].get(name, 0), not is_main())
+        batches = data.eval_batches(name, size, local_rows(model.mesh, size))
+        scored[name] = score(model.model, model.params, batches, model.mesh, size, ticker.update)
+        ticker.close()
+    if not is_main():
+        return {}, ""
+    rule = fit_rule(scored["validation"], model.config.data.labels, model.config.train.refusal)
+    rule.save(workdir)
+    train, texts = (Texts(*read_texts(data, name, MOST_TEXTS)) for name in ("train", split))
+    numbers, page = report(workdir, split, scored[split], rule, train, texts, log)
+    return {key if key.startswith("baseline/") else f"eval/{key}": value for key, value in numbers.items()}, page
+
+
+def judge_run(
+    run: Run, parts: Parts, outcome: Outcome, split: str, log: Callable[[str], None]
+) -> tuple[dict[str, float], str]:
+    """Judges what has been trained, by its best weights; says nothing of a split that there is not, or while a run goes on."""
+    if outcome.status == "interrupted" or not run.data.has_split(split):
+        return {}, ""
+    state, best = outcome.state, run.progress.best_step
+    params = averaged_weights(state.params, state.opt_state)
+    if best not in (None, run.progress.step):
+        params = load_weights(str(run.workdir), best, "best", parts.state.params)
+    step, tokenizer_sha256 = best or run.progress.step, run.meta["tokenizer_sha256"]
+    model = Loaded(run.config, parts.model, params, run.mesh, step, tokenizer_sha256)
+    numbers, page = judge(model, run.data, run.workdir, split, run.config.train.eval_batch_size, log)
+    log(f"\n{page}")
+    return numbers, page
+
+
 USAGE = """
 usage: python -m lm.classify --workdir=DIR [--step=best|last|N] [--batch_size=32] [--refusal=CLASS]
                              (--split=test | --text="..." | --file=FILE.jsonl [--out=FILE.jsonl])
@@ -208,42 +241,31 @@ def main(argv: list[str]) -> None:
 
 def _score_split(flags: Mapping[str, str], size: int) -> None:
     from data_pipeline.batch import open_data
-    from data_pipeline.labelled_texts import read_texts
-    from lm import build
-    from lm.sharding import whole_rows
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    run = _load(build, flags, say)
+    run = _load(flags, say)
     data: Any = open_data(run.config.data, log=say)
     if data.tokenizer.sha256 != run.tokenizer_sha256:
         raise UserError(
             f"the tokenizer of the run's data is no longer the one that {flags['workdir']} was trained with"
         )
-    split, workdir = flags["split"], Path(flags["workdir"])
+    split = flags["split"]
     if not data.has_split(split):
         raise UserError(f"this run's data has no {split!r} split; see config.data.split")
     refusal = flags["refusal"] or run.config.train.refusal
     if refusal:
         data.classes.check_refusal(data.prepared, refusal)
-    size = whole_rows(size, run.mesh)
-    scored = {}
-    for name in dict.fromkeys([split, "validation"]):
-        ticker = Ticker(f"reading {name}", data.summary()["rows"][name])
-        batches = data.eval_batches(name, size, (0, size))
-        scored[name] = score(run.model, run.params, batches, run.mesh, size, ticker.update)
-        ticker.close()
-    rule = fit_rule(scored["validation"], run.config.data.labels, refusal)
-    rule.save(workdir)
-    train, texts = (Texts(*read_texts(data, name, MOST_TEXTS)) for name in ("train", split))
-    numbers, page = report(workdir, split, scored[split], rule, train, texts, say)
+    run = replace(run, config=replace(run.config, train=replace(run.config.train, refusal=refusal)))
+    numbers, page = judge(run, data, Path(flags["workdir"]), split, size, say)
+    numbers = {key.removeprefix("eval/"): value for key, value in numbers.items()}
     print(page, file=sys.stderr)
     print(json.dumps({"workdir": flags["workdir"], "step": run.step, "split": split, **numbers}))
 
 
-def _load(build: Any, flags: Mapping[str, str], say: Callable[[str], None]) -> Any:
-    run = build.load_run(flags["workdir"], flags["step"], say, any_task=True)
+def _load(flags: Mapping[str, str], say: Callable[[str], None]) -> Loaded:
+    run = load_run(flags["workdir"], flags["step"], say, any_task=True)
     if not run.config.model.classes:
         raise UserError(f"{flags['workdir']} is a language model, not a classifier; see configs/classify.py")
     return run
@@ -252,10 +274,8 @@ def _load(build: Any, flags: Mapping[str, str], say: Callable[[str], None]) -> A
 def _tell_texts(flags: Mapping[str, str], size: int) -> None:
     from data_pipeline.labelled_texts import batches_of, read_file
     from data_pipeline.tokenizer import load_tokenizer
-    from lm import build
-    from lm.sharding import whole_rows
 
-    run = _load(build, flags, lambda text: print(text, file=sys.stderr))
+    run = _load(flags, lambda text: print(text, file=sys.stderr))
     workdir = Path(flags["workdir"])
     rule = Rule.load(workdir, run.config.data.labels)
     if flags["refusal"]:

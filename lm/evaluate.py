@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lm.batch import check_batch
+from lm.config import ModelConfig
 from lm.decisions import macro_f1
 from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
 from lm.metrics import bits, perplexity
@@ -26,6 +27,15 @@ from lm.params import Params, to_host
 from lm.sharding import put_batch, row_shards, whole_rows
 
 EvalStep = Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
+
+
+def read_classes(
+    model: Model, params: Params, batch: Mapping[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Returns a classifier's logits [B, T, C], and the labels [B, T], -1 where no text ends."""
+    x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
+    labels_BT = jnp.where(batch["weights"] > 0, batch["targets"], -1)
+    return model.unembed(params[model.head_path], x_BTD), labels_BT
 
 
 def make_eval_step(model: Model, token_bytes: np.ndarray, chunk: int = 0) -> EvalStep:
@@ -39,15 +49,15 @@ def make_eval_step(model: Model, token_bytes: np.ndarray, chunk: int = 0) -> Eva
 
     @jax.jit
     def eval_step(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
         if model.config.classes:
-            logits_BTC, targets_BT = model.unembed(params[model.head_path], x_BTD), batch["targets"]
-            losses, predicted_BT = token_losses(logits_BTC, targets_BT), logits_BTC.argmax(-1)
-            losses |= {"correct": predicted_BT == targets_BT, "bytes": jnp.zeros_like(losses["nll"])}
-            ends_BT = batch["weights"] > 0  # each text counts once, whatever its class weighs in training
-            labels_BT = jnp.where(ends_BT, targets_BT, -1)
-            sums = sum_losses(losses, ends_BT.astype(jnp.float32), axis=1)
-            return sums | {"labels": labels_BT, "predicted": predicted_BT}
+            logits_BTC, labels_BT = read_classes(model, params, batch)
+            losses, predicted_BT = token_losses(logits_BTC, batch["targets"]), logits_BTC.argmax(-1)
+            losses |= {"correct": predicted_BT == labels_BT, "bytes": jnp.zeros_like(losses["nll"])}
+            ends_BT = (labels_BT >= 0).astype(
+                jnp.float32
+            )  # each text counts once, whatever its class weighs in training
+            return sum_losses(losses, ends_BT, axis=1) | {"labels": labels_BT, "predicted": predicted_BT}
+        x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
 
         def sum_piece(head: jax.Array, x_BTD: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
             logits_BTV, targets_BT = model.unembed(head, x_BTD), batch["targets"]
@@ -68,8 +78,8 @@ def make_eval_step(model: Model, token_bytes: np.ndarray, chunk: int = 0) -> Eva
 
 def sum_rows(
     sums_of: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]], keys: Sequence[str],
-    batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, batch_size: int, vocab_size: int, max_rows: int = 0,
-    stopped: Callable[[], bool] = lambda: False, progress: Callable[[int], None] = lambda done: None, classes: int = 0,
+    batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, batch_size: int, model: ModelConfig, max_rows: int = 0,
+    stopped: Callable[[], bool] = lambda: False, progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray | None:  # fmt: skip
     """Returns the sums `keys` of all rows (or the first `max_rows`) that have a target, [rows, keys] in float64.
 
@@ -81,7 +91,7 @@ def sum_rows(
             break
         if stopped():
             return None
-        check_batch(batch, vocab_size, f"evaluation batch {number}", classes)
+        check_batch(batch, model, f"evaluation batch {number}")
         sums = sums_of(put_batch(batch, mesh, batch_size))
         part = np.stack([to_host(sums[key]) for key in keys], axis=1)
         rows.append(part.astype(np.float64))
@@ -94,32 +104,30 @@ def sum_rows(
 
 def evaluate(
     eval_step: EvalStep, params: Params, batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, batch_size: int,
-    vocab_size: int, max_rows: int = 0, stopped: Callable[[], bool] = lambda: False,
-    progress: Callable[[int], None] = lambda done: None, classes: int = 0,
+    model: ModelConfig, max_rows: int = 0, stopped: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, float] | None:  # fmt: skip
     """Evaluates all batches (or the first `max_rows` rows); returns metrics, or None if `stopped()` said so.
 
-    loss is in nats a token; loss_stderr its standard error, taking rows as independent (ratio estimator). Of a classifier,
-    whose number of `classes` is given, loss is in nats a text, and macro_f1 and the number of texts stand beside it.
+    loss is in nats a token; loss_stderr its standard error, taking rows as independent (ratio estimator). Of a classifier
+    loss is in nats a text, and macro_f1 and the number of texts stand beside it.
     """
     told: list[tuple[np.ndarray, np.ndarray]] = []
 
     def sums_of(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
         sums = eval_step(params, batch)
-        if classes:
+        if model.classes:
             told.append((to_host(sums["labels"]), to_host(sums["predicted"])))
         return sums
 
-    table = sum_rows(
-        sums_of, ("nll", "correct", "bytes", "weight"), batches, mesh, batch_size, vocab_size, max_rows, stopped, progress,
-        classes,
-    )  # fmt: skip
+    keys = ("nll", "correct", "bytes", "weight")
+    table = sum_rows(sums_of, keys, batches, mesh, batch_size, model, max_rows, stopped, progress)
     if table is None:
         return None
     result = summarise(table)
-    if classes and told:
+    if told:
         labels, predicted = (np.concatenate(arrays)[: max_rows or None] for arrays in zip(*told))
-        result["macro_f1"] = macro_f1(labels[labels >= 0], predicted[labels >= 0], classes)
+        result["macro_f1"] = macro_f1(labels[labels >= 0], predicted[labels >= 0], model.classes)
         result["texts"] = result.pop("tokens")
         for key in ("bits_per_byte", "perplexity"):
             result.pop(key, None)
@@ -205,10 +213,8 @@ def main(argv: list[str]) -> None:
     ticker = Ticker(f"evaluating {split}", data.summary()["rows"][split])
     step = make_eval_step(loaded.model, data.tokenizer.token_bytes(), config.train.loss_chunk)
     batches: Any = data.eval_batches(split, size, (0, size))
-    result = evaluate(
-        step, loaded.params, batches, loaded.mesh, size, loaded.model.config.vocab_size, progress=ticker.update,
-        classes=loaded.model.config.classes,
-    )  # fmt: skip
+    model = loaded.model.config
+    result = evaluate(step, loaded.params, batches, loaded.mesh, size, model, progress=ticker.update)
     ticker.close()
     print(json.dumps({"workdir": flags["workdir"], "step": loaded.step, "split": split, **(result or {})}))
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from data_pipeline.config import AugmentConfig, DataConfig, SplitConfig, TokenizerConfig
 from lm.checkpoint import find_step, read_meta
-from lm.config import Config, TrainConfig, UserError, from_mapping
+from lm.config import Config, ModelConfig, TrainConfig, UserError, from_mapping
 from lm.evaluate import mean_and_stderr, sum_rows
 from lm.hf.source import is_foreign
 from lm.losses import Sums, count_pieces, sum_in_pieces, sum_losses, token_losses
@@ -51,7 +51,7 @@ class Meter:
     step: CompareStep
     mesh: Mesh
     batch_size: int  # rows
-    vocab_size: int
+    model: ModelConfig
     max_rows: int  # 0: all
 
 
@@ -91,7 +91,7 @@ def make_compare_step(model: Model, chunk: int = 0) -> CompareStep:
 def make_meter(text: Remembered, model: Model, mesh: Mesh, train: TrainConfig) -> Meter:
     size = whole_rows(train.eval_batch_size, mesh)
     step = make_compare_step(model, train.loss_chunk)
-    return Meter(text, step, mesh, size, model.config.vocab_size, train.remember_rows)
+    return Meter(text, step, mesh, size, model.config, train.remember_rows)
 
 
 def measure(
@@ -100,7 +100,7 @@ def measure(
     """Returns loss, start_loss, change, change_stderr and kl (nats a token) and tokens; None if `stopped()` said so."""
     batches = meter.text.data.eval_batches(meter.text.split, meter.batch_size, local_rows(meter.mesh, meter.batch_size))
     table = sum_rows(
-        lambda batch: meter.step(params, start, batch), SUMS, batches, meter.mesh, meter.batch_size, meter.vocab_size,
+        lambda batch: meter.step(params, start, batch), SUMS, batches, meter.mesh, meter.batch_size, meter.model,
         meter.max_rows, stopped,
     )  # fmt: skip
     if table is None:

@@ -92,11 +92,11 @@ def measure_mixes(
     """Returns of each share of per-layer `tuned` what it comes to on both texts; `grouped` are the model's paths and shardings."""
     put = jax.jit(lambda leaves: join_stacks(leaves, list(grouped)), out_shardings=dict(grouped))
     mixing, first, rows = jax.jit(mix, static_argnums=2), put(start), []
-    size, vocab_size = meter.batch_size, meter.vocab_size
+    size = meter.batch_size
     for share in shares:
         weights = put(mixing(start, tuned, share))
         batches = data.eval_batches("validation", size, (0, size))
-        result = evaluate(step, weights, batches, meter.mesh, size, vocab_size, train.eval_rows)
+        result = evaluate(step, weights, batches, meter.mesh, size, meter.model, train.eval_rows)
         forgotten = measure(meter, weights, first)
         assert result is not None
         assert forgotten is not None
@@ -136,23 +136,12 @@ def main(argv: list[str]) -> None:
     flags, extra = split_flags([word for word in argv if word.startswith("-")], names, USAGE)
     if len(words) != 1 or extra or not flags["out"]:
         raise ConfigError("name a run and where to write: python -m lm.interpolate WORKDIR --out=DIR; see --help")
-    shares = read_shares(flags["shares"])
-    taken = read_shares(flags["take"])[0] if flags["take"] else None
-    shares = sorted({*shares, *(() if taken is None else (taken,))})
+    shares, taken = which_shares(flags)
     claim_folder(flags["out"])
     source = words[0]
     loaded = build.load_run(source, flags["step"], say)
-    config = loaded.config
-    place = flags["with"] or config.init.source
-    if not place:
-        raise UserError(f"{source} began from random weights: name what to mix it with, as --with=runs/pretrain")
-    remember = flags["remember"] or config.train.remember or "pretraining"
-    stop_on = config.train.stop_on if config.train.stop_on != "loss" else "loss+change"
-    train = replace(config.train, remember=remember, stop_on=stop_on)
-    config = replace(plain_config(config, loaded.mesh), train=train, init=replace(config.init, source=place))
-    if place != loaded.config.init.source:
-        config = replace(config, init=replace(config.init, step="best", fresh=()))
-    data = open_data(config.data, log=say)
+    config = mixing_config(loaded.config, loaded.mesh, flags, source)
+    place, data = config.init.source, open_data(config.data, log=say)
     if not data.has_split("validation"):
         raise UserError(f"the data of {source} have no validation split to evaluate on")
     text = open_remembered(config, loaded.tokenizer_sha256, open_data, say)
@@ -168,21 +157,47 @@ def main(argv: list[str]) -> None:
         start = merge(split_stacks(begun.params), begun.model.config.adapters)[0]
     check_same_model(start, tuned, (place, source))
 
-    meter = make_meter(text, parts.model, parts.mesh, train)
-    step = make_eval_step(parts.model, data.tokenizer.token_bytes(), train.loss_chunk)
+    meter = make_meter(text, parts.model, parts.mesh, config.train)
+    step = make_eval_step(parts.model, data.tokenizer.token_bytes(), config.train.loss_chunk)
     grouped = {path: leaf.sharding for path, leaf in parts.state.params.items()}
-    rows = measure_mixes(start, tuned, shares, grouped, step, meter, data, train, say)
-    best = choose(rows, train)["share"] if taken is None else taken
+    rows = measure_mixes(start, tuned, shares, grouped, step, meter, data, config.train, say)
+    best = choose(rows, config.train)["share"] if taken is None else taken
     meta = {**read_meta(source, loaded.step), "start": f"{best:g} of {source} mixed with {1 - best:g} of {place}"}
-    plain = replace(config, mesh=loaded.config.mesh, init=loaded.config.init, train=loaded.config.train)
+    run = loaded.config
+    plain = replace(config, mesh=run.mesh, init=run.init, train=run.train)
     write_run(flags["out"], source, plain, mix(start, tuned, best), meta, loaded.step)
-    folder = Path(flags["out"])
-    write_json(folder / "interpolate.json", {"run": source, "start": place, "taken": best, "rows": rows})
-    plot_mixes(folder / "interpolate.png", rows, best)
-    print(make_table(rows, best))
+    report(Path(flags["out"]), {"run": source, "start": place, "taken": best, "rows": rows})
     if taken is None and best == 0:
         say("by this criterion the start itself is best: lower train.forget_weight of the run, or --take a share")
-    print(json.dumps({"workdir": flags["out"], **next(row for row in rows if row["share"] == best)}))
+
+
+def which_shares(flags: Mapping[str, str]) -> tuple[list[float], float | None]:
+    """Returns the shares to evaluate, and the one to take where --take names it."""
+    shares, taken = read_shares(flags["shares"]), read_shares(flags["take"])[0] if flags["take"] else None
+    return sorted({*shares, *(() if taken is None else (taken,))}), taken
+
+
+def mixing_config(config: Config, mesh: Any, flags: Mapping[str, str], run: str) -> Config:
+    """The config of a run as a plain model that starts from what it is mixed with, and that remembers something."""
+    place = flags["with"] or config.init.source
+    if not place:
+        raise UserError(f"{run} began from random weights: name what to mix it with, as --with=runs/pretrain")
+    remember = flags["remember"] or config.train.remember or "pretraining"
+    stop_on = config.train.stop_on if config.train.stop_on != "loss" else "loss+change"
+    train = replace(config.train, remember=remember, stop_on=stop_on)
+    init = replace(config.init, source=place)
+    if place != config.init.source:
+        init = replace(init, step="best", fresh=())
+    return replace(plain_config(config, mesh), train=train, init=init)
+
+
+def report(folder: Path, found: Mapping[str, Any]) -> None:
+    """Leaves interpolate.json and interpolate.png beside the mix, and prints the table and the row that was taken."""
+    rows, taken = found["rows"], found["taken"]
+    write_json(folder / "interpolate.json", dict(found))
+    plot_mixes(folder / "interpolate.png", rows, taken)
+    print(make_table(rows, taken))
+    print(json.dumps({"workdir": str(folder), **next(row for row in rows if row["share"] == taken)}))
 
 
 if __name__ == "__main__":

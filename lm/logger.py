@@ -316,7 +316,7 @@ would be. Weights: sha256 `{summary["params_sha256"]}`.
 |---|---|---|---|---|
 {splits}
 {credits}
-Data fingerprint `{summary["data_sha256"]}`. The test split is opened only by `python -m lm.evaluate --split=test`.
+Data fingerprint `{summary["data_sha256"]}`. Training does not open the test split.
 
 ## Configuration, where it differs from the defaults
 

@@ -67,7 +67,7 @@ def measure(
     try:
         for step in range(steps):
             batch = next(batches)
-            check_batch(batch, parts.model.config.vocab_size, f"batch of step {step}")
+            check_batch(batch, parts.model.config, f"batch of step {step}")
             arrays = put_batch(batch, parts.mesh, config.data.batch_size)
             state, metrics = parts.train_step(state, arrays, jax.random.key(config.train.seed))
             rates.append(float(to_host(metrics["lr"])))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from lm.batch import Data
 from lm.checkpoint import Checkpoints
 from lm.clock import Clock
-from lm.config import Config
+from lm.config import Config, ModelConfig
 from lm.evaluate import EvalStep
 from lm.forgetting import Meter
 from lm.lease import Lease
@@ -67,7 +67,7 @@ class Run:
     sample: Callable[[Any, str], str]  # (params, prompt) -> text
     data: Data
     data_state: bytes | None
-    vocab_size: int
+    model: ModelConfig  # with what the data decide filled in
     flops_per_token: float
     peak_flops: float  # of all devices together
     peak_source: str  # where that figure is from

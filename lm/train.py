@@ -99,7 +99,7 @@ class _Loop:
         run, progress, clock = self.run, self.run.progress, self.run.clock
         with clock.part("input"):
             batch = next(batches)
-            check_batch(batch, run.vocab_size, f"batch of step {progress.step}", run.config.model.classes)
+            check_batch(batch, run.model, f"batch of step {progress.step}")
         with clock.part("put"):
             arrays = put_batch(batch, run.mesh, self.batch_size)
         if self.memory.crowded:
@@ -213,10 +213,7 @@ class _Loop:
         batches = run.data.eval_batches("validation", size, local_rows(run.mesh, size))
         began = time.perf_counter()
         weights = averaged_weights(self.state.params, self.state.opt_state)
-        result = evaluate(
-            run.eval_step, weights, batches, run.mesh, size, run.vocab_size, config.eval_rows, stopped,
-            classes=run.config.model.classes,
-        )  # fmt: skip
+        result = evaluate(run.eval_step, weights, batches, run.mesh, size, run.model, config.eval_rows, stopped)
         start, forgotten = start_weights(self.state.opt_state), {}
         if result and run.meter and start is not None:
             forgotten = measure(run.meter, weights, start, stopped)

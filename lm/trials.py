@@ -100,14 +100,12 @@ class Trials:
         state = self.init(self.params)
         key, mask = jax.random.key(config.train.seed), make_mask(self.trained, moves)
         for number, batch in zip(range(steps), batches):
-            check_batch(batch, self.parts.model.config.vocab_size, f"batch of step {number}")
+            check_batch(batch, self.parts.model.config, f"batch of step {number}")
             state = self.step(state, put_batch(batch, mesh, config.data.batch_size), key, schedule(number), mask)
         return state.params
 
     def evaluate(self, params: Params, rows: Rows, size: int, max_rows: int = 0) -> dict[str, float]:
         """Returns loss, accuracy and the like on batches of `size` rows."""
-        vocab_size = self.parts.model.config.vocab_size
-        classes = self.parts.model.config.classes
-        found = evaluate(self.eval_step, params, rows, self.parts.mesh, size, vocab_size, max_rows, classes=classes)
+        found = evaluate(self.eval_step, params, rows, self.parts.mesh, size, self.parts.model.config, max_rows)
         assert found is not None
         return found

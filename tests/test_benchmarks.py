@@ -15,7 +15,10 @@ from benchmarks.turns import Side, SideFailed, alternate, median_row
 from data_pipeline.schema import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("step_time", "freeze", "finetune", "compile_time", "scaling", "input", "clean", "shards")
+PROGRAMS = (
+    "step_time", "freeze", "finetune", "compile_time", "scaling", "input", "clean", "shards", "sweep", "imbalance", "mup",
+    "forgetting",
+)  # fmt: skip
 needs_torch = pytest.mark.skipif(
     not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")), reason="needs the peers"
 )
@@ -66,10 +69,15 @@ def test_step_time_runs_without_tensorflow_and_adds_rows_to_a_file(no_tensorflow
         ("compile_time", (), 3),
         ("scaling", ("--devices=1,2",), 8),
         ("finetune", ("--sides=ours",), 2),
+        ("sweep", (), 3),
+        ("imbalance", (), 2),
+        ("mup", (), 3),
+        ("forgetting", ("--runs={}",), 5),
     ],
 )
 def test_the_others_run_without_tensorflow(program, flags, rows, no_tensorflow, tmp_path):
     out = tmp_path / "rows.jsonl"
+    flags = [flag.format(tmp_path / "runs") for flag in flags]
     done = run(program, "--quick", *flags, f"--out={out}", blocked=no_tensorflow)
     assert done.returncode == 0, done.stderr
     assert len(out.read_text().splitlines()) == rows

@@ -16,62 +16,30 @@ from data_pipeline.batch import open_data
 from lm.config import Config, from_mapping
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = """
-from configs import base
-
-def get_config():
-    c = base.get_config()
-    c.data.path = {corpus!r}
-    c.data.cache_dir = {cache!r}
-    c.data.tokenizer.kind = "bytes"
-    c.data.split.validation = 0.1
-    c.data.split.test = 0.1
-    c.data.seq_len = 32
-    c.data.batch_size = 8
-    c.data.augment.token_dropout = 0.05
-    c.model.layers = 4
-    c.model.dim = 16
-    c.model.heads = 2
-    c.model.dropout = 0.1
-    c.optim.peak_lr = 3e-3
-    c.optim.schedule = "plateau"
-    c.train.steps = 60
-    c.train.log_every = 7
-    c.train.eval_every = 10
-    c.train.save_every = 5
-    c.train.eval_batch_size = 16
-    c.train.sample_prompts = ("The ",)
-    c.train.sample_tokens = 8
-    return c
-"""
-# A config is Python: this one makes every batch late, so that there is time to kill, and something to see in the times.
-SLOW = """
-import time
-from lm import train
-check = train.check_batch
-
-def late(*words):
-    time.sleep(0.1)
-    check(*words)
-
-train.check_batch = late
+LINES = """
+c.data.split.test = 0.1
+c.data.augment.token_dropout = 0.05
+c.model.layers = 4
+c.optim.schedule = "plateau"
+c.train.log_every = 7
+c.train.sample_prompts = ("The ",)
+c.train.sample_tokens = 8
 """
 TIMES = ("tokens_per_sec", "mfu", "time/")  # how these keys begin
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, write_run_config):
     """A folder with a corpus, a config, and a finished run of it in `base`."""
     folder = tmp_path_factory.mktemp("launch")
     words = random.Random(0)
     english = ["the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "tree", "and", "then", "left", "home"]
     chinese = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
-    with open(folder / "corpus.jsonl", "w", encoding="utf-8") as file:
-        for i in range(300):
-            text = " ".join(words.choices(english, k=20)) if i % 3 else "".join(words.choices(chinese, k=20))
-            file.write(json.dumps({"text": f"{i}: {text}"}, ensure_ascii=False) + "\n")
-    config = CONFIG.format(corpus=str(folder / "corpus.jsonl"), cache=str(folder / "cache"))
-    (folder / "config.py").write_text(config)
+    texts = [
+        f"{i}: {' '.join(words.choices(english, k=20)) if i % 3 else ''.join(words.choices(chinese, k=20))}"
+        for i in range(300)
+    ]
+    write_run_config(folder, LINES, texts)
     done = launch(folder, "base")
     assert done.returncode == 0, done.stderr
     return folder
@@ -333,7 +301,6 @@ def until(process, start):
 @pytest.mark.slow  # a minute; tests/lm/test_profile.py and test_clock.py have the parts
 def test_a_profile_and_the_goodput_of_a_run_that_is_killed_and_stopped_within_it(place):
     """kill -9 at step 20 with a checkpoint at 10, SIGTERM at step 15, then to the end; steps 12 to 22 are to be traced."""
-    (place / "slow.py").write_text(SLOW + (place / "config.py").read_text())
     workdir, traces = place / "slow", lambda: sorted((place / "slow/profile").glob("plugins/profile/*/*.xplane.pb"))
     extra = ["--config.train.steps=30", "--config.train.log_every=1", "--config.train.save_every=10"]
     extra += ["--config.train.eval_every=0", "--config.optim.schedule=constant"]

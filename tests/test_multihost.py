@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -13,37 +12,22 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIG = """
-import sys
-from configs import base
+from lm.build import load_run
+from lm.checkpoint import read_meta
+from lm.params import split_stacks
+from lm.run_folder import write_run
 
-def get_config():
-    c = base.get_config()
-    c.data.path = {corpus!r}
-    c.data.cache_dir = {cache!r}
-    c.data.tokenizer.kind = "bytes"
-    c.data.split.validation = 0.1
-    c.data.seq_len = 32
-    c.data.batch_size = 8
-    c.data.augment.token_dropout = 0.05
-    c.model.layers = 2
-    c.model.dim = 16
-    c.model.heads = 2
-    c.model.dropout = 0.1
-    c.mesh.fsdp = 2
-    c.optim.peak_lr = 3e-3
-    c.optim.schedule = "constant"  # so that the length of a run changes no step
-    c.train.steps = 60
-    c.train.log_every = 1
-    c.train.eval_every = 10
-    c.train.save_every = 5
-    c.train.eval_batch_size = 16
-    c.train.sample_prompts = ()
-    return c
+ROOT = Path(__file__).resolve().parent.parent
+LINES = """
+c.data.augment.token_dropout = 0.05
+c.mesh.fsdp = 2
+c.optim.schedule = "constant"  # so that the length of a run changes no step
+c.train.log_every = 1
+c.train.sample_prompts = ()
 """
 # A config is Python: this one makes the step fail on process 1, as a bug or a broken host would.
 BROKEN = """
+import sys
 from lm import train
 step = train._Loop._step
 
@@ -59,16 +43,10 @@ TIMES = ("tokens_per_sec", "mfu", "time/")  # how these keys begin
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, write_run_config):
     """A folder with a corpus and a config."""
     folder = tmp_path_factory.mktemp("multihost")
-    words = random.Random(0)
-    english = ["the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "tree", "and", "then", "left", "home"]
-    with open(folder / "corpus.jsonl", "w") as file:
-        for i in range(200):
-            file.write(json.dumps({"text": f"{i}: {' '.join(words.choices(english, k=20))}"}) + "\n")
-    config = CONFIG.format(corpus=str(folder / "corpus.jsonl"), cache=str(folder / "cache"))
-    (folder / "config.py").write_text(config)
+    write_run_config(folder, LINES)
     return folder
 
 
@@ -184,6 +162,31 @@ def test_two_processes_are_bit_equal_to_two_devices(place, base):
     assert len(list((base / "profile").glob("plugins/profile/*/*.xplane.pb"))) == 1
     assert read(base / "summary.json")["time"]["starts"] == 1
     assert (place / "base.1.err").read_text() == ""
+
+
+@pytest.mark.slow  # it compiles the range test and the meter as well, twice
+def test_two_processes_find_a_rate_and_measure_what_is_forgotten_as_two_devices_do(place, base):
+    """The start does not say at what rate it was trained, so the range test runs on both processes, and the meter too."""
+    known = load_run(str(base), "last", print)
+    meta = {**read_meta(str(base), known.step), "peak_lr": None}
+    write_run(place / "silent", base, known.config, split_stacks(known.params), meta, known.step)
+    keys = [
+        f"--config.init.source={place / 'silent'}",
+        "--config.optim.peak_lr=auto",
+        "--config.train.remember=pretraining",
+    ]
+    keys += ["--config.train.stop_on=loss+kl", "--config.train.eval_at_start=True", "--config.train.steps=20"]
+    run = Group(place, "tuned", *keys)
+    assert run.wait(400) == [0, 0], run.errors()
+    alone(place, "tuned_alone", *keys, devices=2)
+    assert_bit_equal(place / "tuned", place / "tuned_alone")
+    ours, theirs = (read(place / name / "summary.json") for name in ("tuned", "tuned_alone"))
+    assert ours["peak_lr"] == theirs["peak_lr"]
+    assert (ours["start/forget/change"], ours["start/forget/kl"]) == (0, 0)
+    assert ours["forget/kl"] > 0
+    assert "a range test finds it before the first step" in run.out(0)
+    assert (place / "tuned/range_test.json").is_file()
+    assert "step" not in run.out(1)
 
 
 @pytest.mark.slow  # a minute and a half; two processes are compared above

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -13,61 +12,25 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = """
-from configs import base
+LINES = """
 from lm.config import unfreeze_gradually
 
-def get_config():
-    c = base.get_config()
-    c.data.path = {corpus!r}
-    c.data.cache_dir = {cache!r}
-    c.data.tokenizer.kind = "bytes"
-    c.data.split.validation = 0.1
-    c.data.seq_len = 32
-    c.data.batch_size = 8
-    c.model.layers = 3
-    c.model.dim = 16
-    c.model.heads = 2
-    c.model.scan = True
-    c.model.dropout = 0.1
-    c.optim.train = unfreeze_gradually(layers=3, every=10, blocks=3)
-    c.optim.layer_decay = 0.8
-    c.optim.peak_lr = 3e-3
-    c.optim.schedule = "plateau"
-    c.train.steps = 30
-    c.train.log_every = 5
-    c.train.eval_every = 10
-    c.train.save_every = 5
-    c.train.keep_last = 9
-    return c
+c.model.layers = 3
+c.model.scan = True
+c.optim.train = unfreeze_gradually(layers=3, every=10, blocks=3)
+c.optim.layer_decay = 0.8
+c.optim.schedule = "plateau"
+c.train.steps = 30
+c.train.log_every = 5
+c.train.keep_last = 9
 """
 TIMES = ("tokens_per_sec", "mfu", "time/")
-SLOW = """
-import time
-from lm import train
-check = train.check_batch
-
-def late(*words):
-    time.sleep(0.15)
-    check(*words)
-
-train.check_batch = late
-"""
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, write_run_config):
     folder = tmp_path_factory.mktemp("unfreezing")
-    words = random.Random(0)
-    with open(folder / "corpus.jsonl", "w") as file:
-        for i in range(200):
-            file.write(
-                json.dumps({"text": f"{i}: {' '.join(words.choices(['the', 'cat', 'sat', 'on', 'mats'], k=20))}"})
-                + "\n"
-            )
-    config = CONFIG.format(corpus=str(folder / "corpus.jsonl"), cache=str(folder / "cache"))
-    (folder / "config.py").write_text(config)
-    (folder / "slow.py").write_text(SLOW + config)
+    write_run_config(folder, LINES)
     done = launch(folder, "base")
     assert done.returncode == 0, done.stderr
     (folder / "said.txt").write_text(done.stdout)

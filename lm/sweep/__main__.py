@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
     import numpy as np
 
     from data_pipeline.batch import open_data
+    from lm.classify import judge_run
     from lm.evaluate import summarise
     from lm.memory import keep_memory
     from lm.sweep.conduct import Conductor
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> None:
     metric_of(known, sweep.metric)  # there is one of that name
     again = f"python -m lm.sweep {shlex.join(argv)}"
     said = lambda text: print(text, flush=True)  # noqa: E731
-    conductor = Conductor(config, sweep, int(flags["folds"]), Path(flags["workdir"]), open_data, said)
+    conductor = Conductor(config, sweep, int(flags["folds"]), Path(flags["workdir"]), open_data, judge_run, said)
     try:
         conductor.run(flags["side_by_side"], again)
     except KeyboardInterrupt:

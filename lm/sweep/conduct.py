@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.schema import flat_items
-from lm import build
 from lm.config import Config, ConfigError, to_json
-from lm.evaluate import make_eval_step
 from lm.logger import duration, write_json
 from lm.resume import RESUME_IGNORED
 from lm.sweep.fold_run import metric_of
@@ -18,7 +16,7 @@ from lm.sweep.journal import Journal
 from lm.sweep.program import fit
 from lm.sweep.report import draw, format_table, importances, page
 from lm.sweep.space import Sweep, with_keys
-from lm.sweep.winner import choose, make_row, open_test, refit
+from lm.sweep.winner import Judge, choose, make_row, refit
 from lm.sweep.work import Worker, values_of
 
 Log = Callable[[str], None]
@@ -38,8 +36,17 @@ def identity_of(config: Config, sweep: Sweep, folds: int, fingerprints: list[str
 class Conductor:
     """One process of a sweep."""
 
-    def __init__(self, config: Config, sweep: Sweep, folds: int, workdir: Path, opener: Opener, say: Log):
-        self.config, self.sweep, self.folds, self.workdir, self.say = config, sweep, folds, workdir, say
+    def __init__(
+        self, config: Config, sweep: Sweep, folds: int, workdir: Path, opener: Opener, judge: Judge, say: Log
+    ):  # fmt: skip
+        self.config, self.sweep, self.folds, self.workdir, self.judge, self.say = (
+            config,
+            sweep,
+            folds,
+            workdir,
+            judge,
+            say,
+        )
         self.opened = Folds(opener)
 
     def run(self, side_by_side: str, again: str) -> None:
@@ -107,10 +114,7 @@ class Conductor:
         data = self.opened.data(config.data)
         where = self.workdir / "winner"
         self.say(f"the winner is trial {winner['number']}; training it on all folds in {where}")
-        refit(config, data, where, self.say)
-        loaded = build.load_run(str(where), "last", self.say, any_task=True)
-        step = make_eval_step(loaded.model, data.tokenizer.token_bytes(), config.train.loss_chunk)
-        test = open_test(journal, loaded, step, data, lambda found: metric_of(found, sweep.metric), self.say)
+        test = refit(config, data, where, journal, lambda found: metric_of(found, sweep.metric), self.judge, self.say)
         seconds = [more["seconds"] for t in trials for key, more in t.attrs.items() if key.startswith("fold ")]
         summary: dict[str, Any] = {
             "workdir": str(self.workdir), "trials": rows, "winner": winner, "best": best, "folds": self.folds,

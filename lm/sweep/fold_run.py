@@ -72,10 +72,7 @@ def evaluate_all(program: Program, params: Params, data: Any, split: str, trials
     for trial in range(trials):
         batches = data.eval_batches(split, size, local_rows(parts.mesh, size))
         one = shared.of(trial) if shared else step
-        model = parts.model.config
-        found = evaluate(
-            one, params, batches, parts.mesh, size, model.vocab_size, config.eval_rows, classes=model.classes
-        )
+        found = evaluate(one, params, batches, parts.mesh, size, parts.model.config, config.eval_rows)
         assert found is not None
         results.append(found)
     return results
@@ -112,7 +109,7 @@ class _FoldRun:
         try:
             for step in range(config.steps):
                 batch = next(batches)
-                check_batch(batch, parts.model.config.vocab_size, f"batch of step {step}", parts.model.config.classes)
+                check_batch(batch, parts.model.config, f"batch of step {step}")
                 state, metrics = program.step(state, keys, dials, put_batch(batch, parts.mesh, size))
                 self.pending.append((step + 1, metrics))
                 last = step + 1 == config.steps

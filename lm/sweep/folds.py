@@ -41,6 +41,10 @@ def check_sweepable(config: Config, folds: int) -> None:
         )
     if config.train.remember:
         problems.append("config.train.remember: a sweep watches its folds alone; clear it")
+    if config.train.refusal:
+        problems.append(
+            "config.train.refusal: when to refuse is fitted on a validation split, which the refit has not; clear it"
+        )
     if any(not isinstance(value, bool) for _, value in config.optim.train):
         problems.append(
             "config.optim.train: the trials of a sweep train the same parameters from step 0 on; say True or False"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lm.score_report import format_baselines
 from lm.sweep.journal import Journal, Trial
 from lm.sweep.space import Range, Space, Sweep
 from lm.sweep.winner import Row
@@ -61,9 +63,20 @@ The winner is trial {winner["number"]} (best mean: trial {best["number"]}), by t
 Trained anew on everything that is not test (`winner/`), it has {sweep.metric} {test["value"]:.4f} on the test split, which was \
 opened once, after the choice, at {test["opened_at"]}.{again} Of many trials the best mean flatters: compare {short(winner["mean"])} \
 over the folds.
-
+{_beside_baselines(test)}
 {drawn}
 """
+
+
+def _beside_baselines(test: Mapping[str, Any]) -> str:
+    """The table of a classifier and what other rules reach on the same rows; "" of a language model."""
+    names = [key.split("/")[1] for key in test if re.fullmatch("baseline/.*/accuracy", key)]
+    rows = {
+        name: {key: test.get(name + key) for key in ("accuracy", "macro_f1", "auroc", "nll")}
+        for name in ("eval/", *(f"baseline/{name}/" for name in names))
+    }
+    model = rows.pop("eval/")
+    return f"\nOn the test split:\n\n{format_baselines(model, dict(zip(names, rows.values())))}" if names else ""
 
 
 def importances(journal: Journal, trials: Sequence[Trial], sweep: Sweep) -> dict[str, float]:

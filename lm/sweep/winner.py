@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from lm.anchor import averaged_weights
 from lm.build import make_run
 from lm.check import follow_data
 from lm.clock import Clock
 from lm.config import Config, UserError
-from lm.evaluate import EvalStep, evaluate
+from lm.evaluate import evaluate
 from lm.lease import Lease
+from lm.parts import Parts
+from lm.run import Outcome, Run
 from lm.sharding import local_rows, whole_rows
 from lm.summary import EVENTS, begin, check_workdir_config, finish, finished
 from lm.sweep.journal import Journal, Trial
@@ -30,6 +33,7 @@ OPENED = "lm:test_opened"  # when, in the study
 TESTED = "lm:test"  # what came of it
 Log = Callable[[str], None]
 Row = dict[str, Any]
+Judge = Callable[[Run, Parts, Outcome, str, Log], tuple[dict[str, float], str]]  # lm.classify.judge_run
 
 
 def make_row(trial: Trial, sweep: Sweep, folds: int) -> Row:
@@ -71,46 +75,56 @@ def choose(rows: Sequence[Row], sweep: Sweep) -> tuple[Row, Row]:
     return min(near, key=simple), best
 
 
-def refit(config: Config, data: Any, workdir: Path, say: Log) -> None:
-    """Trains the winner as `launch.py` would, in a workdir of its own, and leaves what a run leaves."""
+def refit(
+    config: Config, data: Any, workdir: Path, journal: Journal, metric_of: Callable[[Any], float], judge: Judge, say: Log
+) -> dict[str, Any]:  # fmt: skip
+    """Trains the winner as `launch.py` would, in a workdir of its own, opens the test split, and leaves what a run leaves.
+
+    Returns what `open_test` does; the winner's summary and run card have it too.
+    """
+    config = follow_data(config, data)
     check_workdir_config(workdir, config)
     lease, clock = Lease(workdir), Clock()
     try:
-        if finished(workdir, config, say):
-            return
-        config = follow_data(config, data)
+        known = journal.read(TESTED)
+        if known and finished(workdir, config, say):
+            return known
         clock.open(workdir / EVENTS)
         job, receipt, parts = make_run(config, data, workdir, lease, say, clock)
         begin(job, receipt)
         outcome = train(job)
-        finish(job, outcome, receipt, parts.treatment)
+        interrupted = outcome.status == "interrupted"
+        test = {} if interrupted else known or open_test(journal, job, parts, outcome, metric_of, judge, say)
+        numbers = {key.replace("eval/", "test/"): value for key, value in test.items() if "/" in key}
+        page = workdir / "classification-test.md"
+        finish(job, outcome, receipt, parts.treatment, numbers, page.read_text("utf-8") if page.is_file() else "")
         job.logger.close()
     finally:
         lease.close()
-    if outcome.status == "interrupted":
+    if interrupted:
         raise KeyboardInterrupt
+    return test
 
 
 def open_test(
-    journal: Journal, loaded: Any, eval_step: EvalStep, data: Any, metric_of: Callable[[Any], float], say: Log
-) -> dict[str, Any]:
-    """Evaluates the refitted winner on the test split, once; afterwards returns what was found then.
+    journal: Journal, job: Run, parts: Parts, outcome: Outcome, metric_of: Callable[[Any], float], judge: Judge, say: Log
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluates the refitted winner on the test split, once; of a classifier beside baselines.
 
     A process that died while it was open is counted: `count` then says 2. Only one process may be here.
     """
-    known = journal.read(TESTED)
-    if known:
-        return known
     opened = [*(journal.read(OPENED) or []), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")]
     journal.note(OPENED, opened)
     again = "" if len(opened) == 1 else " again, for a process died while it was open"
     say(f"opening the test split{again}; nothing is chosen after this")
-    size = whole_rows(loaded.config.train.eval_batch_size, loaded.mesh)
-    batches = data.eval_batches("test", size, local_rows(loaded.mesh, size))
-    model = loaded.model.config
-    found = evaluate(eval_step, loaded.params, batches, loaded.mesh, size, model.vocab_size, classes=model.classes)
+    size = whole_rows(job.config.train.eval_batch_size, job.mesh)
+    batches = job.data.eval_batches("test", size, local_rows(job.mesh, size))
+    params = averaged_weights(outcome.state.params, outcome.state.opt_state)
+    found = evaluate(job.eval_step, params, batches, job.mesh, size, job.model)
     assert found is not None
-    finite = {f"eval/{key}": value for key, value in found.items() if math.isfinite(value)}
+    numbers = {f"eval/{key}": value for key, value in found.items()}
+    numbers |= judge(job, parts, outcome, "test", say)[0] if job.model.classes else {}
+    finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
     test = {"value": metric_of(found), "opened_at": opened[0], "count": len(opened), **finite}
     journal.note(TESTED, test)
     return test

@@ -10,7 +10,7 @@ from data_pipeline.batch import open_data
 from data_pipeline.config import DataConfig, SourceConfig, SplitConfig, TokenizerConfig
 from data_pipeline.questions import Question, encode_questions, read_questions
 from lm.build import make_run
-from lm.choices import accuracies, main, normalise, summarise, write_rows
+from lm.choices import accuracies, find_classes, main, normalise, summarise, write_rows
 from lm.clock import Clock
 from lm.config import Config, ConfigError, ModelConfig, OptimConfig, TrainConfig, UserError
 from lm.likelihood import score
@@ -103,11 +103,15 @@ def test_training_moves_the_accuracy_from_chance_up(ask, trained, tmp_path):
 
 
 def test_labels_in_words_too(ask, tmp_path):
-    after, _ = ask("--labels", f"--out={tmp_path / 'rows.jsonl'}", "--normalise=length", "--given=N/A")
+    after, said = ask("--labels", f"--out={tmp_path / 'rows.jsonl'}", "--normalise=length", "--given=N/A")
     assert (after["chance"], after["end"]) == (1 / 8, True)
     assert after["none"]["accuracy"] > 0.9
     row = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
     assert list(row["scores"]) == list(LETTERS)
+    assert after["none"]["macro_f1"] > 0.9
+    assert sorted(after["recall"]) == sorted(LETTERS)
+    assert list(after["recall"].values()) == sorted(after["recall"].values())
+    assert f"| macro F1 | {after['length']['macro_f1']:.4f} |" in said
     assert row["text"][-2] == row["label"] == row["predicted"]
 
 
@@ -161,6 +165,28 @@ def test_the_ways_to_normalise():
     assert [result[way]["accuracy"] for way in ("none", "length", "bytes", "unconditional")] == [0, 0.5, 0.5, 0.5]
     assert [result[way]["ties"] for way in ("none", "length")] == [1, 2]
     assert result["chance"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+
+
+def test_answers_that_all_rows_have_are_classes_in_any_order():
+    def rows(*of):
+        return [Question(f"f:{n}", "q", answers, right, (((1,), (2,)),) * 2) for n, (answers, right) in enumerate(of)]
+
+    asked = rows(((" yes", " no"), 0), ((" no", " yes"), 1), ((" yes", " no"), 1), ((" no", " yes"), 1))
+    classes = find_classes(asked, ())
+    assert classes.names == ("no", "yes")
+    scores = np.array(
+        [-1.0, -2.0, -1.0, -2.0, -1.0, -2.0, -2.0, -1.0]
+    )  # says yes, no, yes, yes; right: yes, yes, no, yes
+    result, by_way = accuracies(asked, scores, scores, classes)
+    assert (result["most_common"], result["none"]["accuracy"]) == (0.75, 0.5)
+    assert result["none"]["macro_f1"] == pytest.approx((0 + 4 / 6) / 2)
+    assert result["none"]["weighted_f1"] == pytest.approx(3 / 4 * 4 / 6)
+    report = classes.report(by_way["none"], [row.right for row in asked])
+    assert (report["confusion"], report["accuracy"]) == ([[0, 1], [1, 2]], 0.5)
+    assert [c["recall"] for c in report["per_class"]] == [0, pytest.approx(2 / 3)]
+    assert find_classes(rows((("a", "b"), 0), (("a", "c"), 0)), ()) is None
+    result, _ = accuracies(asked, scores, scores)
+    assert "macro_f1" not in result["none"]
 
 
 def test_the_standard_error_is_that_of_a_mean():

@@ -84,7 +84,7 @@ def test_layout_parts_and_devices_change_nothing(classifier, start, start_sharde
         found[name] = np.empty_like(again.logits)
         found[name][order] = again.logits
         assert again.labels.tolist() == texts[1][order].tolist()
-        told = evaluate.evaluate(make_eval_step(one.model, np.ones(32)), begun, [batch], mesh, 8, 32, classes=C)
+        told = evaluate.evaluate(make_eval_step(one.model, np.ones(32)), begun, [batch], mesh, 8, one.model.config)
         nll = token_losses(jnp.asarray(again.logits)[None], jnp.asarray(again.labels)[None])["nll"].mean()
         assert (
             told["loss"] == pytest.approx(float(nll), rel=1e-5) == pytest.approx(float(metrics["train/loss"]), rel=1e-5)
@@ -162,7 +162,7 @@ def test_evaluation_counts_each_text_once(make_model, texts):
     model, params = make_model(classes=C)
     mesh, step = make_mesh(MeshConfig()), make_eval_step(model, np.ones(32))
     plain, weighted = (
-        evaluate.evaluate(step, params, [lay((*texts[:2], weights), ORDERS["alone"])], mesh, 8, 32, classes=C)
+        evaluate.evaluate(step, params, [lay((*texts[:2], weights), ORDERS["alone"])], mesh, 8, model.config)
         for weights in (np.ones(8), np.arange(1, 9))
     )
     assert plain == weighted

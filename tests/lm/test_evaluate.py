@@ -13,6 +13,7 @@ from lm.model.transformer import Model
 from lm.sharding import make_mesh
 
 V, T, ROWS = 17, 12, 23
+CONFIG = ModelConfig(layers=2, dim=16, heads=2, mlp_dim=16, vocab_size=V, max_len=T, init_std=0.5)
 TOKEN_BYTES = np.array(
     [0, 0, *range(1, 5), *[1] * (V - 8), 3], np.int32
 )  # shorter than V: padded ids stand for nothing
@@ -20,7 +21,7 @@ TOKEN_BYTES = np.array(
 
 @pytest.fixture(scope="module")
 def model():
-    return Model(ModelConfig(layers=2, dim=16, heads=2, mlp_dim=16, vocab_size=V, max_len=T, init_std=0.5))
+    return Model(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def one_device():
 
 
 def measure(eval_step, params, rows, size, mesh=None, **options):
-    return evaluate(eval_step, params, cut(rows, size), mesh or one_device(), size, V, **options)
+    return evaluate(eval_step, params, cut(rows, size), mesh or one_device(), size, CONFIG, **options)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_max_rows_reads_no_more_batches_than_it_needs(eval_step, params, rows):
             read.append(number)
             yield batch
 
-    evaluate(eval_step, params, watched(), one_device(), 7, V, max_rows=7)
+    evaluate(eval_step, params, watched(), one_device(), 7, CONFIG, max_rows=7)
     assert len(read) <= 2  # the second is fetched before the limit is seen
 
 
@@ -177,9 +178,9 @@ def test_an_id_outside_the_vocabulary_is_refused_by_batch(eval_step, params, row
 
 def test_a_batch_of_another_size_or_without_a_key_is_refused(eval_step, params, rows):
     with pytest.raises(UserError, match="23 rows"):
-        evaluate(eval_step, params, [rows], one_device(), 24, V)
+        evaluate(eval_step, params, [rows], one_device(), 24, CONFIG)
     with pytest.raises(UserError, match="no segments"):
-        evaluate(eval_step, params, [{k: v for k, v in rows.items() if k != "segments"}], one_device(), ROWS, V)
+        evaluate(eval_step, params, [{k: v for k, v in rows.items() if k != "segments"}], one_device(), ROWS, CONFIG)
 
 
 # ---------------------------------------------------------------- summarise

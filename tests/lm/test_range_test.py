@@ -124,32 +124,19 @@ def test_bad_flags_are_named(words, match):
         main(words)
 
 
-CONFIG = """
-from configs import base
-
-def get_config():
-    c = base.get_config()
-    c.data.path = {corpus!r}
-    c.data.cache_dir = {cache!r}
-    c.data.tokenizer.kind = "bytes"
-    c.data.seq_len = 32
-    c.data.batch_size = 8
-    c.model.layers = 2
-    c.model.dim = 32
-    c.model.heads = 2
-    c.optim.peak_lr = "auto"
-    c.train.steps = 4
-    c.train.eval_every = 0
-    return c
+LINES = """
+c.model.dim = 32
+c.model.dropout = 0.0
+c.optim.peak_lr = "auto"
+c.train.steps = 4
+c.train.eval_every = 0
 """
 
 
 @pytest.mark.slow
-def test_auto_tests_once_and_a_resumed_run_does_not(tmp_path):
-    corpus = "".join(f"{i}: the cat sat on the mat and the dog ran under tree {i % 7}.\n\n" for i in range(400))
-    (tmp_path / "corpus.txt").write_text(corpus)
-    config = CONFIG.format(corpus=str(tmp_path / "corpus.txt"), cache=str(tmp_path / "cache"))
-    (tmp_path / "config.py").write_text(config)
+def test_auto_tests_once_and_a_resumed_run_does_not(tmp_path, write_run_config):
+    texts = [f"{i}: the cat sat on the mat and the dog ran under tree {i % 7}." for i in range(400)]
+    write_run_config(tmp_path, LINES, texts)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
 
     def run(*words):

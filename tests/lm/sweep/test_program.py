@@ -49,9 +49,9 @@ def run_alone(config, data):
         losses.append([float(metrics["train/loss"]) * float(metrics["targets"]), float(metrics["targets"])])
     batches.close()
     step = make_eval_step(parts.model, data.tokenizer.token_bytes())
-    size, vocab_size = config.train.eval_batch_size, data.tokenizer.vocab_size
+    size = config.train.eval_batch_size
     return losses, evaluate(
-        step, state.params, data.eval_batches("validation", size, (0, size)), parts.mesh, size, vocab_size
+        step, state.params, data.eval_batches("validation", size, (0, size)), parts.mesh, size, parts.model.config
     )
 
 

@@ -165,3 +165,37 @@ def test_a_planted_optimum_is_found_within_a_factor_of_two(config_file, tmp_path
         found[name] = json.loads((tmp_path / name / "sweep.json").read_text())["winner"]["params"]["optim.peak_lr"]
     print(f"grid {found['grid']:.4g}, tpe {found['tpe']:.4g}")
     assert 0.5 <= found["tpe"] / found["grid"] <= 2
+
+
+@pytest.mark.slow
+def test_a_classifiers_winner_stands_beside_baselines_on_the_test_split(config_file, tmp_path):
+    pytest.importorskip("sklearn")
+    workdir, sweep = tmp_path / "w", SWEEP.replace('"trials": 6, "round": 3', '"trials": 1, "metric": "eval/macro_f1"')
+    file = tmp_path / "classes.py"
+    file.write_text(config_file.read_text().replace("    return c", "    c.data.task = 'classify'\n    return c"))
+    refused = run(file, workdir, "--config.train.refusal=good", sweep=sweep)
+    assert refused.returncode == 2
+    assert "fitted on a validation split, which the refit has not" in refused.stderr
+    done = run(file, workdir, sweep=sweep)
+    assert done.returncode == 0, done.stderr
+    summary, test = (json.loads((workdir / name).read_text()) for name in ("winner/summary.json", "sweep.json"))
+    test = test["test"]
+    keys = [f"baseline/{name}/{score}" for name in ("majority", "tfidf") for score in ("accuracy", "macro_f1")]
+    assert {summary[key] for key in keys} == {test[key] for key in keys}
+    assert test["baseline/majority/accuracy"] == pytest.approx(1 / 3, abs=0.1)
+    assert test["baseline/tfidf/accuracy"] == 1
+    assert summary["test/macro_f1"] == test["value"] == test["eval/macro_f1"]
+    page = json.loads((workdir / "winner/classification-test.json").read_text())
+    assert page["model"]["macro_f1"] == pytest.approx(test["value"])
+    card = (workdir / "winner/README.md").read_text()
+    assert "Classes, test split" in card
+    assert "| tfidf | 1.0000 |" in card
+    assert "| tfidf | 1.0000 |" in (workdir / "README.md").read_text()
+    (workdir / "sweep.json").unlink()  # as if killed while it wrote what it had found
+    (workdir / "winner/summary.json").unlink()
+    again = run(file, workdir, sweep=sweep)
+    assert again.returncode == 0, again.stderr
+    assert "opening the test split" not in again.stdout
+    assert json.loads((workdir / "sweep.json").read_text())["test"] == test
+    summary = json.loads((workdir / "winner/summary.json").read_text())
+    assert summary["baseline/tfidf/accuracy"] == 1
