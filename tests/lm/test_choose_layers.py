@@ -180,12 +180,14 @@ def test_the_command_leaves_a_ranking_and_the_next_command(task):
     scores = result["scores"]
     assert list(scores) == ["final", "trial", "gain", "rgn", "fisher", "snr", "update"]
     assert all(list(values) == blocks for probe, values in scores.items() if probe != "final")
-    nominees = {name for probe in ("trial", "gain") for name in sorted(blocks, key=lambda b: -scores[probe][b])[:2]}
+    ordered = {probe: sorted(blocks, key=lambda b: -scores[probe][b]) for probe in ("trial", "gain")}
+    nominees = {*ordered["trial"][:2], ordered["gain"][0]}
     assert set(scores["final"]) == nominees
     assert result["ranking"][: len(nominees)] == sorted(nominees, key=lambda name: -scores["final"][name])
     assert result["chosen"] == sorted(result["ranking"][:2])
     assert result["peak_lr"] == pytest.approx(0.01)
     sweep = result["exhaustive"]
+    assert (result["cost"]["steps"], sweep["cost"]["steps"]) == (2 + 3 * 2 + len(nominees) * 3, 3 * 3)
     assert sweep["best"] == min(blocks, key=lambda name: sweep["blocks"][name]["loss"])
     losses = {sweep["start"]["loss"], sweep["all"]["loss"], *(sweep["blocks"][name]["loss"] for name in blocks)}
     assert len(losses) == 5
