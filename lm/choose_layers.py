@@ -212,6 +212,7 @@ def format_table(result: Mapping[str, Any]) -> str:
             for part in ("attn", "mlp")
             if f"{name}/{part}" in parts["gain"]
         ]
+    lines.append(f"{'best':16}" + "".join(f"{best_first(scores[probe])[0]:>11}" for probe in probes))
     for name in ("start", "all") if sweep else ():
         loss, accuracy = (math.nan if sweep[name][k] is None else sweep[name][k] for k in ("loss", "accuracy"))
         lines.append(f"{name:16}{'':{11 * len(probes)}}{loss:>13.4f}{accuracy:>10.4f}")
