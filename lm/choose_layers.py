@@ -28,7 +28,7 @@ from lm.start import load_params
 from lm.trials import Trials
 
 HELD_BATCHES = 4  # of the train split, on which trials are compared
-NOMINEES = 2  # of each of the two rankings, those by trial and by gain, that the final is between
+NOMINEES = {"trial": 2, "gain": 1}  # how many of each ranking's best meet in the final
 PROBES = ("final", "trial", "gain", "rgn", "fisher", "snr", "update")
 
 
@@ -56,6 +56,7 @@ class Search:
         self.params = load_params(self.parts, data.tokenizer.sha256, log)
         self.trials = Trials(self.parts, self.params, data.tokenizer.token_bytes())
         self.config, self.data = every, data
+        self.steps = 0  # that blocks alone have taken so far, gradients of probes among them
 
     def batches(self, first: int, stop: int) -> Iterator[Any]:
         """The batches of steps `first` to `stop` of the train split."""
@@ -87,6 +88,7 @@ class Search:
 
         def arrays() -> Any:
             for number, batch in enumerate(batches):
+                self.steps += 1
                 yield put_batch(batch, mesh, size)
                 ticker.update(number + 1)
 
@@ -110,6 +112,7 @@ class Search:
         found, ticker = {}, Ticker(f"{steps} steps of each block alone, block", len(blocks))
         for number, block in enumerate(blocks, 1):
             params = self.trials.train(self.moves(int(block.removeprefix("block_"))), forever(), optim, steps)
+            self.steps += steps
             found[block] = before - self.trials.evaluate(params, held, size)["loss"]
             ticker.update(number)
         ticker.close()
@@ -140,13 +143,16 @@ class Search:
             ticker.update(number)
             return result
 
-        start = validate(self.params)
+        began, start = time.perf_counter(), validate(self.params)
         blocks = {block_name(block): run(number, block) for number, block in enumerate(self.offer.blocks, 1)}
+        cost = {"steps": steps * len(blocks), "seconds": round(time.perf_counter() - began, 2)}
         every = run(len(blocks) + 1, None)
         ticker.close()
         losses = {name: result["loss"] for name, result in blocks.items()}
         best = best_first({name: -math.inf if loss is None else -loss for name, loss in losses.items()})[0]
-        return {"steps": steps, "split": "validation", "start": start, "blocks": blocks, "all": every, "best": best}
+        return {
+            "steps": steps, "split": "validation", "start": start, "blocks": blocks, "all": every, "best": best, "cost": cost
+        }  # fmt: skip
 
 
 def best_first(scores: Mapping[str, float]) -> list[str]:
@@ -169,7 +175,7 @@ def rank(search: Search, flags: Flags) -> tuple[Scores, Scores, list[str]]:
         scores = {"trial": search.try_blocks(names, falling, flags.trial, fresh), **scores}
         ranking = best_first(scores["trial"])
     if flags.final:
-        nominees = list(dict.fromkeys([*ranking[:NOMINEES], *nominees[:NOMINEES]]))
+        nominees = list(dict.fromkeys([*ranking[: NOMINEES["trial"]], *nominees[: NOMINEES["gain"]]]))
         warmup = min(optim.warmup_steps, flags.final // 10)
         final = search.try_blocks(
             sorted(nominees), replace(optim, warmup_steps=warmup, decay_steps=0), flags.final, fresh
@@ -206,6 +212,7 @@ def format_table(result: Mapping[str, Any]) -> str:
             for part in ("attn", "mlp")
             if f"{name}/{part}" in parts["gain"]
         ]
+    lines.append(f"{'best':16}" + "".join(f"{best_first(scores[probe])[0]:>11}" for probe in probes))
     for name in ("start", "all") if sweep else ():
         loss, accuracy = (math.nan if sweep[name][k] is None else sweep[name][k] for k in ("loss", "accuracy"))
         lines.append(f"{name:16}{'':{11 * len(probes)}}{loss:>13.4f}{accuracy:>10.4f}")
@@ -228,6 +235,7 @@ def choose(config: Config, data: Any, peak_lr: float, flags: Flags, log: Callabl
         )
     search = Search(config, data, peak_lr, offer, log)
     scores, parts, ranking = rank(search, flags)
+    cost = {"steps": search.steps, "seconds": round(time.perf_counter() - began, 2)}
     chosen = sorted(ranking[: flags.blocks])
     numbers = [int(name.removeprefix("block_")) for name in chosen]
     sweep = search.sweep(flags.exhaustive) if flags.exhaustive else None
@@ -235,7 +243,7 @@ def choose(config: Config, data: Any, peak_lr: float, flags: Flags, log: Callabl
         "ranking": ranking, "by": next(iter(scores)), "scores": scores, "parts": parts, "chosen": chosen,
         "train_table": [list(row) for row in offer.table(numbers, config.model.layers)],
         "lora_targets": list(offer.targets(numbers)), "exhaustive": sweep, "batches": flags.batches, "trial_steps": flags.trial,
-        "final_steps": flags.final,
+        "final_steps": flags.final, "cost": cost,
         "peak_lr": peak_lr, "seconds": round(time.perf_counter() - began, 2), "config": to_json(config),
     }  # fmt: skip
 
@@ -252,11 +260,11 @@ def next_lines(result: Mapping[str, Any], name: str) -> list[str]:
 
 USAGE = """
 usage: python -m lm.choose_layers --config=FILE [--workdir=runs/choose] [--blocks=1] [--batches=8] [--trial=16]
-                                  [--final=100] [--exhaustive=STEPS] [--config.KEY=VALUE ...]
+                                  [--final=50] [--exhaustive=STEPS] [--config.KEY=VALUE ...]
 
 Ranks the blocks of the model at init.source for the data of the config. Gradients of --batches batches say what one step of
 each block would gain; --trial steps of each block alone say how much lower the loss on held-out rows of the train split gets; the
-two best of both meet in --final steps (0 leaves out either). --exhaustive trains each block alone for STEPS of the config's
+two best by that and the best by gain meet in --final steps (0 leaves out either). --exhaustive trains each block alone for STEPS of the config's
 schedule and prints its validation loss beside all that. Prints the optim.train that trains the best --blocks; leaves layers.json in the workdir. No checkpoint.
 
 example: python -m lm.choose_layers --config=configs/finetune.py --exhaustive=100
@@ -268,7 +276,7 @@ class Flags:
     blocks: int = 1
     batches: int = 8
     trial: int = 16
-    final: int = 100
+    final: int = 50
     exhaustive: int = 0
 
 
@@ -322,12 +330,14 @@ def main(argv: list[str]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "layers.json", result)
     print(format_table(result))
-    sweep = result["exhaustive"]
+    sweep, costs = result["exhaustive"], {"ranking": result["cost"]}
     if sweep:
+        costs["sweep of the blocks"] = sweep["cost"]
         best, top = (sweep["blocks"][name]["loss"] for name in (sweep["best"], result["ranking"][0]))
         print(
             f"best of the sweep: {sweep['best']}, {best:.4f}; {result['ranking'][0]} ranked first: {top / best - 1:+.2%}"
         )
+    print("cost: " + ", ".join(f"{name} {c['steps']} steps, {c['seconds']:.0f} s" for name, c in costs.items()))
     print(f"* chosen by {result['by']}; {workdir}/layers.json has all of it, {result['seconds']:.0f} s. To train it:")
     print("\n".join(next_lines(result, words["config"])))
 
