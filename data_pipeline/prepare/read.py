@@ -232,10 +232,12 @@ def kept_records(
     """Yields (number, record) of the documents of a part that are `wanted`: read again and cleaned where they are streamed."""
     if not context.held["config"].streaming:
         with open_to_read(context.path(READ, number, "docs")) as file:
-            for i in range(len(wanted)):
-                content = file.read(*HEAD.unpack(file.read(HEAD.size)))
-                if wanted[i]:
-                    yield i, unpack_record(content)
+            for i, is_wanted in enumerate(wanted.tolist()):
+                (size,) = HEAD.unpack(file.read(HEAD.size))
+                if is_wanted:
+                    yield i, unpack_record(file.read(size))
+                else:
+                    file.seek(size, io.SEEK_CUR)
         return
     source, places = context.held["sources"][task[0]], read_arrays(context, number, "place")["place"]
     cleaner = Cleaner(context.held["config"], tokenizer_of(context, context.held["tokenizer"]))
