@@ -155,7 +155,9 @@ class _PartOfShard:
             **self._origins(where), **self._labels(labels),
         }  # fmt: skip
         if any(said is not None for said in self.learned):
-            marks = (np.zeros(len(one), np.uint8) if said is None else said for one, said in zip(self.ids, self.learned))
+            marks = (
+                np.zeros(len(one), np.uint8) if said is None else said for one, said in zip(self.ids, self.learned)
+            )
             arrays["learned"] = np.concatenate([np.asarray(some, np.uint8) for some in marks])
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **arrays)
