@@ -146,6 +146,9 @@ def test_menus_of_lone_words_go_where_they_stand_together():
     assert boilerplate(menu + ENGLISH[0]) == "\n" + ENGLISH[0]
     assert boilerplate(f"{CHINESE[0]}\n{CHINESE[1]}\n首页\n登录\n注册\n{CHINESE[2]}") == "\n".join(CHINESE[:3])
     assert boilerplate(f"Home\n{ENGLISH[0]}\nSearch\n{ENGLISH[1]}") == f"Home\n{ENGLISH[0]}\nSearch\n{ENGLISH[1]}"
+    owner = "All Rights Reserved"  # both a word of menus and the line at a page's foot
+    assert boilerplate(f"{ENGLISH[0]}\n{owner}\n") == f"{ENGLISH[0]}\n"
+    assert boilerplate(f"Home\n{owner}\n{ENGLISH[0]}") == f"Home\n{ENGLISH[0]}"
 
 
 JUNK = {
