@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data_pipeline.config import CleanConfig
 from data_pipeline.conversation import REASONING
 from data_pipeline.records import Record
@@ -33,7 +35,7 @@ from data_pipeline.rules.characters import (
 from data_pipeline.rules.encoding import repair_encoding, signs_of_damage
 from data_pipeline.rules.joined import Joined, groups
 from data_pipeline.rules.language import not_kept
-from data_pipeline.rules.measures import Measures, measure_many
+from data_pipeline.rules.measures import measure_many
 from data_pipeline.rules.pii import anonymize, find_pii
 from data_pipeline.rules.pii_cipher import read_key
 from data_pipeline.rules.quality import Limits, judge, quality, read_bounds
@@ -66,7 +68,7 @@ class Cleaned(NamedTuple):
     record: Record  # as the edit rules left it, also where it is dropped
     reason: str  # of the drop; "": it is kept
     rules: tuple[str, ...]  # the edit rules that changed it; of personal data "pii_email" and the like
-    measures: Measures | None  # what the rule `quality` counted, where that was asked for
+    measures: np.ndarray | None  # [Measures] what the rule `quality` counted, where that was asked for
 
 
 def edit(text: str, rules: tuple[str, ...], touched: set[str] | None = None) -> str:
@@ -156,9 +158,9 @@ def clean_many(records: Sequence[Record], config: CleanConfig, keep_measures: bo
         if reason and not results[row].reason:
             results[row] = results[row]._replace(reason=reason)
     if keep_measures:
-        for row, values in zip(rows, zip(*(column.tolist() for column in measures))):
+        for row, counts in zip(rows, np.column_stack(measures)):
             record, reason, touched, _ = results[row]
-            results[row] = Cleaned(record, reason, touched, Measures._make(values))
+            results[row] = Cleaned(record, reason, touched, counts)
     return results
 
 

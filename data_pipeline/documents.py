@@ -101,19 +101,19 @@ class RowWriter:
         self.schema = _schema(self.names)
         self.writer = pa.ipc.new_stream(pa.PythonFile(file, mode="w"), self.schema)
         self.rows: list[Row] = []
-        self.measures: list[Measures] = []
+        self.measures: list[np.ndarray] = []
 
-    def add(self, row: Row, measures: Measures | None) -> None:
+    def add(self, row: Row, measures: np.ndarray | None) -> None:
         """Adds a row of READ."""
         self.rows.append(row)
-        self.measures.append(measures or NOTHING)
+        self.measures.append(NOTHING if measures is None else measures)
         if len(self.rows) >= self.AT_A_TIME:
             self._write()
 
     def _write(self) -> None:
         import pyarrow as pa
 
-        counts = np.array(self.measures, np.int64).T
+        counts = np.concatenate(self.measures).reshape(len(self.rows), -1).T.copy()
         columns = [*zip(*self.rows), *counts]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, self.schema)]
         self.writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self.schema))
@@ -125,7 +125,7 @@ class RowWriter:
         self.writer.close()
 
 
-NOTHING = Measures(*[0] * len(Measures._fields))
+NOTHING = np.zeros(len(Measures._fields), np.int64)
 
 
 def read_rows(path: Path) -> Iterator[Any]:

@@ -31,9 +31,10 @@ def read_named(row: dict[str, Any], name: str, key: str) -> str | Bad:
 
 def read_text(row: dict[str, Any], config: SourceConfig) -> str | Bad:
     """Returns the text of a row; of a pair both, with the separator between them."""
-    parts = [read_named(row, config.text_field, "text_field")]
-    if config.pair_field:
-        parts.append(read_named(row, config.pair_field, "pair_field"))
+    text = read_named(row, config.text_field, "text_field")
+    if not config.pair_field:
+        return text
+    parts = [text, read_named(row, config.pair_field, "pair_field")]
     texts = [part for part in parts if isinstance(part, str)]
     bad = next((part for part in parts if isinstance(part, Bad)), None)
     return bad or config.pair_separator.join(texts)

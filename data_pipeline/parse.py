@@ -92,6 +92,8 @@ def read_header(path: str, max_line_bytes: int) -> CsvHead:
 
 def _is_blank(raw: bytes) -> bool:
     """Says whether a line holds only white space, the ideographic space of Chinese text too."""
+    if b"!" <= raw[:1] <= b"~":
+        return False  # as rows of JSON begin: the rest need not be looked at
     return not raw.strip() or (not raw.isascii() and not raw.removeprefix(BOM).decode(errors="replace").strip())
 
 

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+
 from data_pipeline.chat import Chat, open_chat
 from data_pipeline.chat_template import TemplateError
 from data_pipeline.clean import clean_many
 from data_pipeline.config import DataConfig
 from data_pipeline.conversation import Conversation
 from data_pipeline.records import Bad, Record
-from data_pipeline.rules.measures import Measures
 from data_pipeline.split import cut_by_position
 from data_pipeline.tokenizer import Tokenizer
 
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
     rules: tuple[str, ...]  # that changed it
     shortened: int = 0  # answers that the chat template leaves out a part of
     cleaned: Record | None = None  # as the edit rules left it, also where it is dropped
-    measures: Measures | None = None  # what the rule `quality` counted, where that was asked for
+    measures: np.ndarray | None = None  # [Measures] what the rule `quality` counted, where that was asked for
 
 
 class Cleaner:

@@ -79,9 +79,11 @@ class SentencePieceTokenizer(Tokenizer):
         if self.by_word and _repeats_words(texts):
             return self._encode_words([WORD.findall(text) for text in texts])
         parts = [LINE.findall(text) if self.by_line else [text] for text in texts]
-        encoded = iter(self._encode_all(list(itertools.chain.from_iterable(parts))))
-        lines = (itertools.chain.from_iterable(itertools.islice(encoded, len(some))) for some in parts)
-        return [np.fromiter(line, np.int32) for line in lines]
+        encoded = self._encode_all(list(itertools.chain.from_iterable(parts)))
+        ids = np.fromiter(itertools.chain.from_iterable(encoded), np.int32)
+        ends = [0, *itertools.accumulate(map(len, encoded))]  # of lines
+        lasts = list(itertools.accumulate(map(len, parts)))  # lines of each text and those before it
+        return [ids[ends[first] : ends[last]] for first, last in zip([0, *lasts], lasts)]
 
     def _encode_all(self, parts: list[str]) -> list[list[int]]:
         return self.engine.encode(parts, num_threads=min(8, os.cpu_count() or 1))

@@ -102,11 +102,12 @@ class FileSource:
             for row in opened.read(span):
                 empty, record = False, row.record
                 if isinstance(record, Record):
-                    form = form or form_of(record)
-                    if form_of(record) != form:
+                    its_form = form_of(record)
+                    form = form or its_form
+                    if its_form != form:
                         record = Bad(
                             "mixed forms",
-                            f"a row of {form_of(record)} in a file whose first row is one of {form}; give each form a file, or set the source's form",
+                            f"a row of {its_form} in a file whose first row is one of {form}; give each form a file, or set the source's form",
                         )
                 yield Found(Place(number, row.offset, row.length, row.item), f"{file.path}:{row.line}", record)
             if empty and not span.start:

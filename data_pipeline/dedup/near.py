@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.dedup.codes import batches
 from data_pipeline.dedup.exact import repeats
 from data_pipeline.dedup.runs import RunWriter, part_bounds, read_range, written_aside
-from data_pipeline.dedup.shingles import reaches, shingle_set
+from data_pipeline.dedup.shingles import reaches, shingle_sets
 from data_pipeline.dedup.signatures import Shards, prefixes, shard_file
 from data_pipeline.schema import UserError
 from data_pipeline.sealed import open_array, open_to_read
@@ -48,10 +49,12 @@ def find_candidates(shards: Shards, exact: Sequence[Path], out: Path, part: int 
         file.add(numbers[firsts[far]], numbers[far])
 
 
-def write_sets(shards: Shards, shard: int, texts: Iterable[str], candidates: Sequence[Path]) -> int:
+def write_sets(
+    shards: Shards, shard: int, texts: Callable[[np.ndarray], Iterable[str]], candidates: Sequence[Path]
+) -> int:
     """Writes the shingle sets of those documents of a shard that are in a candidate pair; returns their count.
 
-    `texts`: of all documents of the shard, in order, the same as for its signatures.
+    `texts` gives those of some places in the shard (ascending int64), the same as for its signatures.
     """
     begin, end = shards.span(shard)
     found = [np.unique(read_range(path, begin, end)[0]) for path in candidates]
@@ -59,18 +62,13 @@ def write_sets(shards: Shards, shard: int, texts: Iterable[str], candidates: Seq
     ends = np.zeros(len(wanted) + 1, np.uint64)
     with written_aside(shard_file(shards.stems[shard], "sets")) as file:
         at = 0
-        number = begin - 1
-        for number, text in enumerate(texts, begin):
-            if at < len(wanted) and wanted[at] == number:
-                content = shingle_set(text)
-                file.write(content.astype("<u4").tobytes())
-                ends[at + 1] = ends[at] + np.uint64(len(content))
-                at += 1
-        if number + 1 != end:
-            fewer = "fewer" if number + 1 < end else "more"
-            raise UserError(
-                f"{shards.stems[shard]}: {fewer} documents than when it was read first; did its file change?"
-            )
+        for some in batches(texts(wanted - begin)):
+            content, sizes = shingle_sets(some)
+            file.write(content.astype("<u4").tobytes())
+            ends[at + 1 : at + 1 + len(some)] = ends[at] + np.cumsum(sizes).astype(np.uint64)
+            at += len(some)
+        if at != len(wanted):
+            raise UserError(f"{shards.stems[shard]}: fewer documents than when it was read first; did its file change?")
         file.write(np.zeros(int(ends[-1]) % 2, "<u4").tobytes())  # what follows lies at a multiple of 8
         file.write(np.concatenate([wanted.astype(np.uint64), ends, [np.uint64(len(wanted))]]).tobytes())
     return len(wanted)

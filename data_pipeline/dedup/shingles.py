@@ -7,7 +7,7 @@ are alike. Pieces at the end of a text run into zeros: a text of n characters ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -37,16 +37,24 @@ def hash_pieces(batch: Codes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield mix(hashes[real]), batch.owners(begin, end)[real]
 
 
+def shingle_sets(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the shingle sets of texts, one behind the other [S] uint32, and their sizes [N]."""
+    found = [
+        np.unique((owners.astype(np.uint64) << np.uint64(32)) | (hashes >> np.uint64(32)))
+        for hashes, owners in hash_pieces(normalise(texts))
+    ]
+    pieces = found[0] if len(found) == 1 else np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
+    sizes = np.bincount((pieces >> np.uint64(32)).astype(np.int64), minlength=len(texts))
+    return pieces.astype(np.uint32), sizes
+
+
 def shingle_set(text: str) -> np.ndarray:
     """Returns the distinct pieces of a text as sorted 32-bit hashes; two pieces share one with a chance of 2**-32.
 
     >>> len(shingle_set("Hello, world!")), len(shingle_set("你好，世界。")), len(shingle_set(""))
     (10, 4, 0)
     """
-    found = [np.unique((hashes >> np.uint64(32)).astype(np.uint32)) for hashes, _ in hash_pieces(normalise([text]))]
-    if len(found) == 1:
-        return found[0]
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint32)
+    return shingle_sets([text])[0]
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

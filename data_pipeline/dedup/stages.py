@@ -20,7 +20,8 @@ from data_pipeline.dedup.runs import parts_for
 from data_pipeline.dedup.signatures import Shards, SignatureWriter, shard_file
 from data_pipeline.schema import UserError
 
-Texts = Callable[[], Iterable[tuple[bytes, str, str]]]  # (key, text, group) of each document of a shard, in order
+# (key, text, group) of each document of a shard, in order, or of those at some places in it (ascending int64)
+Texts = Callable[..., Iterable[tuple[bytes, str, str]]]
 Each = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Any]  # calls a function with each tuple, in any order
 
 
@@ -59,9 +60,9 @@ def sign(stem: Path, texts: Texts, lines: LineRule | None) -> None:
 
 
 def fill_sets(shards: Shards, shard: int, texts: Texts, candidates: Sequence[Path]) -> None:
-    """Stage 4, a shard: reads texts once more, and keeps the shingles of candidates."""
+    """Stage 4, a shard: reads the texts of candidates once more, and keeps their shingles."""
     if not shard_file(shards.stems[shard], "sets").exists():
-        write_sets(shards, shard, (text for _, text, _ in texts()), candidates)
+        write_sets(shards, shard, lambda places: (text for _, text, _ in texts(places)), candidates)
 
 
 def deduplicate(

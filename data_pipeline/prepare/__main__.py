@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_pipeline.check import check_data_config
-from data_pipeline.machine import collect_rarely
+from data_pipeline.machine import collect_rarely, reuse_memory
 from data_pipeline.prepare.beam import open_beam
 from data_pipeline.prepare.build import prepare, prepare_to
 from data_pipeline.prepare.plan import format_plan, make_plan
@@ -65,6 +65,7 @@ def main(argv: list[str]) -> None:
         print(format_plan(make_plan(config, int(flags["workers"]), print)))
         return
     collect_rarely()
+    reuse_memory()
     if flags["out"]:
         spread = None
         if flags["runner"] == "beam":

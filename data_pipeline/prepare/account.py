@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import IO
 
+import numpy as np
+
 from data_pipeline.clean import is_emptied
 from data_pipeline.config import DataConfig
 from data_pipeline.dedup.decontaminate import Match
@@ -54,7 +56,7 @@ class Account:
         joints = len(parts) - 1
         chars = len(text) - joints
         size = chars if text.isascii() else len(text.encode()) - joints
-        flags = MEASURED if measures else WHOLE if joints or cleaned.is_whole() else 0
+        flags = MEASURED if measures is not None else WHOLE if joints or cleaned.is_whole() else 0
         if is_emptied(cleaned, record):
             flags |= EMPTY
         rules = sum(BIT[rule] for rule in outcome.rules) if outcome.rules else 0
@@ -73,10 +75,10 @@ class Account:
         )
         self.writer.add(row, measures)
 
-    def _language(self, text: str, counts: Measures | None) -> str:
+    def _language(self, text: str, counts: np.ndarray | None) -> str:
         if self.by_model:
             return language(text)
-        return script(text[:SCRIPT_SHOWS]) if counts is None else script_of(text, counts)
+        return script(text[:SCRIPT_SHOWS]) if counts is None else script_of(text, Measures(*counts.tolist()))
 
     def close(self) -> None:
         self.writer.close()

@@ -28,7 +28,7 @@ from data_pipeline.prepare.read import (
 from data_pipeline.prepare.repeated import read_changed
 from data_pipeline.prepare.stages import Context
 from data_pipeline.prepare.write import ShardWriter, ids_dtype
-from data_pipeline.records import Part, Place, Record, Source
+from data_pipeline.records import Part, Record, Source
 from data_pipeline.scan import document_key, part_for
 from data_pipeline.schema import UserError
 from data_pipeline.sealed import open_to_read, read_bytes
@@ -48,7 +48,6 @@ class Document(NamedTuple):
     split: str
     record: Record
     key: int  # 64 bits that name the document, whatever the order of files: augmentation is keyed by it
-    place: Place
     number: int  # among the kept documents of its part
 
 
@@ -58,16 +57,16 @@ def read_documents(
     """The documents of a part that stay in any of `splits`, in their order."""
     config: DataConfig = context.held["config"]
     source: Source = context.held["sources"][task[0]]
-    arrays, fate = read_arrays(context, number, "key", "place"), read_fate(context, number)
+    keys, fate = read_arrays(context, number, "key")["key"].tobytes(), read_fate(context, number)
     wanted = fate & sum(1 << SPLITS.index(split) for split in splits)
-    changed = read_changed(context, number)
+    changed, bits, cut = read_changed(context, number), wanted.tolist(), (fate & CUT).tolist()
     for i, record in kept_records(context, number, task, wanted):
         record = changed.get(i, record)
-        place, key = Place(*arrays["place"][i].tolist()), arrays["key"][i].tobytes()
+        key = keys[16 * i : 16 * i + 16]
         for n, split in enumerate(SPLITS):
-            if wanted[i] & 1 << n:
-                part = part_for(record, split, source.config.split, config) if fate[i] & CUT else record
-                yield Document(task[0], split, part, document_key(key, split), place, i)
+            if bits[i] & 1 << n:
+                part = part_for(record, split, source.config.split, config) if cut[i] else record
+                yield Document(task[0], split, part, document_key(key, split), i)
 
 
 def train_texts(context: Context, tasks: list[tuple[int, Part]], total: int, limit: int) -> Iterator[str]:
@@ -125,9 +124,9 @@ class _PartOfShard:
     """What one part gives to one split."""
 
     def __init__(self) -> None:
-        self.bytes, self.any_learned = 0, False
+        self.bytes = 0
         self.ids: list[np.ndarray] = []
-        self.learned: list[np.ndarray] = []
+        self.learned: list[list[bool] | None] = []
         self.loss_start: list[int] = []
         self.keys: list[int] = []
         self.numbers: list[int] = []
@@ -135,8 +134,7 @@ class _PartOfShard:
     def add(self, document: Document, ids: np.ndarray, start: int, learned: list[bool] | None) -> None:
         self.bytes += sum(len(part.encode()) for part in document.record.parts())
         self.ids.append(ids)
-        self.learned.append(np.zeros(len(ids), np.uint8) if learned is None else np.array(learned, np.uint8))
-        self.any_learned |= learned is not None
+        self.learned.append(learned)
         self.loss_start.append(start)
         self.keys.append(document.key)
         self.numbers.append(document.number)
@@ -156,8 +154,11 @@ class _PartOfShard:
             "keys": np.array(self.keys, np.uint64), "unknown": np.array((ids == tokenizer.special.unk).sum()),
             **self._origins(where), **self._labels(labels),
         }  # fmt: skip
-        if self.any_learned:
-            arrays["learned"] = np.concatenate(self.learned)
+        if any(said is not None for said in self.learned):
+            marks = (
+                np.zeros(len(one), np.uint8) if said is None else said for one, said in zip(self.ids, self.learned)
+            )
+            arrays["learned"] = np.concatenate([np.asarray(some, np.uint8) for some in marks])
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **arrays)
         return content.getvalue()
@@ -167,16 +168,17 @@ class _PartOfShard:
         ids, sizes = np.concatenate(self.ids), np.array([len(one) for one in self.ids])
         found = np.zeros((len(sizes), 3), np.int64)
         found[:, 0] = sizes
+        ends = np.cumsum(sizes)
         for column, marked in ((1, fallback[ids]), (2, ids == tokenizer.special.unk)):
-            sums = np.add.reduceat(np.append(marked, False), np.cumsum(sizes) - sizes, dtype=np.int64)
-            found[:, column] = np.where(sizes > 0, sums, 0)  # of nothing, reduceat takes what comes next
+            found[:, column] = np.diff(np.searchsorted(np.flatnonzero(marked), ends), prepend=0)
         counts[self.numbers] = np.maximum(counts[self.numbers], 0) + found
 
     def _origins(self, where: list[tuple[str, int | None]]) -> dict[str, np.ndarray]:
         """Names of files, and of each document which it is from and the line (0: the whole of it)."""
         found = [where[document] for document in self.numbers]
         files = {file: i for i, file in enumerate(dict.fromkeys(file for file, _ in found))}
-        return {"files": np.array(list(files)), "origins": np.array([[files[file], line or 0] for file, line in found])}
+        places = np.array([(files[file], line or 0) for file, line in found])
+        return {"files": np.array(list(files)), "origins": places}
 
     def _labels(self, labels: list[str]) -> dict[str, np.ndarray]:
         """Names of labels, and of each document which it has."""

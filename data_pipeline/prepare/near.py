@@ -31,12 +31,17 @@ NEAR = "near"
 MEMORY_BYTES = 2**25  # that a process sorts at a time
 
 
-def read_texts(context: Context, number: int, task: tuple[int, Part]) -> Iterator[tuple[bytes, str, str]]:
-    """(key, text, group) of the documents of a part that exact comparison left."""
-    keys, groups = read_arrays(context, number, "key")["key"], read_groups(context, number)
-    left = np.frombuffer(read_bytes(context.path(NEAR, number, "left")), np.uint8)
-    for i, record in kept_records(context, number, task, left):
-        yield keys[i].tobytes(), "\n".join(record.parts()), groups[i]
+def read_texts(
+    context: Context, number: int, task: tuple[int, Part], places: np.ndarray | None = None
+) -> Iterator[tuple[bytes, str, str]]:
+    """(key, text, group) of the documents of a part that exact comparison left, or of those at some `places` among them."""
+    keys, groups = read_arrays(context, number, "key")["key"].tobytes(), read_groups(context, number)
+    wanted = np.frombuffer(read_bytes(context.path(NEAR, number, "left")), np.uint8)
+    if places is not None:
+        left, wanted = np.flatnonzero(wanted), np.zeros_like(wanted)
+        wanted[left[places]] = 1
+    for i, record in kept_records(context, number, task, wanted):
+        yield keys[16 * i : 16 * i + 16], "\n".join(record.parts()), groups[i]
 
 
 def compare_near(

@@ -40,6 +40,7 @@ PART_BYTES = 2**25  # of a source that are read together: a function of nothing 
 HEAD = struct.Struct("<Q")  # of a packed document: bytes
 CUT = 1 << len(SPLITS)  # beside the bits of the splits: the document is cut by position
 TO_JSON = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes an encoder each time
+QUOTE = json.encoder.encode_basestring  # the same of a text
 BATCH, BATCH_CHARS = 1000, 500_000  # records, and characters, that are cleaned at once
 
 
@@ -161,8 +162,8 @@ class _Reader:
             self.labels.append(document_key(b"", cleaned.label) if cleaned.label else 0)
             size = sum(len(part.encode()) for part in seen)
             self.numbers.append((splits, sum(map(len, seen)), size, *place))
-            line = TO_JSON([where, cleaned.group, cleaned.label])
-            where_file.write(line.encode("utf-8", "surrogateescape") + b"\n")
+            line = f"[{QUOTE(where)}, {QUOTE(cleaned.group)}, {QUOTE(cleaned.label)}]\n"
+            where_file.write(line.encode("utf-8", "surrogateescape"))
             if docs is not None:
                 content = pack_record(cleaned)
                 docs.write(HEAD.pack(len(content)) + content)
@@ -232,10 +233,12 @@ def kept_records(
     """Yields (number, record) of the documents of a part that are `wanted`: read again and cleaned where they are streamed."""
     if not context.held["config"].streaming:
         with open_to_read(context.path(READ, number, "docs")) as file:
-            for i in range(len(wanted)):
-                content = file.read(*HEAD.unpack(file.read(HEAD.size)))
-                if wanted[i]:
-                    yield i, unpack_record(content)
+            for i, is_wanted in enumerate(wanted.tolist()):
+                (size,) = HEAD.unpack(file.read(HEAD.size))
+                if is_wanted:
+                    yield i, unpack_record(file.read(size))
+                else:
+                    file.seek(size, io.SEEK_CUR)
         return
     source, places = context.held["sources"][task[0]], read_arrays(context, number, "place")["place"]
     cleaner = Cleaner(context.held["config"], tokenizer_of(context, context.held["tokenizer"]))

@@ -41,7 +41,7 @@ class Showcase:
         self.limits = read_bounds(config.bounds)[0]
 
     def add_drop(
-        self, reason: str, where: str, key: bytes | None, what: Record | Bad | None, measures: Measures | None,
+        self, reason: str, where: str, key: bytes | None, what: Record | Bad | None, measures: np.ndarray | None,
         match: Match | None,
     ) -> None:  # fmt: skip
         """Takes the cleaned record, or what is wrong with the row."""
@@ -51,7 +51,7 @@ class Showcase:
             sample: Sample = {"where": where, "text": shorten(hide(text, self.config))}
             if isinstance(what, Record):
                 sample["chars"] = sum(map(len, what.parts()))
-            if measures and (found := self._bound(reason, measures)):
+            if measures is not None and (found := self._bound(reason, measures)):
                 sample["bound"] = found
             if match:
                 sample |= {"text": shorten(hide(match.text, self.config)), "match": match.where}
@@ -92,12 +92,12 @@ class Showcase:
             for kind, names in self.held.items()
         }
 
-    def _bound(self, reason: str, measures: Measures) -> list[Any] | None:
+    def _bound(self, reason: str, measures: np.ndarray) -> list[Any] | None:
         """[value, limit, kind of text] of a bound that is broken."""
         bound = next((bound for bound in BOUNDS if bound.name == reason), None)
         if bound is None:
             return None
-        row = Measures(*(np.array([count]) for count in measures))
+        row = Measures(*measures[:, None])
         kind = int(kinds_of(row)[0])
         return [round(float(bound.value(row)[0]), 4), self.limits[reason][kind], KINDS[kind]]
 

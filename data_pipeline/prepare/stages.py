@@ -20,7 +20,7 @@ from typing import Any
 
 from data_pipeline import sealed
 from data_pipeline.dedup.stages import Each
-from data_pipeline.machine import collect_rarely
+from data_pipeline.machine import collect_rarely, reuse_memory
 from data_pipeline.schema import UserError
 from data_pipeline.whole_file import written_aside
 
@@ -96,6 +96,7 @@ def _start(context: Context) -> None:
     global _context
     _context = context
     collect_rarely()
+    reuse_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process, which ends the others
 
 

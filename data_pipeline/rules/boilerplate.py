@@ -116,7 +116,10 @@ def _menus(words: list[int], full: list[int], gone: set[int]) -> set[int]:
     rank = {place: number for number, place in enumerate(left)}
     found: set[int] = set()
     run: list[int] = []
-    for place in [*words, -1]:
+    for place in [
+        *(place for place in words if place in rank),
+        -1,
+    ]:  # "All rights reserved" is gone as the owner's line
         if run and (place < 0 or rank[place] != rank[run[-1]] + 1):
             at_edge = rank[run[0]] == 0 or rank[run[-1]] == len(left) - 1
             if len(run) >= (2 if at_edge else 3):

@@ -19,9 +19,7 @@ MOJIBAKE = ("\ufffd", "锟斤拷", "烫烫烫", "屯屯屯")  # what decoders an
 MANY_BLANK_LINES = re.compile("\n{4,}")
 # In quotes or between tags an entity is meant: code, and text about HTML. (What begins with a character is found by memchr.)
 ENTITY = re.compile(r"""&(?<!["'`>]&)(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});(?!["'`<])""")
-FULL_WIDTH = {0xFF10 + i: ord("0") + i for i in range(10)}
-FULL_WIDTH |= {0xFF21 + i: ord("A") + i for i in range(26)} | {0xFF41 + i: ord("a") + i for i in range(26)}
-FULL_WIDTH_CHAR = re.compile("[" + "".join(map(chr, FULL_WIDTH)) + "]")
+FULL_WIDTH = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
 WIDE_SPACE = re.compile("\u3000(?<=\\S\u3000)\u3000*")  # not where it indents a line, as Chinese paragraphs are
 LINE_SPACE = " \t\u3000\xa0"
 SPACE_ENDS = tuple(f"{char}\n" for char in LINE_SPACE)
@@ -87,8 +85,7 @@ def width(text: str) -> str:
     """
     if text.isascii():
         return text
-    if FULL_WIDTH_CHAR.search(text):
-        text = text.translate(FULL_WIDTH)
+    text = FULL_WIDTH.sub(lambda match: chr(ord(match.group()) - 0xFEE0), text)
     return WIDE_SPACE.sub(lambda match: " " * len(match.group()), text) if "\u3000" in text else text
 
 

@@ -18,6 +18,7 @@ from data_pipeline.records import Record
 from data_pipeline.rules.boilerplate import boilerplate
 from data_pipeline.rules.encoding import repair_encoding
 from data_pipeline.rules.language import language, not_kept
+from data_pipeline.rules.measures import Measures
 from data_pipeline.rules.variants import simplified
 from data_pipeline.schema import UserError
 from tests.data_pipeline.clean_texts import CHINESE, CODE, ENGLISH, OTHERS, clean_record, documents
@@ -145,6 +146,9 @@ def test_menus_of_lone_words_go_where_they_stand_together():
     assert boilerplate(menu + ENGLISH[0]) == "\n" + ENGLISH[0]
     assert boilerplate(f"{CHINESE[0]}\n{CHINESE[1]}\n首页\n登录\n注册\n{CHINESE[2]}") == "\n".join(CHINESE[:3])
     assert boilerplate(f"Home\n{ENGLISH[0]}\nSearch\n{ENGLISH[1]}") == f"Home\n{ENGLISH[0]}\nSearch\n{ENGLISH[1]}"
+    owner = "All Rights Reserved"  # both a word of menus and the line at a page's foot
+    assert boilerplate(f"{ENGLISH[0]}\n{owner}\n") == f"{ENGLISH[0]}\n"
+    assert boilerplate(f"Home\n{owner}\n{ENGLISH[0]}") == f"Home\n{ENGLISH[0]}"
 
 
 JUNK = {
@@ -242,7 +246,7 @@ def test_bad_words_are_whole_words_beside_han_too(tmp_path):
 
 def test_bounds_come_from_keys():
     (cleaned,) = clean_many([Record("太短了")], CleanConfig(rules=("quality",)), keep_measures=True)
-    assert (cleaned.reason, cleaned.measures.han) == ("min_units", 3)
+    assert (cleaned.reason, Measures(*cleaned.measures).han) == ("min_units", 3)
     for changes, reason in (
         (("min_units=3",), ""),
         (("chinese.min_units=none",), ""),

@@ -46,10 +46,14 @@ def as_documents(texts, groups=None):
     return [(text_key(Record(text)), text, (groups or {}).get(text, "")) for text in texts]
 
 
+def take(documents, places=None):
+    return documents if places is None else [documents[i] for i in places]
+
+
 def run(texts, folder, groups=None, known=None):
     documents = as_documents(texts, groups)
     step = max(len(documents) // 2, 1)
-    pieces = [partial(iter, documents[i : i + step]) for i in range(0, len(documents), step)]
+    pieces = [partial(take, documents[i : i + step]) for i in range(0, len(documents), step)]
     found = deduplicate(pieces, folder, known=known, rank=lambda name: SPLITS.index(split_of_cluster(name, CONFIG)))
     look_up = Names(found.names)
     names = [name for shard in range(len(pieces)) for name in look_up.of_shard(found.shards, shard)]
