@@ -167,7 +167,7 @@ def main(argv: list[str]) -> None:
     if quick:
         few = {"classes": "4", "texts": "8", "held": "20", "epochs": "8", "seeds": "1"}
         flags |= {**few, "ways": "last layer,all"}
-    ways = flags["ways"].split(",")
+    ways = [way for way in flags["ways"].split(",") if way]
     if flags["chosen"]:
         WAYS["chosen blocks"] = Way(1e-3, f"(({flags['chosen']!r},True),{TOP})")
         ways.append("chosen blocks")

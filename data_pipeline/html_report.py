@@ -42,7 +42,7 @@ def words(key: str, *values: object) -> str:
 
 
 def both(pair: tuple[str, str], *values: object, tag: str = "span") -> str:
-    english, chinese = (html.escape(text).format(*values) for text in pair)
+    english, chinese = (html.escape(text).format(*values) if values else html.escape(text) for text in pair)
     return f'<{tag} class="en" lang="en">{english}</{tag}><{tag} class="zh" lang="zh">{chinese}</{tag}>'
 
 

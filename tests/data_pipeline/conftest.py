@@ -11,7 +11,9 @@ from data_pipeline.batch import open_data
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.prepare.build import select
 from data_pipeline.prepare.encode import read_documents
+from data_pipeline.prepare.read import read_arrays
 from data_pipeline.prepare.stages import Context
+from data_pipeline.records import Place
 from data_pipeline.sources import open_sources
 
 ENGLISH = ["the", "a", "model", "reads", "text", "and", "learns", "to", "write", "naïve"]
@@ -33,7 +35,7 @@ def quiet():
 
 @pytest.fixture
 def scan(tmp_path):
-    """Returns a function that reads a configuration's sources as preparation does: (kept documents, dropped ones)."""
+    """Returns a function that reads a configuration's sources as preparation does: (kept documents, dropped ones); scan.places: of the kept."""
     turns = itertools.count()
 
     def scan(config):
@@ -41,7 +43,12 @@ def scan(tmp_path):
         folder.mkdir()
         context = Context(folder, config=config, sources=open_sources(config, print), tokenizer=None)
         tasks, _, _ = select(context, 1, print)
-        kept = [document for number, task in enumerate(tasks) for document in read_documents(context, number, task)]
+        kept, scan.places = [], []
+        for number, task in enumerate(tasks):
+            places = read_arrays(context, number, "place")["place"].tolist()
+            for document in read_documents(context, number, task):
+                kept.append(document)
+                scan.places.append(Place(*places[document.number]))
         ledger = [path.read_text("utf-8").splitlines() for path in sorted(folder.rglob("*.ledger"))]
         lines = [json.loads(line) for lines in ledger for line in lines]
         return kept, [line for line in lines if "reason" in line]

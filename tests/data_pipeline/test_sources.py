@@ -88,8 +88,8 @@ def test_held_out_modules_go_whole_to_a_split(opened, scan):
     assert kept["train"]
     groups = {}
     for opened_data in (data, whole):  # the files and the functions in them are dealt alike
-        for document in scan(opened_data.config)[0]:
-            group = opened_data.sources[document.source].load(document.place).group
+        for document, place in zip(scan(opened_data.config)[0], scan.places):
+            group = opened_data.sources[document.source].load(place).group
             groups.setdefault(group, set()).add(document.split)
     assert all(len(splits) == 1 for splits in groups.values())
     assert len(set().union(*groups.values())) > 1
