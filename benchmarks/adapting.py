@@ -30,7 +30,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.imbalance import STUDENT, made_up, read_rows
+from benchmarks.imbalance import made_up, read_rows, show_gain
 from data_pipeline.schema import ConfigError, UserError, run_main, split_flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,7 +129,7 @@ def summarise(found: Sequence[Mapping[str, Any]]) -> list[str]:
         cells = (
             f"{first['trained']:,}", f"{first['rate']:.1e}", f"{first['cost']:.2f}",
             f"{np.median([row['step_seconds'] for row in rows.values()]):.2f}", f"{np.mean(values):.3f}",
-            "" if way == "all" else _interval(gaps), f"{np.mean([row['macro_f1'] for row in rows.values()]):.3f}",
+            show_gain(gaps) if gaps and way != "all" else "", f"{np.mean([row['macro_f1'] for row in rows.values()]):.3f}",
             " ".join(f"{value:.3f}" for value in values),
         )  # fmt: skip
         lines.append(f"| {way} | {' | '.join(cells)} |")
@@ -139,15 +139,10 @@ def summarise(found: Sequence[Mapping[str, Any]]) -> list[str]:
         gaps = [row[f"{other}/accuracy"] - full[seed]["accuracy"] for seed, row in some.items() if seed in full]
         macro = np.mean([row[f"{other}/macro_f1"] for row in some.values()])
         each = " ".join(f"{value:.3f}" for value in values)
-        lines.append(f"| {other} | | | | | {np.mean(values):.3f} | {_interval(gaps)} | {macro:.3f} | {each} |")
+        lines.append(
+            f"| {other} | | | | | {np.mean(values):.3f} | {show_gain(gaps) if gaps else ''} | {macro:.3f} | {each} |"
+        )
     return lines
-
-
-def _interval(gaps: Sequence[float]) -> str:
-    if len(gaps) < 2:
-        return f"{gaps[0]:+.3f}" if gaps else ""
-    half = STUDENT.get(len(gaps), 2.0) * np.std(gaps, ddof=1) / len(gaps) ** 0.5
-    return f"{np.mean(gaps):+.3f} +- {half:.3f}"
 
 
 def main(argv: list[str]) -> None:

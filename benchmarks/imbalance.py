@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +122,16 @@ def summarise(found: Mapping[str, list[dict[str, float]]]) -> list[str]:
             if measure == "accuracy":
                 continue
             gains = values - np.array([run[measure] for run in found["plain"]])
-            half = STUDENT.get(len(gains), 2.0) * gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else np.nan
-            cells.append("" if way == "plain" else f"{gains.mean():+.3f} +- {half:.3f}")
+            cells.append("" if way == "plain" else show_gain(gains))
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return lines
+
+
+def show_gain(gains: Sequence[float] | np.ndarray) -> str:
+    """Returns the mean with the 95 % interval of Student's t, which one run does not have."""
+    mean, runs = float(np.mean(gains)), len(gains)
+    half = STUDENT.get(runs, 2.0) * float(np.std(gains, ddof=1)) / runs**0.5 if runs > 1 else None
+    return f"{mean:+.3f}" if half is None else f"{mean:+.3f} +- {half:.3f}"
 
 
 def main(argv: list[str]) -> None:

@@ -29,9 +29,7 @@ from lm.sharding import put_batch, row_shards, whole_rows
 EvalStep = Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
 
 
-def read_classes(
-    model: Model, params: Params, batch: Mapping[str, jax.Array]
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+def read_classes(model: Model, params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Returns a classifier's logits [B, T, C], and the labels [B, T], -1 where no text ends."""
     x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
     labels_BT = jnp.where(batch["weights"] > 0, batch["targets"], -1)
@@ -53,9 +51,7 @@ def make_eval_step(model: Model, token_bytes: np.ndarray, chunk: int = 0) -> Eva
             logits_BTC, labels_BT = read_classes(model, params, batch)
             losses, predicted_BT = token_losses(logits_BTC, batch["targets"]), logits_BTC.argmax(-1)
             losses |= {"correct": predicted_BT == labels_BT, "bytes": jnp.zeros_like(losses["nll"])}
-            ends_BT = (labels_BT >= 0).astype(
-                jnp.float32
-            )  # each text counts once, whatever its class weighs in training
+            ends_BT = (labels_BT >= 0).astype(jnp.float32)  # each text counts once, whatever its class weighs
             return sum_losses(losses, ends_BT, axis=1) | {"labels": labels_BT, "predicted": predicted_BT}
         x_BTD, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
 
