@@ -260,7 +260,7 @@ def next_lines(result: Mapping[str, Any], name: str) -> list[str]:
 
 USAGE = """
 usage: python -m lm.choose_layers --config=FILE [--workdir=runs/choose] [--blocks=1] [--batches=8] [--trial=16]
-                                  [--final=50] [--exhaustive=STEPS] [--config.KEY=VALUE ...]
+                                  [--final=200] [--exhaustive=STEPS] [--config.KEY=VALUE ...]
 
 Ranks the blocks of the model at init.source for the data of the config. Gradients of --batches batches say what one step of
 each block would gain; --trial steps of each block alone say how much lower the loss on held-out rows of the train split gets; the
@@ -276,7 +276,7 @@ class Flags:
     blocks: int = 1
     batches: int = 8
     trial: int = 16
-    final: int = 50
+    final: int = 200
     exhaustive: int = 0
 
 

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import random
+import string
 import subprocess
 import sys
 from dataclasses import replace
@@ -220,25 +221,25 @@ def test_bad_input_is_refused(task, flags, with_source, word):
     assert not (folder / "bad").exists()
 
 
-LETTERS, LABELS, WORDS = "abcdefghijkl", "STUVWXYZ", 192
+LETTERS, WIDTH = string.ascii_lowercase[:20], 5
 
 
 def planted_rows(shift, number, seed):
-    """Two words of three letters, each of one of eight classes; the answer is the class of the first."""
+    """Five letters and a place k; the answer is the capital of the k-th in an order that only the base model knows.
+
+    A shift permutes the letters of the prompts or the answers. One block alone can hardly sort anew, so what helps is renaming.
+    """
     world, rng = random.Random(0), random.Random(seed)
-    pool = set()
-    while len(pool) < WORDS:
-        pool.add("".join(world.choice(LETTERS) for _ in range(3)))
-    words, cipher = sorted(pool), list(LETTERS)
-    world.shuffle(words)
-    while any(a == b for a, b in zip(cipher, LETTERS)):
-        world.shuffle(cipher)
-    table, found = str.maketrans(LETTERS, "".join(cipher)), {}
+    order, round_about = (world.sample(LETTERS, len(LETTERS)) for _ in range(2))
+    rank = {letter: place for place, letter in enumerate(order)}
+    renamed = dict(zip(round_about, [*round_about[1:], round_about[0]]))  # one cycle: no letter stays
+    found = {}
     while len(found) < number:
-        first, second = rng.randrange(WORDS), rng.randrange(WORDS)
-        text = f"{words[first]} {words[second]}="
-        label = LABELS[(first + 3 * (shift == "labels")) % len(LABELS)]
-        found[text.translate(table) if shift == "alphabet" else text] = label
+        letters, k = rng.choices(LETTERS, k=WIDTH), rng.randrange(WIDTH)
+        answer = sorted(letters, key=rank.__getitem__)[k]
+        if shift == "alphabet":
+            letters = [renamed[letter] for letter in letters]
+        found[f"{''.join(letters)}{k}="] = (renamed[answer] if shift == "answers" else answer).upper()
     return list(found.items())
 
 
@@ -247,34 +248,28 @@ def base(tmp_path_factory):
     """A run of four layers that knows the task, and the keys of a config that starts from it."""
     folder = tmp_path_factory.mktemp("base")
     model = {
-        "data.seq_len": 12, "data.batch_size": 64, "model.layers": 4, "model.dim": 48, "model.heads": 4, "model.scan": True,
+        "data.seq_len": WIDTH + 3, "data.batch_size": 64, "model.layers": 4, "model.dim": 48, "model.heads": 4, "model.scan": True,
         "model.mlp_gated": False, "model.activation": "relu2", "model.qk_norm": True, "model.init_out": "zero",
         "model.tie_embeddings": False, "optim.schedule": "linear", "optim.warmup_steps": 5, "optim.weight_decay": 0.0,
         "optim.end_lr_ratio": 0.05, "train.eval_every": 500, "train.eval_rows": 256, "train.eval_batch_size": 64,
     }  # fmt: skip
-    rows = planted_rows("", 12_000, 1)
-    file = write_task(
-        folder, rows, **model, **{"optim.peak_lr": 3e-3, "train.steps": 1500, "train.label_smoothing": 0.1}
-    )
+    file = write_task(folder, planted_rows("", 40_000, 1), **model, **{"optim.peak_lr": 3e-3, "train.steps": 3000})
     run_alone("launch.py", f"--config={file}", f"--workdir={folder / 'run'}", fast=False)
     assert json.loads((folder / "run" / "summary.json").read_text())["eval/accuracy"] > 0.99
     tokenizer = {"data.tokenizer.kind": "auto", "data.tokenizer.path": str(folder / "run" / "tokenizer")}
-    train = {"optim.peak_lr": 2e-3, "optim.train": (("block_.*", True), (".*", False))}
+    train = {"optim.peak_lr": 5e-3, "optim.train": (("block_.*", True), (".*", False))}
     return {**model, **tokenizer, **train, "init.source": str(folder / "run")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shift", "expected"), [("alphabet", "block_00"), ("labels", "block_03")])
-def test_probes_find_a_planted_shift_and_the_ranking_follows_the_sweep(base, tmp_path, shift, expected):
-    """Where the shift is need not be what training gains most from; for labels it is."""
-    file = write_task(tmp_path, planted_rows(shift, 9000, 2), **base)
-    flags = [f"--config={file}", f"--workdir={tmp_path}", "--exhaustive=120"]
+@pytest.mark.parametrize(("shift", "expected"), [("alphabet", "block_00"), ("answers", "block_03")])
+def test_a_planted_shift_is_ranked_first_and_is_the_best_to_train(base, tmp_path, shift, expected):
+    file = write_task(tmp_path, planted_rows(shift, 12_000, 2), **base)
+    flags = [f"--config={file}", f"--workdir={tmp_path}", "--exhaustive=400"]
     print(run_alone("-m", "lm.choose_layers", *flags, fast=False))
     result = json.loads((tmp_path / "layers.json").read_text())
-    for probe in ("gain", "rgn", "fisher"):
-        assert max(result["scores"][probe], key=result["scores"][probe].get) == expected, probe
-    sweep, first = result["exhaustive"], result["ranking"][0]
-    assert sweep["blocks"][first]["loss"] <= 1.02 * sweep["blocks"][sweep["best"]]["loss"]
-    assert result["cost"]["steps"] < 0.6 * sweep["cost"]["steps"]
-    if shift == "labels":
-        assert first == sweep["best"] == expected
+    sweep, gain = result["exhaustive"], result["scores"]["gain"]
+    assert result["ranking"][0] == sweep["best"] == max(gain, key=gain.get) == expected
+    losses = sorted(block["loss"] for block in sweep["blocks"].values())
+    assert losses[0] < 0.5 * losses[1]  # no toss-up
+    assert result["cost"]["steps"] < 0.45 * sweep["cost"]["steps"]
