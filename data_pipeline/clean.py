@@ -11,7 +11,7 @@ leave clean text alone, in any language: none relies on ASCII, on spaces between
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -104,27 +104,38 @@ def clean_texts(texts: Sequence[str], config: CleanConfig) -> list[tuple[str, se
     for i in (i for i, text in enumerate(texts) if len(text) > LONG):
         cleaned[i] = clean_text(texts[i], config.rules, config, touched[i])
     for numbers in groups([i for i, text in enumerate(texts) if len(text) <= LONG], texts):
-        joined = Joined([texts[i] for i in numbers])
-        changed = _with_work(joined, config.rules)
-        for i in (numbers[at] for at in changed):
-            cleaned[i] = edit(cleaned[i], config.rules, touched[i])
+        _edit_joined(cleaned, touched, numbers, config.rules)
         if config.pii:
-            joined = Joined([cleaned[i] for i in numbers]) if changed else joined
+            joined = Joined([cleaned[i] for i in numbers])
             for at in joined.of(found.start for found in find_pii(joined.text, config.pii_kinds)):
                 cleaned[numbers[at]] = clean_text(cleaned[numbers[at]], (), config, touched[numbers[at]])
     return list(zip(cleaned, touched))
 
 
-def _with_work(joined: Joined, rules: tuple[str, ...]) -> set[int]:
+def _edit_joined(texts: list[str], touched: list[set[str]], numbers: Sequence[int], rules: tuple[str, ...]) -> None:
+    """`edit` for the texts with these numbers, in place: of each rule only where it finds work."""
+    while numbers:
+        changed: set[int] = set()
+        joined = Joined([texts[i] for i in numbers])
+        for name, rule in _edits(rules):
+            stale = False
+            for at in _with_work(joined, name, rule):
+                i = numbers[at]
+                before, texts[i] = texts[i], rule(texts[i])
+                if texts[i] != before:
+                    touched[i].add(name)
+                    changed.add(i)
+                    stale = True
+            if stale:
+                joined = Joined([texts[i] for i in numbers])
+        numbers = sorted(changed)
+
+
+def _with_work(joined: Joined, name: str, rule: Edit) -> Iterable[int]:
     """Which texts an edit rule changes, and perhaps some more."""
-    found: set[int] = set()
-    for name, rule in _edits(rules):
-        if name in LOCAL:
-            found |= joined.changed_by(rule)
-            continue
-        maybe = joined.of(signs_of_damage(joined.text)) if name == "repair_encoding" else set(range(len(joined.texts)))
-        found |= {i for i in maybe - found if rule(joined.texts[i]) != joined.texts[i]}
-    return found
+    if name in LOCAL:
+        return joined.changed_by(rule)
+    return joined.of(signs_of_damage(joined.text)) if name == "repair_encoding" else range(len(joined.texts))
 
 
 _key = functools.lru_cache(maxsize=4)(read_key)
@@ -206,14 +217,15 @@ def _in_order(touched: set[str], rules: tuple[str, ...]) -> tuple[str, ...]:
 def _why_drop(record: Record, config: CleanConfig) -> str:
     parts = record.parts()
     for drop in _drops(config.rules):
-        if reason := next(filter(None, map(drop, parts)), ""):
-            return reason
+        for part in parts:
+            if reason := drop(part):
+                return reason
     length = sum(map(len, parts))
     if length < config.min_chars or not (record.chat or parts[-1].strip()):
         return "too short"
     if config.max_chars and length > config.max_chars:
         return "too long"
-    text = "\n".join(parts) if config.keep_languages or config.bad_words else ""
+    text = parts[0] if len(parts) == 1 else "\n".join(parts)
     if config.bad_words and (reason := bad_words(text, config.bad_words)):
         return reason
     return not_kept(text, config.keep_languages) if config.keep_languages else ""

@@ -23,11 +23,11 @@ class Rendered:
     left_out: int = 0  # answers that the template shows shortened (without their reasoning), which are not learned
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Record:
     """A text; or (when `completion` is there) a prompt and its completion; or (when `chat` is) a conversation.
 
-    A conversation has no text before it is rendered.
+    A conversation has no text before it is rendered. Nobody changes a record; frozen, it would take five times as long to make.
     """
 
     text: str
@@ -144,6 +144,11 @@ class Source(Protocol):
     def parts(self, goal: int) -> list[Part]: ...  # of about `goal` bytes; a function of the source and `goal` alone
     def read(self, part: Part | None = None) -> Iterator[Found]: ...  # every record in a fixed order
     def load(self, place: Place) -> Record: ...  # one record that `read` found, again
+
+
+def utf8_size(text: str) -> int:
+    """Returns the bytes of a text."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def is_encodable(text: str) -> bool:

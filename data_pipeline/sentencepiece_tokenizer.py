@@ -15,7 +15,7 @@ from data_pipeline.schema import UserError
 from data_pipeline.tokenizer import MODEL_FILE, OURS, SpecialIds, Tokenizer, ends_in_chars
 
 WORD_SPACE = "\u2581"  # sentencepiece writes a space as this character
-LINE = re.compile(r"[^\n]+\n*|\n+")  # a line with the line ends after it
+LINES = re.compile(r"(?s).{1,300}\n+|.{300}[^\n]*\n*|.+")  # lines with the line ends after them: some 300 characters
 WORD = re.compile(r" *[^ \n]+| +|\n+")  # a word with the spaces before it
 FEWEST_SPACES = (
     1 / 12
@@ -54,8 +54,8 @@ class SentencePieceTokenizer(Tokenizer):
         # A third-party model may put a space before each text; ours does not.
         first = b"".join(pieces[i] for i in engine.encode("a"))
         self.adds_space = engine.decode(engine.encode("a")) == "a" and first.startswith(b" ")
-        # Where no piece joins a line end to other text, lines can be encoded one by one, which is twice as fast. Where none
-        # goes on behind a word either, words can, and most were there before.
+        # Where no piece joins a line end to other text, lines can be encoded apart, a few together, which is up to a third faster
+        # than long texts and than lines one by one. Where none goes on behind a word either, words can, and most were there before.
         ours = special == OURS and not self.adds_space
         self.by_line = ours and all(piece.strip(b"\n") == b"" for piece in pieces if b"\n" in piece)
         self.by_word = self.by_line and not any(b" " in piece.lstrip(b" ") for piece in pieces)
@@ -78,7 +78,7 @@ class SentencePieceTokenizer(Tokenizer):
             return [np.array(self._encode_around(text), np.int32) for text in texts]
         if self.by_word and _repeats_words(texts):
             return self._encode_words([WORD.findall(text) for text in texts])
-        parts = [LINE.findall(text) if self.by_line else [text] for text in texts]
+        parts = [LINES.findall(text) if self.by_line else [text] for text in texts]
         encoded = self._encode_all(list(itertools.chain.from_iterable(parts)))
         ids = np.fromiter(itertools.chain.from_iterable(encoded), np.int32)
         ends = [0, *itertools.accumulate(map(len, encoded))]  # of lines

@@ -17,10 +17,10 @@ NOT_COMPARED = re.compile(
     r"[\s\x00-/:-@\[-`{-\xa9\xab-\xb1\xb4\xb6-\xb8\xbb\xbf\u2000-\u206f\u3000-\u3003\u3008-\u3020\u3030"
     "\ufe10-\ufe1f\ufe30-\ufe6f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]+"
 )
-# The same in two steps, of which the second, of bytes, takes next to no time.
+# The same in two steps, of which the second, of bytes, takes next to no time. One by one they go faster than in runs.
 WIDE = re.compile(
     "[\x80-\xa9\xab-\xb1\xb4\xb6-\xb8\xbb\xbf\u1680\u2000-\u206f\u3000-\u3003\u3008-\u3020\u3030"
-    "\ufe10-\ufe1f\ufe30-\ufe6f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]+"
+    "\ufe10-\ufe1f\ufe30-\ufe6f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]"
 )
 NARROW = bytes(code for code in range(0x80) if NOT_COMPARED.match(chr(code)))
 
@@ -33,6 +33,8 @@ def text_key(record: Record) -> bytes:
     >>> text_key(Record("你好，世界。")) == text_key(Record("你好世界")), text_key(Record("你好")) == text_key(Record("您好"))
     (True, False)
     """
+    if record.completion is None and record.chat is None:
+        return hashlib.blake2b((compared_bytes(record.text) or record.text.encode()) + b"\0", digest_size=16).digest()
     digest = hashlib.blake2b(digest_size=16)
     for part in record.parts() if record.chat is None else _said(record.chat):
         digest.update((compared_bytes(part) or part.encode()) + b"\0")  # a text of signs only is compared as it stands

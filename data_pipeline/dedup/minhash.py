@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.dedup.codes import GOLDEN, Codes, mix, normalise
+from data_pipeline.dedup.codes import GOLDEN, Codes, distinct, mix, normalise
 from data_pipeline.dedup.shingles import hash_pieces
 
 BANDS, ROWS = 48, 5
@@ -39,7 +39,7 @@ def signatures(batch: Codes) -> np.ndarray:
 
 def _only(lacking: np.ndarray, hashes: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(owners) and owners[0] == owners[-1]:  # a long text, maybe of few distinct shingles
-        hashes = np.unique(hashes)
+        hashes = distinct(hashes)
         owners = owners[: len(hashes)]
     chosen = lacking[owners]
     return hashes[chosen], owners[chosen]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.dedup.codes import batches
+from data_pipeline.dedup.codes import batches, distinct
 from data_pipeline.dedup.exact import repeats
 from data_pipeline.dedup.runs import RunWriter, part_bounds, read_range, written_aside
 from data_pipeline.dedup.shingles import reaches, shingle_sets
@@ -57,8 +57,8 @@ def write_sets(
     `texts` gives those of some places in the shard (ascending int64), the same as for its signatures.
     """
     begin, end = shards.span(shard)
-    found = [np.unique(read_range(path, begin, end)[0]) for path in candidates]
-    wanted = np.unique(np.concatenate(found)).astype(np.int64) if found else np.zeros(0, np.int64)
+    found = [distinct(read_range(path, begin, end)[0]) for path in candidates]
+    wanted = distinct(np.concatenate(found)).astype(np.int64) if found else np.zeros(0, np.int64)
     ends = np.zeros(len(wanted) + 1, np.uint64)
     with written_aside(shard_file(shards.stems[shard], "sets")) as file:
         at = 0

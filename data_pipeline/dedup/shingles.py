@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data_pipeline.dedup.codes import BATCH_CHARS, FIRST_WIDE, Codes, mix, normalise
+from data_pipeline.dedup.codes import BATCH_CHARS, FIRST_WIDE, Codes, distinct, mix, normalise
 
 NARROW, WIDE = 8, 5
 _B1 = np.uint64(0x9DDFEA08EB382D69)
@@ -40,10 +40,10 @@ def hash_pieces(batch: Codes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def shingle_sets(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the shingle sets of texts, one behind the other [S] uint32, and their sizes [N]."""
     found = [
-        np.unique((owners.astype(np.uint64) << np.uint64(32)) | (hashes >> np.uint64(32)))
+        distinct((owners.astype(np.uint64) << np.uint64(32)) | (hashes >> np.uint64(32)))
         for hashes, owners in hash_pieces(normalise(texts))
     ]
-    pieces = found[0] if len(found) == 1 else np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
+    pieces = found[0] if len(found) == 1 else distinct(np.concatenate([np.zeros(0, np.uint64), *found]))
     sizes = np.bincount((pieces >> np.uint64(32)).astype(np.int64), minlength=len(texts))
     return pieces.astype(np.uint32), sizes
 

@@ -11,7 +11,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.dedup.decontaminate import Match
 from data_pipeline.documents import EMPTY, MEASURED, RULES, WHOLE, RowWriter, split_where
 from data_pipeline.prepare.samples import Showcase
-from data_pipeline.records import Bad, Record
+from data_pipeline.records import Bad, Record, utf8_size
 from data_pipeline.rules.language import language, script, script_of
 from data_pipeline.rules.measures import Measures
 from data_pipeline.scan import Outcome
@@ -42,37 +42,28 @@ class Account:
         file, line = split_where(where)
         if not file.isascii():
             file = file.encode("utf-8", "backslashreplace").decode()  # a name that is not UTF-8
-        cleaned, measures = outcome.cleaned, outcome.measures
+        _, changed_by, _, cleaned, measures = outcome
         if reason:
             what = next((one for one in (outcome.record, record) if isinstance(one, Bad)), cleaned)
             self.showcase.add_drop(reason, where, key, what, measures, match)
         if cleaned is None or not isinstance(record, Record):
             self.writer.add((self.source, file, line or 0, None, 0, 0, "und", 0, 0, reason, 0), None)
             return
-        if outcome.rules and not reason:
-            self.showcase.add_edit(outcome.rules, where, key or b"", record, cleaned)
+        rules = 0
+        if changed_by:
+            rules = sum(BIT[rule] for rule in changed_by)
+            if not reason:
+                self.showcase.add_edit(changed_by, where, key or b"", record, cleaned)
         parts = cleaned.parts()
         text = parts[0] if len(parts) == 1 else "\n".join(parts)
         joints = len(parts) - 1
         chars = len(text) - joints
-        size = chars if text.isascii() else len(text.encode()) - joints
+        size = utf8_size(text) - joints
         flags = MEASURED if measures is not None else WHOLE if joints or cleaned.is_whole() else 0
         if is_emptied(cleaned, record):
             flags |= EMPTY
-        rules = sum(BIT[rule] for rule in outcome.rules) if outcome.rules else 0
-        row = (
-            self.source,
-            file,
-            line or 0,
-            key,
-            chars,
-            size,
-            self._language(text, measures),
-            flags,
-            splits,
-            reason,
-            rules,
-        )
+        told = self._language(text, measures)
+        row = (self.source, file, line or 0, key, chars, size, told, flags, splits, reason, rules)
         self.writer.add(row, measures)
 
     def _language(self, text: str, counts: np.ndarray | None) -> str:

@@ -8,6 +8,7 @@ are conversations
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from data_pipeline.prepare.read import (
 from data_pipeline.prepare.repeated import read_changed
 from data_pipeline.prepare.stages import Context
 from data_pipeline.prepare.write import ShardWriter, ids_dtype
-from data_pipeline.records import Part, Record, Source
+from data_pipeline.records import Part, Record, Source, utf8_size
 from data_pipeline.scan import document_key, part_for
 from data_pipeline.schema import UserError
 from data_pipeline.sealed import open_to_read, read_bytes
@@ -59,14 +60,15 @@ def read_documents(
     source: Source = context.held["sources"][task[0]]
     keys, fate = read_arrays(context, number, "key")["key"].tobytes(), read_fate(context, number)
     wanted = fate & sum(1 << SPLITS.index(split) for split in splits)
-    changed, bits, cut = read_changed(context, number), wanted.tolist(), (fate & CUT).tolist()
+    changed, cut = read_changed(context, number), (fate & CUT).tolist()
+    names = {bits: [s for n, s in enumerate(SPLITS) if bits & 1 << n] for bits in range(1 << len(SPLITS))}
+    splits_of = [names[bits] for bits in wanted.tolist()]
     for i, record in kept_records(context, number, task, wanted):
         record = changed.get(i, record)
         key = keys[16 * i : 16 * i + 16]
-        for n, split in enumerate(SPLITS):
-            if bits[i] & 1 << n:
-                part = part_for(record, split, source.config.split, config) if cut[i] else record
-                yield Document(task[0], split, part, document_key(key, split), i)
+        for split in splits_of[i]:
+            part = part_for(record, split, source.config.split, config) if cut[i] else record
+            yield Document(task[0], split, part, document_key(key, split), i)
 
 
 def train_texts(context: Context, tasks: list[tuple[int, Part]], total: int, limit: int) -> Iterator[str]:
@@ -89,14 +91,14 @@ def encode_part(context: Context, number: int, task: tuple[int, Part]) -> dict[s
     config: DataConfig = context.held["config"]
     tokenizer = tokenizer_of(context, context.folder / "tokenizer")
     waiting: list[Document] = []
-    shards: dict[str, _PartOfShard] = {}
+    shards: dict[str, _PartOfShard] = defaultdict(_PartOfShard)
     chars = done = 0
 
     def flush() -> None:
         records = [document.record for document in waiting]
         encoded = to_ids(records, tokenizer, config.add_bos, config.split.by == "hash")
         for document, ids, start, learned in zip(waiting, *encoded):
-            shards.setdefault(document.split, _PartOfShard()).add(document, ids, start, learned)
+            shards[document.split].add(document, ids, start, learned)
         waiting.clear()
 
     for document in read_documents(context, number, task, SPLITS[1:] if config.streaming else SPLITS):
@@ -132,7 +134,7 @@ class _PartOfShard:
         self.numbers: list[int] = []
 
     def add(self, document: Document, ids: np.ndarray, start: int, learned: list[bool] | None) -> None:
-        self.bytes += sum(len(part.encode()) for part in document.record.parts())
+        self.bytes += sum(map(utf8_size, document.record.parts()))
         self.ids.append(ids)
         self.learned.append(learned)
         self.loss_start.append(start)

@@ -59,8 +59,10 @@ FOOT_LINES, LONGEST = 10, 200
 EDGE = r"[\s«»‹›<>←-↓.…|·•*\[\]【】()（）▲▼:：!！-]*"
 STARTS = {start: rf"{EDGE}(?:{rule}){EDGE}" for starts, rule in ALONE.items() for start in starts.split()}
 FIRST = re.compile(r"[\s«»‹›<←-↓|·•*\[【(（▲▼-]*([A-Za-z]+|[\u4e00-\u9fff]{2})")
+FIRSTS = re.compile("\n" + FIRST.pattern)  # of all lines of "\n" + text, as quick as one match
 BETWEEN = re.compile(r"\s*[|｜>»›·•丨┊]\s*|\s+/\s+|\s{2,}|\t|\u3000+|(?<=[\u4e00-\u9fff])\s+(?=[\u4e00-\u9fff])")
 WORD_STARTS = {match[1].lower() for word in WORDS if (match := FIRST.match(word))}
+ALL_STARTS = WORD_STARTS.union(STARTS)
 
 
 def boilerplate(text: str) -> str:
@@ -73,10 +75,29 @@ def boilerplate(text: str) -> str:
     """
     if "\n" not in text:
         return text  # the only line is no frame of anything
-    lines = text.split("\n")
+    gone, words = _frames(text) if _may_be_framed(text) else (set[int](), list[int]())
+    tail = text[-(FOOT_LINES + 2) * LONGEST :].lower()
+    if not words and not any(map(tail.__contains__, FOOT_WORDS)):
+        lines = text.split("\n") if gone else []
+    else:
+        lines = text.split("\n")
+        full = [place for place, line in enumerate(lines) if line and not line.isspace()]
+        foot = ((place, lines[place]) for place in full[-FOOT_LINES:])
+        gone.update(place for place, line in foot if len(line) <= LONGEST and FOOT.fullmatch(line.strip()))
+        gone |= _menus(words, full, gone)
+    return "\n".join(line for place, line in enumerate(lines) if place not in gone) if gone else text
+
+
+def _may_be_framed(text: str) -> bool:
+    """Says whether a line begins like one of navigation: of most texts none does."""
+    return not ALL_STARTS.isdisjoint(map(str.lower, FIRSTS.findall("\n" + text)))
+
+
+def _frames(text: str) -> tuple[set[int], list[int]]:
+    """Which lines say nothing but one of ALONE or are menus; which are lone words of navigation."""
     gone: set[int] = set()
     words: list[int] = []
-    for place, line in enumerate(lines):
+    for place, line in enumerate(text.split("\n")):
         if line and len(line) <= LONGEST and (first := FIRST.match(line)):
             start = first[1].lower()
             if start in STARTS and _pattern(STARTS[start]).fullmatch(line):
@@ -86,14 +107,7 @@ def boilerplate(text: str) -> str:
                     words.append(place)
                 elif _is_menu(line):
                     gone.add(place)
-    tail = text[-(FOOT_LINES + 2) * LONGEST :].lower()
-    is_framed = words or any(word in tail for word in FOOT_WORDS)
-    full = [place for place, line in enumerate(lines) if line and not line.isspace()] if is_framed else []
-    gone.update(
-        place for place in full[-FOOT_LINES:] if len(lines[place]) <= LONGEST and FOOT.fullmatch(lines[place].strip())
-    )
-    gone |= _menus(words, full, gone)
-    return "\n".join(line for place, line in enumerate(lines) if place not in gone) if gone else text
+    return gone, words
 
 
 @functools.cache

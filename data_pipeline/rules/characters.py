@@ -109,4 +109,4 @@ def mojibake(text: str) -> str:
     >>> mojibake("锟斤拷锟斤拷"), mojibake("滚烫的水")
     ('mojibake', '')
     """
-    return "mojibake" if not text.isascii() and any(mark in text for mark in MOJIBAKE) else ""
+    return "mojibake" if not text.isascii() and any(map(text.__contains__, MOJIBAKE)) else ""
