@@ -156,22 +156,20 @@ def clean_many(records: Sequence[Record], config: CleanConfig, keep_measures: bo
 
     With `keep_measures` it also measures those that are dropped by their length or language, of which other bounds may keep some.
     """
-    texts = iter(clean_texts([record.text for record in records if not record.is_whole()], config))
+    plain = [row for row, record in enumerate(records) if not record.is_whole()]
+    texts = iter(clean_texts([records[row].text for row in plain], config))
     results = [
         _clean(record, config) if record.is_whole() else _judge(record, *next(texts), config) for record in records
     ]
     if "quality" not in config.rules:
         return results
     measured = ("", *BY_NUMBERS) if keep_measures else ("",)
-    rows = [row for row, result in enumerate(results) if result.reason in measured and not result.record.is_whole()]
+    rows = [row for row in plain if results[row].reason in measured]
     measures = measure_many([results[row].record.text for row in rows])
-    for row, reason in zip(rows, judge(measures, _limits(config.bounds))):
-        if reason and not results[row].reason:
-            results[row] = results[row]._replace(reason=reason)
-    if keep_measures:
-        for row, counts in zip(rows, np.column_stack(measures)):
-            record, reason, touched, _ = results[row]
-            results[row] = Cleaned(record, reason, touched, counts)
+    counted = np.column_stack(measures) if keep_measures else [None] * len(rows)
+    for row, found, counts in zip(rows, judge(measures, _limits(config.bounds)), counted):
+        record, reason, touched, _ = results[row]
+        results[row] = Cleaned(record, reason or found, touched, counts)
     return results
 
 

@@ -141,6 +141,8 @@ class _Reader:
         found = iter(self.cleaner.clean_many(records, keep_measures=True))
         outcomes = [next(found) if isinstance(one.record, Record) else Outcome(one.record, ()) for one in batch]
         matches = self._find_evaluation([outcome.record for outcome in outcomes])
+        lines: list[str] = []
+        packed: list[bytes] = []
         for (place, where, record), outcome, match in zip(batch, outcomes, matches):
             cleaned, name = outcome.record, self.source.name
             if isinstance(cleaned, Bad):
@@ -154,20 +156,22 @@ class _Reader:
                 what = {"match": match.to_json()} if match and reason == CONTAMINATED else {}
                 ledger.write(ledger_line(name, where, key, reason=reason, **what))
                 continue
-            self.changed.update(outcome.rules)
             if outcome.shortened:
                 self.changed[SHORTENED] += outcome.shortened
             if outcome.rules:
+                self.changed.update(outcome.rules)
                 ledger.write(ledger_line(name, where, key, rules=outcome.rules))
             self.keys.append(key)
             self.labels.append(document_key(b"", cleaned.label) if cleaned.label else 0)
             size = sum(map(utf8_size, seen))
             self.numbers.append((splits, sum(map(len, seen)), size, *place))
-            line = f"[{QUOTE(where)}, {QUOTE(cleaned.group)}, {QUOTE(cleaned.label)}]\n"
-            where_file.write(line.encode("utf-8", "surrogateescape"))
+            lines.append(f"[{QUOTE(where)}, {QUOTE(cleaned.group)}, {QUOTE(cleaned.label)}]\n")
             if docs is not None:
                 content = pack_record(cleaned)
-                docs.write(HEAD.pack(len(content)) + content)
+                packed += HEAD.pack(len(content)), content
+        where_file.write("".join(lines).encode("utf-8", "surrogateescape"))
+        if docs is not None:
+            docs.write(b"".join(packed))
 
     def _find_evaluation(self, records: list[Any]) -> list[Match | None]:
         """Of each document the first piece that it shares with an evaluation set."""
