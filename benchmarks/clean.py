@@ -30,8 +30,8 @@ from benchmarks.turns import Table, describe_machine
 from data_pipeline.clean import DROPS, EDITS, clean_many
 from data_pipeline.config import PAGE_RULES, CleanConfig
 from data_pipeline.records import Record
+from data_pipeline.rules import language
 from data_pipeline.rules.encoding import COMMON
-from data_pipeline.rules.language import language
 from data_pipeline.rules.measures import measure_many
 from data_pipeline.rules.quality import judge, read_bounds
 from data_pipeline.schema import UserError, run_main, split_flags
@@ -109,8 +109,9 @@ def our_work() -> dict[str, Work]:
         return run
 
     def tell(texts: list[str]) -> int:
+        language.told.cache_clear()
         for text in texts:
-            language(text)
+            language.language(text)
         return 0
 
     limits, _ = read_bounds()

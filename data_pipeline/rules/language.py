@@ -36,11 +36,11 @@ def language(text: str) -> str:
     >>> language("今天天气很好"), language("學而時習之"), language("今日はいい天気です"), language("1 + 1")
     ('zh', 'zh', 'ja', 'und')
     """
-    return _language(text[:LOOKED_AT])
+    return told(text[:LOOKED_AT])
 
 
 @functools.lru_cache(maxsize=4096)  # the rule asks, and then whoever counts languages
-def _language(text: str) -> str:
+def told(text: str) -> str:
     return _by_script(text) or _model()(text.replace("\n", " "))
 
 
