@@ -34,7 +34,7 @@ from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.shares import Part, describe_epochs, format_epochs, make_mixture
 from data_pipeline.store import Prepared, Shard
 from data_pipeline.stream import StreamedBatches, Streams
-from data_pipeline.tasks import Chunks, Cut, check_tokenizer, cut_chunks
+from data_pipeline.tasks import Chunks, Cut, check_tokenizer, cut_chunks, whole_texts
 from data_pipeline.tokenizer import Tokenizer
 
 EVAL_ORDER = 0xE7A1  # key of the one shuffled order of evaluation rows, so that the first rows are a fair sample
@@ -215,7 +215,7 @@ class Data:
                     config.loss_on_prompt,
                     shard.learned,
                     rewriter.limit() if rewriter else None,
-                    self.classes is not None,
+                    whole_texts(config) if self.classes else "",
                 )
                 reader = self._pack(shard, chunks, rewriter, self._labelled(number, split))
                 self.cuts[number].append(chunks.cut)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 
 from data_pipeline.augment.check import augment_problems
+from data_pipeline.augment.text import changes_text
 from data_pipeline.choices import check_answers
 from data_pipeline.config import (
     CLEAN_RULES,
@@ -14,6 +15,7 @@ from data_pipeline.config import (
     SOURCE_KINDS,
     SPLITS,
     TASKS,
+    TEXT,
     TOKENIZER_KINDS,
     DataConfig,
 )
@@ -50,7 +52,7 @@ def _check_task(data: DataConfig) -> list[str]:
     if not classify:
         return [f"config.data.{problem}" for problem in problems] + [
             f"config.data.{key}: only config.data.task='classify' reads it"
-            for key in ("labels", "class_weights")
+            for key in ("text_template", "labels", "class_weights")
             if getattr(data, key)
         ]
     table, wrong = ({}, []) if weights in (("inverse",), ("effective",)) or not weights else read_table(weights)
@@ -60,6 +62,8 @@ def _check_task(data: DataConfig) -> list[str]:
         (not unlabelled, f"sources: {', '.join(unlabelled)}: give each a label_field, the field that holds the class"),
         (len(set(data.labels)) == len(data.labels), "labels: names a class twice"),
         (all(data.labels), "labels: a class without a name"),
+        (data.text_template.count(TEXT) == (data.text_template != ""), f"text_template: must hold {TEXT} once, got {data.text_template!r}"),
+        (not (data.text_template and changes_text(augment)), "text_template: augmentation that changes texts would change it too; leave one of them out"),
         (not data.loss_on_prompt, "loss_on_prompt: a classifier learns no text; set it to False"),
         (len(data.labels) != 1, "labels: one class leaves nothing to tell apart"),
         (not (augment.span_corruption or augment.fill_in_middle), "augment: span_corruption and fill_in_middle make texts to write; set both to 0"),

@@ -9,6 +9,7 @@ SOURCE_KINDS = (
     "auto", "text", "markdown", "html", "jsonl", "csv", "parquet", "arrow", "warc", "tfrecord", "arrayrecord", "hf", "package", "tfds",
 )  # fmt: skip
 TASKS = ("lm", "classify")
+TEXT = "{text}"  # in a text_template, where the text goes
 CLEAN_RULES = (
     "line_ends", "repair_encoding", "nfc", "control", "trailing_space", "blank_lines", "width", "html_entities", "boilerplate",
     "simplified", "secrets", "mojibake", "quality",
@@ -234,6 +235,9 @@ class DataConfig:
     train_path: str = ""  # in place of path: the train split; without validation_path, validation is dealt from it
     validation_path: str = ""
     test_path: str = ""  # is then the test split, and split.test is 0
+    text_template: str = (
+        ""  # classify: what stands around each text, as "Customer: {text}\nIntent:", put there after cleaning
+    )
     labels: tuple[str, ...] = ()  # classify: the classes in the order of their numbers; (): those of the train split
     class_weights: tuple[
         str, ...

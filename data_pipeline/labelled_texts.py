@@ -15,12 +15,12 @@ from data_pipeline.rows import Labelled, RowReader
 from data_pipeline.schema import UserError
 from data_pipeline.sources import FileSource
 from data_pipeline.store import Shard
-from data_pipeline.tasks import cut_chunks, to_ids
+from data_pipeline.tasks import cut_chunks, put_in_template, take_out_of_template, to_ids, whole_texts
 from data_pipeline.tokenizer import Tokenizer
 
 
 def read_texts(data: Any, split: str, most: int) -> tuple[list[str], np.ndarray]:
-    """Returns the texts of a split as they were encoded, and the numbers of their classes, int64; an even sample of `most`."""
+    """Returns the texts of a split without the template around them, and the numbers of their classes, int64; an even sample of `most`."""
     texts: list[str] = []
     labels: list[np.ndarray] = []
     total = sum(len(reader.shard.keys) for _, reader in data.readers[split])
@@ -30,7 +30,8 @@ def read_texts(data: Any, split: str, most: int) -> tuple[list[str], np.ndarray]
         if total > most:
             chosen = np.unique(np.linspace(0, len(chosen) - 1, max(most * len(chosen) // total, 1)).astype(np.int64))
         starts, ends = shard.offsets[chosen] + data.config.add_bos, shard.offsets[chosen + 1] - 1  # the last ends it
-        texts += [data.tokenizer.decode(shard.ids[a:b].tolist()) for a, b in zip(starts.tolist(), ends.tolist())]
+        found = (data.tokenizer.decode(shard.ids[a:b].tolist()) for a, b in zip(starts.tolist(), ends.tolist()))
+        texts += [take_out_of_template(text, data.config.text_template) for text in found]
         labels.append(data.classes.numbers(data.prepared, source, split)[chosen])
     return texts, np.concatenate(labels).astype(np.int64) if labels else np.zeros(0, np.int64)
 
@@ -60,10 +61,11 @@ def batches_of(
     """
     clean = config.clean
     records = [Record(clean_text(text, clean.rules, clean, set()) or " ") for text in texts]
-    all_ids, starts, _ = to_ids(records, tokenizer, config.add_bos, True)
+    all_ids, starts, _ = to_ids(put_in_template(records, config.text_template), tokenizer, config.add_bos, True)
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in all_ids])]).astype(np.int64)
     shard = Shard(np.concatenate(all_ids), offsets, np.array(starts, np.int32), np.zeros(len(texts), np.uint64))
-    chunks = cut_chunks(offsets, shard.loss_start, config.seq_len, config.add_bos, False, only_beginning=True)
+    one = whole_texts(config)
+    chunks = cut_chunks(offsets, shard.loss_start, config.seq_len, config.add_bos, False, one_chunk=one)
     labelled = Labelled(np.zeros(len(texts), np.int32), np.ones(len(texts), np.float32))
     pad = tokenizer.special.padding()
     reader = RowReader(shard, chunks, config.seq_len, config.packing, tokenizer.special.bos, pad, labelled=labelled)

@@ -8,12 +8,32 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_pipeline.chat import encode_rendered
+from data_pipeline.config import TEXT, DataConfig
 from data_pipeline.records import Record
 from data_pipeline.schema import ConfigError
 from data_pipeline.tokenizer import Tokenizer
 
 PLAIN = -1  # loss start of a plain text: every id but the first is learned
 CHAT = -2  # loss start of a conversation: what is learned is kept id by id
+
+
+def put_in_template(records: list[Record], template: str) -> list[Record]:
+    """Returns the records with their texts in a `text_template`; as they are where it is empty.
+
+    >>> put_in_template([Record("where is it?")], "Customer: {text}\nIntent:")[0].text
+    'Customer: where is it?\nIntent:'
+    """
+    return [replace(one, text=template.replace(TEXT, one.text)) for one in records] if template else records
+
+
+def take_out_of_template(text: str, template: str) -> str:
+    """Returns a text without the `text_template` around it.
+
+    >>> take_out_of_template("Customer: where is it?\nIntent:", "Customer: {text}\nIntent:")
+    'where is it?'
+    """
+    before, _, after = template.partition(TEXT)
+    return text.removeprefix(before).removesuffix(after)
 
 
 def check_tokenizer(tokenizer: Tokenizer, add_bos: bool, add_eos: bool, mask: bool) -> None:
@@ -76,6 +96,11 @@ def to_ids(
     return all_ids, starts, learned
 
 
+def whole_texts(config: DataConfig) -> str:
+    """Says which part of a text that is too long a classifier reads: its beginning, or with a template its end, where the class is read."""
+    return "end" if config.text_template else "beginning"
+
+
 @dataclass(frozen=True)
 class Cut:
     """Counts of what is lost because rows have only so many tokens."""
@@ -107,21 +132,21 @@ class Chunks:
 
 def cut_chunks(
     offsets: np.ndarray, loss_start: np.ndarray, seq_len: int, add_bos: bool, learn_prompt: bool,
-    learned: np.ndarray | None = None, plain_len: int | None = None, only_beginning: bool = False,
+    learned: np.ndarray | None = None, plain_len: int | None = None, one_chunk: str = "",
 ) -> Chunks:  # fmt: skip
     """Cuts documents to at most `seq_len` inputs each, plain texts to `plain_len` where it is given.
 
     A plain text gives as many chunks as it needs, and every id but its first is the target of exactly one. A prompt/completion
     document gives one chunk: the prompt is cut from the left first, then the completion's end. A conversation gives one
     chunk, its beginning; where no answer is in that, none. `learned` (uint8, of all ids) says what assistants said.
-    `only_beginning`: a plain text gives one chunk too.
+    `one_chunk`: a plain text gives one chunk too, its "beginning" or its "end".
     """
     sizes = np.diff(offsets)
     inputs = np.maximum(sizes - 1, 0)
     is_pair, is_chat = loss_start >= 0, loss_start == CHAT
     lost, chat_cut = _count_chats(offsets, is_chat, seq_len, learned)
     plain_len = plain_len or seq_len
-    count = np.where(is_pair | is_chat | only_beginning, np.minimum(inputs, 1), -(-inputs // plain_len))
+    count = np.where(is_pair | is_chat | (one_chunk != ""), np.minimum(inputs, 1), -(-inputs // plain_len))
     if not learn_prompt:
         count[lost] = 0
     document = np.repeat(np.arange(len(sizes)), count)
@@ -129,6 +154,8 @@ def cut_chunks(
     pair, size, begins = is_pair[document], sizes[document], np.maximum(loss_start, 0)[document]
     # a pair keeps one id before the completion, so that the completion's first id is predicted too
     cut = np.where(pair, np.minimum(np.maximum(size - seq_len - 1, 0), np.maximum(begins - 1, 0)), part * plain_len)
+    plain_end = ~pair & ~is_chat[document] & (one_chunk == "end")
+    cut = np.where(plain_end, np.maximum(size - 1 - plain_len, 0), cut)
     length = np.minimum(size - 1 - cut, np.where(pair | is_chat[document], seq_len, plain_len))
     learn_from = np.where(pair, np.maximum(begins - 1 - cut, 0), 0)
     kept, whole = length - learn_from, size - np.maximum(begins, 1)
@@ -137,7 +164,7 @@ def cut_chunks(
         start=offsets[:-1][document] + cut,
         length=length.astype(np.int32),
         learn_from=(np.zeros_like(learn_from) if learn_prompt else learn_from).astype(np.int32),
-        put_bos=pair & (cut > 0) & add_bos,
+        put_bos=(pair | plain_end) & (cut > 0) & add_bos,
         masked=is_chat[document] & (not learn_prompt),
         answer=np.where(pair, begins - cut, loss_start[document]),
         cut=replace(
@@ -147,7 +174,7 @@ def cut_chunks(
             lost_chats=0 if learn_prompt else chat_cut.lost_chats,
             cut_documents=chat_cut.cut_documents
             + int((pair & (size - 1 > seq_len)).sum())
-            + int((only_beginning & (size - 1 > length)).sum()),
+            + int(((one_chunk != "") & (size - 1 > length)).sum()),
             answers=chat_cut.answers + int(pair.sum()),
             cut_answers=chat_cut.cut_answers + int((pair & (kept < whole)).sum()),
             answer_tokens=chat_cut.answer_tokens + int(whole[pair].sum()),

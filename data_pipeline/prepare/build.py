@@ -95,7 +95,10 @@ def open_given(config: DataConfig) -> tuple[Prepared, Sequence[Named]]:
     if isinstance(found, str):
         raise UserError(f"config.data.prepared={config.prepared!r}: {found}")
     made_of = found.manifest["made_of"]
-    pairs = (("add_bos", config.add_bos, made_of["add_bos"]), ("split.by", config.split.by, made_of["split"]["by"]))
+    pairs = (
+        ("add_bos", config.add_bos, made_of["add_bos"]), ("split.by", config.split.by, made_of["split"]["by"]),
+        ("text_template", config.text_template, made_of.get("text_template", "")),
+    )  # fmt: skip
     problems = [
         f"config.data.{key}={now!r}, but {config.prepared} was prepared with {then!r}; set it to that, or prepare again"
         for key, now, then in pairs
@@ -201,6 +204,8 @@ def _made_of(config: DataConfig, sources: list[Source], tokenizer: Tokenizer | N
         "chat": [template_source(tokenizer or STAND_IN, config.chat)[0], config.chat.date],
         "tokenizer": tokenizer.sha256 if tokenizer else [trained, sentencepiece.__version__],
     }  # fmt: skip
+    if config.text_template:
+        made_of["text_template"] = config.text_template
     return made_of, hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 

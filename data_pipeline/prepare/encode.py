@@ -33,7 +33,7 @@ from data_pipeline.records import Part, Record, Source, utf8_size
 from data_pipeline.scan import document_key, part_for
 from data_pipeline.schema import UserError
 from data_pipeline.sealed import open_to_read, read_bytes
-from data_pipeline.tasks import to_ids
+from data_pipeline.tasks import put_in_template, to_ids
 from data_pipeline.tokenizer import STAND_IN, Tokenizer
 from data_pipeline.whole_file import written_aside
 
@@ -95,7 +95,7 @@ def encode_part(context: Context, number: int, task: tuple[int, Part]) -> dict[s
     chars = done = 0
 
     def flush() -> None:
-        records = [document.record for document in waiting]
+        records = put_in_template([document.record for document in waiting], config.text_template)
         encoded = to_ids(records, tokenizer, config.add_bos, config.split.by == "hash")
         for document, ids, start, learned in zip(waiting, *encoded):
             shards[document.split].add(document, ids, start, learned)

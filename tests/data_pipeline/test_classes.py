@@ -14,6 +14,7 @@ from data_pipeline.check import check_data_config
 from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig, SplitConfig, TokenizerConfig
 from data_pipeline.explain import explain_row
 from data_pipeline.labelled_texts import batches_of, read_file, read_texts
+from data_pipeline.prepare.build import prepare_to
 from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.show import show
 
@@ -131,6 +132,47 @@ def test_long_texts_keep_their_beginning_and_are_counted(classify):
     )
 
 
+TEMPLATE = "客户 says: {text}\nIntent:"
+
+
+def test_a_template_stands_around_each_text_and_its_end_is_kept(classify, tmp_path, quiet):
+    whole = {TEMPLATE.replace("{text}", row["text"]): row["label"] for row in rows_of()}
+    data = open_data(classify(text_template=TEMPLATE, seq_len=128), log=quiet)
+    splits = ("train", "validation", "test")
+    told = [one for split in splits for one in held(data, data.eval_batches(split, 4, (0, 4)))]
+    assert {text: label for text, label, _ in told} == whole
+    assert sorted(text for split in splits for text in read_texts(data, split, 1000)[0]) == sorted(
+        row["text"] for row in rows_of()
+    )
+    plain = open_data(classify(), log=quiet)  # is prepared apart
+    assert not held(plain, plain.eval_batches("test", 4, (0, 4)))[0][0].endswith("Intent:")
+    said = []
+    short = open_data(
+        classify(text_template=TEMPLATE, seq_len=40, add_bos=True, split=SplitConfig(validation=0, test=0)),
+        log=said.append,
+    )
+    found = held(short, short.eval_batches("train", 4, (0, 4)))
+    kept = {text.encode()[-39:].decode(errors="replace") if len(text.encode()) > 39 else text for text in whole}
+    assert {text for text, *_ in found} == kept
+    assert any("are longer than config.data.seq_len=40" in line for line in said)
+    assert all(batch["tokens"][row, 0] == short.tokenizer.special.bos for batch in short.eval_batches("train", 4, (0, 4))
+               for row in range(4) if batch["segments"][row, 0])  # fmt: skip
+    texts = [row["text"] for row in rows_of()]
+    order, batches = batches_of(short.config, short.tokenizer, texts, 4)
+    answers = dict(zip(order.tolist(), (text for text, *_ in held(short, batches))))
+    assert [answers[i] for i in range(len(texts))] == [
+        text.encode()[-39:].decode(errors="replace") if len(text.encode()) > 39 else text for text in whole
+    ]
+
+
+def test_a_prepared_folder_of_another_template_is_refused(classify, tmp_path, quiet):
+    prepare_to(tmp_path / "out", classify(text_template=TEMPLATE), 1, quiet)
+    keys = {"prepared": str(tmp_path / "out"), "path": ""}
+    assert open_data(classify(text_template=TEMPLATE, **keys), log=quiet).classes.names == ("bill", "card", "oos")
+    with pytest.raises(ConfigError, match=r"config.data.text_template='', but .* was prepared with '客户 says"):
+        open_data(classify(**keys), log=quiet)
+
+
 def test_a_file_for_each_split(classify, tmp_path, quiet):
     paths = {split: write(tmp_path / f"{split}.jsonl", rows_of(split)) for split in ("train", "validation", "test")}
     keys = {f"{split}_path": path for split, path in paths.items()}
@@ -227,6 +269,13 @@ def test_classes_that_do_not_fit(classify, quiet, keys, words):
         ({"class_weights": ("heavy",)}, "config.data.class_weights: expected NAME=WEIGHT"),
         ({"augment": AugmentConfig(fill_in_middle=0.5)}, "config.data.augment: span_corruption and fill_in_middle"),
         ({"augment": AugmentConfig(window_shift=True)}, "config.data.augment.window_shift: only the beginning"),
+        ({"text_template": "Intent:"}, "config.data.text_template: must hold {text} once, got 'Intent:'"),
+        ({"text_template": "{text} or {text}"}, "config.data.text_template: must hold {text} once"),
+        (
+            {"text_template": "{text}!", "augment": AugmentConfig(word_swap=0.1)},
+            "config.data.text_template: augmentation that",
+        ),
+        ({"task": "lm", "text_template": "{text}!"}, "config.data.text_template: only config.data.task='classify'"),
         ({"task": "classification"}, "config.data.task: must be one of lm, classify"),
         ({"task": "lm", "labels": ("a", "b")}, "config.data.labels: only config.data.task='classify' reads it"),
         ({"task": "lm", "class_weights": ("inverse",)}, "config.data.class_weights: only config.data.task='classify'"),
