@@ -242,6 +242,8 @@ def _packed(file: IO[bytes]) -> Iterator[bytes]:
             end = at + HEAD.size + size
             if end > len(held):
                 held += file.read(end - len(held))  # of a long document, all at once
+                if end > len(held):
+                    return  # cut short, as the count of them will show
             yield held[at + HEAD.size : end]
             at = end
         held = held[at:]
@@ -252,10 +254,14 @@ def kept_records(
 ) -> Iterator[tuple[int, Record]]:
     """Yields (number, record) of the documents of a part that are `wanted`: read again and cleaned where they are streamed."""
     if not context.held["config"].streaming:
-        with open_to_read(context.path(READ, number, "docs")) as file:
-            for i, (is_wanted, content) in enumerate(zip(wanted.tolist(), _packed(file), strict=True)):
+        path, count = context.path(READ, number, "docs"), 0
+        with open_to_read(path) as file:
+            for is_wanted, content in zip(wanted.tolist(), _packed(file)):
                 if is_wanted:
-                    yield i, unpack_record(content)
+                    yield count, unpack_record(content)
+                count += 1
+        if count != len(wanted):
+            raise UserError(f"{path}: holds {count} documents, not {len(wanted)}; delete its folder and prepare again")
         return
     source, places = context.held["sources"][task[0]], read_arrays(context, number, "place")["place"]
     cleaner = Cleaner(context.held["config"], tokenizer_of(context, context.held["tokenizer"]))

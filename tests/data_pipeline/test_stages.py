@@ -10,13 +10,15 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from data_pipeline.batch import open_data
 from data_pipeline.config import SourceConfig, SplitConfig, TokenizerConfig
-from data_pipeline.prepare import build
+from data_pipeline.prepare import build, read
 from data_pipeline.prepare.build import prepare_to
-from data_pipeline.records import Bad
+from data_pipeline.prepare.stages import Context
+from data_pipeline.records import Bad, Record, pack_record
 from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.sources import open_sources
 from data_pipeline.store import open_prepared
@@ -61,6 +63,23 @@ def hashes(folder):
         values = {key: value for key, value in values.items() if key not in ("seconds", "sha256", "files")}
         found[name] = json.dumps(values).encode()
     return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
+
+
+@pytest.mark.parametrize("block", [1, 7, 8, 9, 100, 1 << 18])
+def test_packed_documents_come_back_in_blocks_of_any_size(config, rows, tmp_path, monkeypatch, block):
+    monkeypatch.setattr(read, "BLOCK", block)
+    context = Context(tmp_path, config=config(rows))
+    records = [Record(text) for text in ("", "a", "一二", "x" * 5000, "", "end " * 9)] + [Record("ask", "answer")]
+    (tmp_path / "read").mkdir()
+    path = context.path("read", 3, "docs")
+    packed = [pack_record(record) for record in records]
+    path.write_bytes(b"".join(read.HEAD.pack(len(one)) + one for one in packed))
+    wanted = np.array([1, 0, 1, 1, 1, 0, 1], np.uint8)
+    found = list(read.kept_records(context, 3, (0, None), wanted))
+    assert found == [(i, record) for i, record in enumerate(records) if wanted[i]]
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match=r"00003.docs: holds 6 documents, not 7; delete its folder"):
+        list(read.kept_records(context, 3, (0, None), wanted))
 
 
 def test_the_bytes_do_not_depend_on_the_processes(make, tmp_path):
@@ -174,7 +193,7 @@ def test_a_run_reads_the_folder_as_what_it_would_prepare_itself(make, config, ro
 SCRIPT = """
 import sys, pickle
 from pathlib import Path
-from data_pipeline.prepare import build
+from data_pipeline.prepare import build, read
 build.PART_BYTES = {part}
 if __name__ == "__main__":
     config = pickle.loads(Path(sys.argv[1]).read_bytes())
@@ -238,7 +257,7 @@ def test_a_process_that_dies_is_named(make, config, rows, tmp_path, monkeypatch)
 
 KILLER = """
 import os
-from data_pipeline.prepare import build
+from data_pipeline.prepare import build, read
 import data_pipeline.prepare.read as read
 if __name__ != "__main__":
     read.text_key = lambda record: os.kill(os.getpid(), 9)
