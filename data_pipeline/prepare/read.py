@@ -236,7 +236,7 @@ def _packed(file: IO[bytes]) -> Iterator[bytes]:
     """The packed documents of a file, of which a stretch is read at a time: read one by one they take twice as long."""
     held = b""
     while block := file.read(BLOCK):
-        held, at, size = held + block, 0, 0
+        held, at = held + block, 0
         while at + HEAD.size <= len(held):
             (size,) = HEAD.unpack_from(held, at)
             end = at + HEAD.size + size

@@ -131,8 +131,11 @@ def _scaling(scaling: RopeScaling) -> Fields:
     return {"rope_scaling": fields}
 
 
-def classifier_fields(fields: Fields, names: Sequence[str], pad: int) -> Fields:
-    """Returns the config.json of a language model as that of its family's classifier, which reads the last token but `pad`."""
+def classifier_fields(fields: Fields, names: Sequence[str], pad: int, template: str = "") -> Fields:
+    """Returns the config.json of a language model as that of its family's classifier, which reads the last token but `pad`.
+
+    A template around the texts goes along as `text_template`, which transformers keeps and does not read.
+    """
     family = fields["model_type"]
     stem = (
         "Gemma3Text"
@@ -143,6 +146,7 @@ def classifier_fields(fields: Fields, names: Sequence[str], pad: int) -> Fields:
         "architectures": [stem + CLASSIFIER], "problem_type": ONE_LABEL, "num_labels": len(names), "pad_token_id": pad,
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
+        **({"text_template": template} if template else {}),
     }  # fmt: skip
 
 

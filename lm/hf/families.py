@@ -20,7 +20,7 @@ Fields = dict[str, Any]
 HARMLESS = re.compile(
     r"architectures|model_type|transformers_version|torch_dtype|dtype|use_cache|_name_or_path|.*_token_ids?|"
     r"initializer_range|max_position_embeddings|n_positions|n_ctx|auto_map|.*dropout|.*_pdrop|output_.*|return_dict|"
-    r"is_decoder|is_encoder_decoder|id2label|label2id|num_labels|problem_type|tokenizer_class|torchscript|unsloth_.*|"
+    r"is_decoder|is_encoder_decoder|id2label|label2id|num_labels|problem_type|text_template|tokenizer_class|torchscript|unsloth_.*|"
     r"transformers\.js_config|summary_.*|task_specific_params|gradient_checkpointing|cache_implementation|"
     r"_attn_implementation.*|pretraining_tp|use_bfloat16|tie_weights_keys|chunk_size_feed_forward|finetuning_task|"
     r"attn_implementation|layer_norm_elementwise|model_max_length|_commit_hash|_sliding_window_pattern|"

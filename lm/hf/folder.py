@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from data_pipeline.config import TEXT
 from data_pipeline.hf_folder import FILES, GENERATION
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from lm import build
@@ -45,7 +46,10 @@ def import_folder(source: str, out: Path, log: Log) -> None:
     config = follow_source(Config(init=InitConfig(source=source)), out)
     found = find_foreign(source)
     if found.labels:
-        data = replace(config.data, task="classify", labels=found.labels)
+        template = str(found.fields.get("text_template") or "")
+        if template and template.count(TEXT) != 1:
+            raise UserError(f"{source}: text_template in config.json must hold {TEXT} once, got {template[:60]!r}")
+        data = replace(config.data, task="classify", labels=found.labels, text_template=template)
         config = replace(config, model=replace(config.model, classes=len(found.labels)), data=data)
     tokenizer = load_tokenizer(config.data.tokenizer.path)
     model_config(config, tokenizer.vocab_size)  # refuses a tokenizer that the embedding has no rows for
@@ -107,7 +111,8 @@ def export_run(workdir: Path, out: Path, step: str, dtype: str, family: str, log
     if loaded.model.config.classes:
         special = tokenizer.special
         pad = special.pad if special.pad >= 0 else special.eos
-        fields = classifier_fields(fields, loaded.config.data.labels, pad)
+        data = loaded.config.data
+        fields = classifier_fields(fields, data.labels, pad, data.text_template)
     shapes, make = tensors_of(params, fields["model_type"], model, lambda path: jnp.dtype(dtype))
     out.parent.mkdir(parents=True, exist_ok=True)
     half = out.parent / f".{out.name}.half"

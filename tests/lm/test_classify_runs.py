@@ -62,7 +62,7 @@ def tuned(place):
     """A fine-tune of the top two of four layers of a language model with a head of its own."""
     pretrain(place, "base", False)
     flags = [f"--config.init.source={place}/base", "--config.train.refusal=oos", "--config.optim.warmup_steps=2"]
-    flags += ["--config.train.eval_every=5", "--config.train.epochs=2"]
+    flags += ["--config.train.eval_every=5", "--config.train.epochs=2", "--config.data.text_template={text}?"]
     assert train(place, "tuned", *flags, config="classify.py:top") == 0
     return flags
 
@@ -165,8 +165,17 @@ def test_a_classifier_goes_out_as_a_folder_and_comes_back(place, tuned, capsys, 
     assert fields["architectures"] == ["LlamaForSequenceClassification"]
     assert fields["id2label"] == {"0": "bill", "1": "card", "2": "oos"}
     assert fields["pad_token_id"] is not None
+    assert fields["text_template"] == "{text}?"
     hf(["import", f"{place}/folder", f"{place}/back"])
+    assert read(place / "back/config.json")["data"]["text_template"] == "{text}?"
     texts = [f"--file={place}/test.jsonl"]
+    (place / "broken").mkdir()
+    for file in (place / "folder").iterdir():
+        (place / "broken" / file.name).symlink_to(file)
+    (place / "broken/config.json").unlink()
+    (place / "broken/config.json").write_text(json.dumps({**fields, "text_template": "no text"}))
+    with pytest.raises(UserError, match="text_template in config.json must hold {text} once, got 'no text'"):
+        hf(["import", f"{place}/broken", f"{place}/not"])
     (place / "back/decision.json").write_bytes((place / "tuned/decision.json").read_bytes())
     ours, theirs = (told(capsys, f"--workdir={place}/{name}", *texts) for name in ("back", "tuned"))
     for one, other in zip(ours, theirs, strict=True):
