@@ -174,7 +174,7 @@ def test_a_classifier_goes_out_as_a_folder_and_comes_back(place, tuned, capsys, 
         (place / "broken" / file.name).symlink_to(file)
     (place / "broken/config.json").unlink()
     (place / "broken/config.json").write_text(json.dumps({**fields, "text_template": "no text"}))
-    with pytest.raises(UserError, match="text_template in config.json must hold {text} once, got 'no text'"):
+    with pytest.raises(UserError, match=r"must hold \{text\} once, got 'no text'"):
         hf(["import", f"{place}/broken", f"{place}/not"])
     (place / "back/decision.json").write_bytes((place / "tuned/decision.json").read_bytes())
     ours, theirs = (told(capsys, f"--workdir={place}/{name}", *texts) for name in ("back", "tuned"))
