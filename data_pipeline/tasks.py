@@ -20,8 +20,8 @@ CHAT = -2  # loss start of a conversation: what is learned is kept id by id
 def put_in_template(records: list[Record], template: str) -> list[Record]:
     """Returns the records with their texts in a `text_template`; as they are where it is empty.
 
-    >>> put_in_template([Record("where is it?")], "Customer: {text}\nIntent:")[0].text
-    'Customer: where is it?\nIntent:'
+    >>> put_in_template([Record("where is it?")], "{text} Intent:")[0].text
+    'where is it? Intent:'
     """
     return [replace(one, text=template.replace(TEXT, one.text)) for one in records] if template else records
 
@@ -29,7 +29,7 @@ def put_in_template(records: list[Record], template: str) -> list[Record]:
 def take_out_of_template(text: str, template: str) -> str:
     """Returns a text without the `text_template` around it.
 
-    >>> take_out_of_template("Customer: where is it?\nIntent:", "Customer: {text}\nIntent:")
+    >>> take_out_of_template("Customer: where is it? Intent:", "Customer: {text} Intent:")
     'where is it?'
     """
     before, _, after = template.partition(TEXT)

@@ -193,7 +193,7 @@ def test_a_run_reads_the_folder_as_what_it_would_prepare_itself(make, config, ro
 SCRIPT = """
 import sys, pickle
 from pathlib import Path
-from data_pipeline.prepare import build, read
+from data_pipeline.prepare import build
 build.PART_BYTES = {part}
 if __name__ == "__main__":
     config = pickle.loads(Path(sys.argv[1]).read_bytes())
@@ -257,7 +257,7 @@ def test_a_process_that_dies_is_named(make, config, rows, tmp_path, monkeypatch)
 
 KILLER = """
 import os
-from data_pipeline.prepare import build, read
+from data_pipeline.prepare import build
 import data_pipeline.prepare.read as read
 if __name__ != "__main__":
     read.text_key = lambda record: os.kill(os.getpid(), 9)
