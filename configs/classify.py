@@ -5,6 +5,7 @@ python launch.py --config=configs/classify.py:top --config.init.source=DIR --con
 FILE holds rows {"text", "label"} (JSONL or CSV) and is split here; or name --config.data.train_path, and validation_path
 and test_path where you have them. DIR is a run of ours, or hf:FOLDER. The word `top` trains the last two blocks, `head`
 the new head alone; without a word everything is trained, and without init.source from random weights, over bytes.
+A language model tells classes far better behind words that ask for them: --config.data.text_template=$'{text}\\nClass:'.
 """
 
 from __future__ import annotations
