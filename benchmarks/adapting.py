@@ -5,11 +5,9 @@ test in each. Every way is the run and the `lm.classify --split=test` that a use
 rates of WAYS were the best of three on the validation split of a draw that no table has (--first_seed=1000 --seeds=1 --times=1, 0.3, 3).
 `cost` is the FLOPs of a step beside training everything, `s a step` its seconds; `beside all` is the mean difference to training everything
 on the same draw, with the 95 % interval of Student's t; the baselines learn from the same texts. --chosen adds the blocks that a pattern names.
---template puts each text into a data.text_template.
 
     python benchmarks/adapting.py [--out=FILE.jsonl] [--quick] --data=FILE.jsonl --source=RUN|hf:FOLDER [--classes=30] [--texts=10] [--held=50]
-                                  [--epochs=10] [--seeds=3] [--first_seed=0] [--times=1] [--ways="last layer,all"] [--chosen="block_1[45]/.*"]
-                                  [--template="Customer: {text}\\nIntent:"] [--config.KEY=VALUE ...]
+                                  [--epochs=10] [--seeds=3] [--first_seed=0] [--times=1] [--ways="last layer,all"] [--chosen="block_1[45]/.*"] [--config.KEY=VALUE ...]
 
 --quick: made-up texts, a small model of random weights, two ways, one seed. Needs scikit-learn for the baseline.
 
@@ -157,7 +155,6 @@ def main(argv: list[str]) -> None:
         "times": "1",
         "out": "",
         "chosen": "",
-        "template": "",
         "quick": "false",
     }
     flags, overrides = split_flags(argv, {**numbers, **words}, f"\n{__doc__}")
@@ -175,8 +172,7 @@ def main(argv: list[str]) -> None:
     counts = {key: int(flags[key]) for key in numbers}
     rows = made_up(counts["classes"], 50) if quick else read_rows(flags["data"])
     common = {"train.epochs": f"{counts['epochs']}.0", "train.eval_every": "30", "train.early_stop_patience": "0",
-              "model.scan": "true", "data.batch_size": "4", "init.source": flags["source"],
-              "data.text_template": flags["template"].replace("\\n", "\n")}  # fmt: skip
+              "model.scan": "true", "data.batch_size": "4", "init.source": flags["source"]}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         if quick:
             common["init.source"] = f"{folder}/start"

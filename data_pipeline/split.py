@@ -33,12 +33,10 @@ def text_key(record: Record) -> bytes:
     >>> text_key(Record("你好，世界。")) == text_key(Record("你好世界")), text_key(Record("你好")) == text_key(Record("您好"))
     (True, False)
     """
-    if record.completion is None and record.chat is None:
-        return hashlib.blake2b((compared_bytes(record.text) or record.text.encode()) + b"\0", digest_size=16).digest()
-    digest = hashlib.blake2b(digest_size=16)
-    for part in record.parts() if record.chat is None else _said(record.chat):
-        digest.update((compared_bytes(part) or part.encode()) + b"\0")  # a text of signs only is compared as it stands
-    return digest.digest()
+    parts = record.parts() if record.chat is None else _said(record.chat)
+    # a text of signs only is compared as it stands
+    content = b"".join([(compared_bytes(part) or part.encode()) + b"\0" for part in parts])
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def compared_bytes(text: str) -> bytes:

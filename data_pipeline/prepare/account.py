@@ -42,18 +42,15 @@ class Account:
         file, line = split_where(where)
         if not file.isascii():
             file = file.encode("utf-8", "backslashreplace").decode()  # a name that is not UTF-8
-        _, changed_by, _, cleaned, measures = outcome
+        cleaned, measures = outcome.cleaned, outcome.measures
         if reason:
             what = next((one for one in (outcome.record, record) if isinstance(one, Bad)), cleaned)
             self.showcase.add_drop(reason, where, key, what, measures, match)
         if cleaned is None or not isinstance(record, Record):
             self.writer.add((self.source, file, line or 0, None, 0, 0, "und", 0, 0, reason, 0), None)
             return
-        rules = 0
-        if changed_by:
-            rules = sum(BIT[rule] for rule in changed_by)
-            if not reason:
-                self.showcase.add_edit(changed_by, where, key or b"", record, cleaned)
+        if outcome.rules and not reason:
+            self.showcase.add_edit(outcome.rules, where, key or b"", record, cleaned)
         parts = cleaned.parts()
         text = parts[0] if len(parts) == 1 else "\n".join(parts)
         joints = len(parts) - 1
@@ -62,6 +59,7 @@ class Account:
         flags = MEASURED if measures is not None else WHOLE if joints or cleaned.is_whole() else 0
         if is_emptied(cleaned, record):
             flags |= EMPTY
+        rules = sum(BIT[rule] for rule in outcome.rules)
         told = self._language(text, measures)
         row = (self.source, file, line or 0, key, chars, size, told, flags, splits, reason, rules)
         self.writer.add(row, measures)
