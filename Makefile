@@ -1,11 +1,11 @@
-# make setup | demo | test | test-slow | check | bench        (PYTHON=python3.12 picks the interpreter)
+# make setup | demo | test | test-slow | test-gpu | check | bench        (PYTHON=python3.12 picks the interpreter)
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 STAMP = $(VENV)/.installed-$(notdir $(PYTHON))
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: setup demo test test-slow check format bench clean
+.PHONY: setup demo test test-slow test-gpu check format bench clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,10 @@ test: setup
 
 test-slow: setup
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m slow tests
+
+# On a machine with an NVIDIA GPU and jax[cuda13]; needs no TensorFlow.
+test-gpu: setup
+	LM_TEST_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=true $(PY) -m pytest tests/lm/test_gpu.py
 
 check: setup
 	$(VENV)/bin/ruff check .

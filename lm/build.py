@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -26,7 +28,7 @@ from lm.hosts import from_main, gather_bytes, is_main
 from lm.lease import Lease
 from lm.logger import Logger
 from lm.metrics import peak_flops
-from lm.model.kernels import compare, windows
+from lm.model.kernels import compare, platform_of, windows
 from lm.model.transformer import Model
 from lm.optim import observe_eval
 from lm.params import Params, count, make_runs
@@ -77,6 +79,17 @@ def check_kernel(parts: Parts, data: Any, log: Log) -> None:
     log(f"{text} ({time.perf_counter() - began:.1f} s)")
 
 
+def say_whether_bits_repeat(mesh: Mesh, log: Log) -> None:
+    """Says on a GPU that a repeated or resumed run differs in its last bits, unless XLA was told to avoid what does that."""
+    if platform_of(mesh) == "gpu" and not re.search(
+        "deterministic_ops(=true|=1)?( |$)", os.environ.get("XLA_FLAGS", "")
+    ):
+        log(
+            "on a GPU sums are added up in another order each time, so a repeated or resumed run differs in its last bits. For the "
+            "same bits: XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=true (docs/gpu.md)"
+        )
+
+
 def make_run(
     config: Config, data: Any, workdir: Path, lease: Lease | None, log: Log, clock: Clock,
     remembered: Remembered | None = None,
@@ -119,6 +132,7 @@ def make_run(
     phases = make_phases(config, tokenizer.vocab_size, peak_lr)
     parts, last = phases[phase_after(phases, step)], phases[max(phases)]
     check_kernel(parts, data, log)
+    say_whether_bits_repeat(parts.mesh, log)
     check_disk(workdir, checkpoint.state_bytes(last.state), config.train.keep_last)
     progress, data_state = Progress(), None
     if meta is not None:

@@ -128,7 +128,10 @@ def _operations(line: Any) -> Iterable[tuple[float, float, str]]:
         stats = {key: value for key, value in event.stats if key in ("hlo_op", "hlo_module", "tf_op")}
         if on_host and "hlo_op" not in stats:
             continue
-        name = str(stats.get("hlo_op") or event.name).split(" = ")[0].lstrip("%")
+        operation = str(stats.get("hlo_op") or event.name)
+        if operation.startswith("command_buffer"):  # a CUDA graph of hundreds of kernels: each goes by its own name
+            operation = event.name
+        name = operation.split(" = ")[0].lstrip("%")
         module = f" of {stats['hlo_module']}" if "hlo_module" in stats else ""
         source = f" ({stats['tf_op']})" if stats.get("tf_op") else ""
         yield event.start_ns, event.start_ns + event.duration_ns, name + module + source

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from lm.config import Adapters, Config, with_layers
+from lm.config import Adapters, Config, UserError, with_layers
 from lm.metrics import active_size, token_flops
 from lm.model.adapters import base_of
 from lm.model.transformer import Model
@@ -55,7 +55,14 @@ def _flops_of_layers(
     few = replace(with_layers(model.config, layers), scan=False, remat="none")
     step, state = make_step(Model(few, counted=True), Treatment(*map(keep, treatment)), 1, True)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    cost: Any = jax.jit(step).lower(state, batch, key).cost_analysis()
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # only JAX_PLATFORMS can leave it out
+        raise UserError(
+            "JAX_PLATFORMS leaves out the CPU, where FLOPs are counted: add it, as in JAX_PLATFORMS=cuda,cpu"
+        ) from None
+    with jax.default_device(host):  # plugins of accelerators count nothing before they compile: `cost_analysis` is None
+        cost: Any = jax.jit(step).lower(state, batch, key).cost_analysis()
     return float(cost["flops"])
 
 

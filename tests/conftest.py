@@ -5,7 +5,7 @@ import os
 import random
 import textwrap
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = os.environ.get("LM_TEST_PLATFORMS", "cpu")  # make test-gpu: cuda,cpu
 flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
 os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_force_host_platform_device_count=8"])
 # Compiling takes most of the time here; JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests the programs as they are in use.

@@ -17,7 +17,7 @@ from data_pipeline.schema import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = (
     "step_time", "freeze", "finetune", "compile_time", "scaling", "input", "clean", "shards", "sweep", "imbalance", "mup",
-    "forgetting", "adapting",
+    "forgetting", "adapting", "kernels",
 )  # fmt: skip
 needs_torch = pytest.mark.skipif(
     not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")), reason="needs the peers"
@@ -74,6 +74,7 @@ def test_step_time_runs_without_tensorflow_and_adds_rows_to_a_file(no_tensorflow
         ("mup", (), 3),
         ("forgetting", ("--runs={}",), 5),
         ("adapting", (), 2),
+        ("kernels", (), 8),
     ],
 )
 def test_the_others_run_without_tensorflow(program, flags, rows, no_tensorflow, tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 
 from lm.config import Adapters, LoraConfig, UserError
 from lm.model.codes import decode
-from lm.model.products import matmul
+from lm.model.products import einsum, matmul
 from lm.params import Params, block_name, layer_paths, match_table
 
 # The matrices that `lm.model.layers.dense` multiplies by: these may have adapters, and be held as codes.
@@ -109,10 +109,14 @@ def adapt(module: nn.Module, name: str, x_BTD: jax.Array, y_BTF: jax.Array) -> j
     h_BTR = matmul(dropped_BTD, a_DR.astype(x_BTD.dtype)) * adapters.scale
     y_BTF += matmul(h_BTR, b_RF.astype(x_BTD.dtype))
     if adapters.dora:
-        norms_F = column_norms(matrix_of(held, name) + adapters.scale * (a_DR @ b_RF))
+        norms_F = column_norms(matrix_of(held, name) + adapters.scale * einsum("DR,RF->DF", a_DR, b_RF))
         factor_F = held[f"{name}_dora_scale"] / jax.lax.stop_gradient(norms_F)
         y_BTF *= factor_F.astype(x_BTD.dtype)[None, None]
     return y_BTF
+
+
+def _product(params: Params, path: str) -> jax.Array:
+    return einsum("...DR,...RF->...DF", params[f"{path}_lora_a"], params[f"{path}_lora_b"])
 
 
 def merge(params: Params, adapters: Adapters) -> tuple[Params, Params]:
@@ -123,7 +127,7 @@ def merge(params: Params, adapters: Adapters) -> tuple[Params, Params]:
     merged = {p: matrix_of(params, p) for p in params if base_of(p) == p}
     norms: Params = {}
     for path in [base_of(p) for p in params if p.endswith("_lora_a")]:
-        w = merged[path] + adapters.scale * (params[f"{path}_lora_a"] @ params[f"{path}_lora_b"])
+        w = merged[path] + adapters.scale * _product(params, path)
         if adapters.dora:
             norms[path] = column_norms(w)
             w *= (params[f"{path}_dora_scale"] / norms[path])[..., None, :]
@@ -138,5 +142,5 @@ def unmerge(merged: Params, adapted: Params, adapters: Adapters, norms: Params) 
         w = merged[path]
         if adapters.dora:
             w *= (norms[path] / adapted[f"{path}_dora_scale"])[..., None, :]
-        params[path] = w - adapters.scale * (adapted[f"{path}_lora_a"] @ adapted[f"{path}_lora_b"])
+        params[path] = w - adapters.scale * _product(adapted, path)
     return params

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import UserError
-from lm.model.products import settle
+from lm.model.products import einsum, settle
 
 KINDS = ("int8", "nf4")
 BLOCK = 64
@@ -63,7 +63,7 @@ def decode(codes: jax.Array, absmax: jax.Array) -> jax.Array:
 @jax.custom_vjp
 def matmul_coded(x_BTD: jax.Array, codes: jax.Array, absmax: jax.Array) -> jax.Array:
     """x @ w for a w held as codes, which has no gradient."""
-    return x_BTD @ decode(codes, absmax).astype(x_BTD.dtype)
+    return einsum("...D,DF->...F", x_BTD, decode(codes, absmax).astype(x_BTD.dtype))
 
 
 def _forward(x_BTD: jax.Array, codes: jax.Array, absmax: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -72,7 +72,7 @@ def _forward(x_BTD: jax.Array, codes: jax.Array, absmax: jax.Array) -> tuple[jax
 
 def _backward(kept: tuple[jax.Array, jax.Array], g_BTF: jax.Array) -> tuple[jax.Array, None, None]:
     w_DF = decode(*kept).astype(g_BTF.dtype)
-    return jnp.einsum("BTF,DF->BTD", settle(g_BTF), w_DF), None, None
+    return einsum("BTF,DF->BTD", settle(g_BTF), w_DF), None, None
 
 
 matmul_coded.defvjp(_forward, _backward)

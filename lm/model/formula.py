@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.model.products import einsum_f32
+from lm.model.products import einsum, einsum_f32
 
 NEVER = -1e30  # score of a masked pair; finite, so that a row of padding gives no NaN
 
@@ -52,7 +52,7 @@ def attend(
     weights_BKGTS = attention_weights(scores_BKGTS, mask_BTS, cap).astype(v_BSKH.dtype)
     if dropout is not None:
         weights_BKGTS = dropout(weights_BKGTS)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
+    return einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
 
 
 def attend_cache(
@@ -63,7 +63,7 @@ def attend_cache(
     q_NXH = jnp.moveaxis(q_BTKGH / math.sqrt(H), 1, 3).reshape(B * K, G * T, H)
     scores_NXS: Any = einsum_f32("NXH,NSH->NXS", q_NXH, k_NSH)
     weights_BKGTS = attention_weights(scores_NXS.reshape(B, K, G, T, -1), mask_BTS, cap).astype(v_NSH.dtype)
-    y_NXH = jnp.einsum("NXS,NSH->NXH", weights_BKGTS.reshape(scores_NXS.shape), v_NSH)
+    y_NXH = einsum("NXS,NSH->NXH", weights_BKGTS.reshape(scores_NXS.shape), v_NSH)
     return jnp.moveaxis(y_NXH.reshape(B, K, G, T, H), 3, 1)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.model.codes import decode
+from lm.model.products import einsum, precision_of
 
 # Of the gradient of the matrices: contracts the rows, group by group.
 BY_ROWS = jax.lax.RaggedDotDimensionNumbers(
@@ -63,7 +64,7 @@ def matmul_balanced(x_RD: jax.Array, w_XDF: jax.Array) -> jax.Array:
     """One product of the same arithmetic, as if all experts had as many rows: for XLA to count, which counts a loop once."""
     (R, D), X = x_RD.shape, w_XDF.shape[0]
     x_XRD = jnp.pad(x_RD, ((0, -R % X), (0, 0))).reshape(X, -1, D)
-    return jnp.einsum("XRD,XDF->XRF", x_XRD, w_XDF).reshape(-1, w_XDF.shape[2])[:R]
+    return einsum("XRD,XDF->XRF", x_XRD, w_XDF).reshape(-1, w_XDF.shape[2])[:R]
 
 
 def tile_rows(rows: int, experts: int) -> int:
@@ -76,7 +77,11 @@ def tile_rows(rows: int, experts: int) -> int:
 
 
 def _rows(x_RD: jax.Array, w_XDF: jax.Array, sizes_X: jax.Array) -> jax.Array:
-    return jax.lax.platform_dependent(x_RD, w_XDF, sizes_X, tpu=jax.lax.ragged_dot, default=_rows_tiled)
+    return jax.lax.platform_dependent(x_RD, w_XDF, sizes_X, tpu=_rows_ragged, default=_rows_tiled)
+
+
+def _rows_ragged(x_RD: jax.Array, w_XDF: jax.Array, sizes_X: jax.Array) -> jax.Array:
+    return jax.lax.ragged_dot(x_RD, w_XDF, sizes_X, precision=precision_of(x_RD, w_XDF))
 
 
 def _for_each_expert(sizes_X: jax.Array, step: Any, start: Any) -> Any:
@@ -115,7 +120,9 @@ def _rows_tiled(x_RD: jax.Array, w_XDF: jax.Array, sizes_X: jax.Array) -> jax.Ar
 
         def tile(place: jax.Array, mine: jax.Array, y_RF: jax.Array) -> jax.Array:
             x, old = (jax.lax.dynamic_slice_in_dim(array, place, size) for array in (x_RD, y_RF))
-            return jax.lax.dynamic_update_slice_in_dim(y_RF, jnp.where(mine, x @ w_DF, old), place, 0)
+            return jax.lax.dynamic_update_slice_in_dim(
+                y_RF, jnp.where(mine, einsum("RD,DF->RF", x, w_DF), old), place, 0
+            )
 
         return _for_each_tile(first, end, R, size, tile, y_RF)
 
@@ -130,7 +137,7 @@ def _matrices_tiled(x_RD: jax.Array, g_RF: jax.Array, sizes_X: jax.Array) -> jax
     def expert(e: jax.Array, first: jax.Array, end: jax.Array, all_XDF: jax.Array) -> jax.Array:
         def tile(place: jax.Array, mine: jax.Array, sum_DF: jax.Array) -> jax.Array:
             x, g = (jax.lax.dynamic_slice_in_dim(array, place, size) for array in (x_RD, g_RF))
-            return sum_DF + jnp.einsum("RD,RF->DF", jnp.where(mine, x, 0), g, preferred_element_type=jnp.float32)
+            return sum_DF + einsum("RD,RF->DF", jnp.where(mine, x, 0), g, jnp.float32)
 
         sum_DF = _for_each_tile(first, end, R, size, tile, jnp.zeros((D, F), jnp.float32))
         return jax.lax.dynamic_update_index_in_dim(all_XDF, sum_DF, e, 0)
@@ -139,4 +146,4 @@ def _matrices_tiled(x_RD: jax.Array, g_RF: jax.Array, sizes_X: jax.Array) -> jax
 
 
 def _matrices_ragged(x_RD: jax.Array, g_RF: jax.Array, sizes_X: jax.Array) -> jax.Array:
-    return jax.lax.ragged_dot_general(x_RD, g_RF, sizes_X, BY_ROWS, preferred_element_type=jnp.float32)
+    return jax.lax.ragged_dot_general(x_RD, g_RF, sizes_X, BY_ROWS, precision_of(x_RD, g_RF), jnp.float32)

@@ -26,7 +26,7 @@ from lm.sharding import ROWS, row_shards
 
 # (q [B, T, N, H], k [B, T, K, H], v [B, T, K, H], segments [B, T]) -> [B, T, N, H]
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-LONG = {"cpu": 64}  # from this row length on, `auto` never forms all scores at once; elsewhere 2048
+LONG = {"cpu": 64}  # from this row length on, `auto` never forms all scores at once; elsewhere 1024
 
 
 def attend_cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, window: int) -> Any:
@@ -87,6 +87,8 @@ def refusal(name: str, config: ModelConfig, mesh: Mesh | None, seq_len: int) -> 
         reasons.append(f"it needs config.data.seq_len divisible by {128 * context}, got {seq_len}")
     if name == "splash" and platform == "gpu":
         reasons.append("it needs a TPU")
+    if name == "splash" and platform == "tpu" and config.dtype == "float32":
+        reasons.append("it multiplies float32 as bfloat16 (config.model.dtype)")
     return "; ".join(reasons)
 
 
@@ -98,7 +100,7 @@ def choose(config: ModelConfig, mesh: Mesh | None, seq_len: int) -> str:
     fast = {"tpu": "splash", "gpu": "cudnn"}.get(platform)
     if fast and not refusal(fast, config, mesh, seq_len):
         return fast
-    long = seq_len >= LONG.get(platform, 2048) or (mesh is not None and mesh.shape["context"] > 1)
+    long = seq_len >= LONG.get(platform, 1024) or (mesh is not None and mesh.shape["context"] > 1)
     return "chunked" if long and not refusal("chunked", config, mesh, seq_len) else "xla"
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.model.formula import NEVER, slot_mask, softcap
-from lm.model.products import einsum_f32, settle
+from lm.model.products import einsum, einsum_f32, settle
 
 PIECE = 512  # queries or keys at a time, where the platform does not say otherwise
 
@@ -114,7 +114,7 @@ def _forward(
         top_BKGT1 = s_BKGTS.max(-1, keepdims=True)
         p_BKGTS = jnp.exp(s_BKGTS - top_BKGT1)
         total_BKGT1 = p_BKGTS.sum(-1, keepdims=True)
-        y_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", p_BKGTS.astype(v.dtype), v[:, :, keys])
+        y_BKGTH = einsum("BKGTS,BKSH->BKGTH", p_BKGTS.astype(v.dtype), v[:, :, keys])
         outs.append((y_BKGTH / total_BKGT1).astype(v.dtype))
         logs.append(top_BKGT1 + jnp.log(total_BKGT1))
     y_BKGTH = jnp.concatenate(outs, axis=3)
@@ -131,13 +131,13 @@ def _backward(cut: Cut, kept: tuple[Any, ...], g_BKGTH: jax.Array) -> tuple[Any,
     for keys, rows in cut.by_keys():
         s_BKGTS = _scores(cut, q, k, rows, keys, where)
         p_BKGTS = jnp.exp(s_BKGTS - log_BKGT1[:, :, :, rows])
-        v_parts.append(jnp.einsum("BKGTS,BKGTH->BKSH", p_BKGTS.astype(v.dtype), g[:, :, :, rows]))
+        v_parts.append(einsum("BKGTS,BKGTH->BKSH", p_BKGTS.astype(v.dtype), g[:, :, :, rows]))
         p_grad_BKGTS = einsum_f32("BKGTH,BKSH->BKGTS", g[:, :, :, rows], v[:, :, keys])
         s_grad_BKGTS = p_BKGTS * (p_grad_BKGTS - delta_BKGT1[:, :, :, rows])
         if cut.cap:  # of a masked score p is 0
             s_grad_BKGTS *= 1 - jnp.square(jnp.maximum(s_BKGTS, -cut.cap) / cut.cap)
         s_grad_BKGTS = s_grad_BKGTS.astype(v.dtype)
-        k_parts.append(jnp.einsum("BKGTS,BKGTH->BKSH", s_grad_BKGTS, q[:, :, :, rows]))
+        k_parts.append(einsum("BKGTS,BKGTH->BKSH", s_grad_BKGTS, q[:, :, :, rows]))
         q_grad_BKGTH: Any = einsum_f32("BKGTS,BKSH->BKGTH", s_grad_BKGTS, k[:, :, keys])
         for parts, piece in zip(q_parts, pieces):
             first, last = max(piece.start, rows.start), min(piece.stop, rows.stop)

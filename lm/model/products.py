@@ -1,4 +1,4 @@
-"""How are arrays multiplied, forward and backward, so that XLA does no more work than there is?"""
+"""How are arrays multiplied, forward and backward, so that XLA does no more work than there is, and float32 is float32?"""
 
 from __future__ import annotations
 
@@ -18,37 +18,55 @@ def settle(x: Any) -> Any:
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
+def precision_of(a: jax.Array, b: jax.Array) -> jax.lax.Precision | None:
+    """How a product of these must be computed for float32 to be float32, which JAX leaves to the device unless it is told.
+
+    By default an H100 multiplies float32 as TF32 (relative error 3e-4, not 1e-6; docs/benchmarks.md), a TPU as bfloat16.
+    JAX's own switch for all of a program, JAX_DEFAULT_MATMUL_PRECISION=tensorfloat32, is obeyed.
+    """
+    unsaid = jax.config.jax_default_matmul_precision is None  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.lax.Precision.HIGHEST if unsaid and a.dtype == b.dtype == jnp.float32 else None
+
+
+def einsum(equation: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
+    """`jnp.einsum` of two arrays by `precision_of`, with a result of `dtype` (default: theirs)."""
+    return jnp.einsum(equation, a, b, precision=precision_of(a, b), preferred_element_type=dtype)
+
+
 @jax.custom_vjp
 def matmul(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
     """x @ w in the dtype of `x`. Its backward starts from a settled gradient and forms that of `w` in one product.
 
     What the backward keeps is `w` as it is held: not a copy in the dtype of `x`.
     """
-    return x_BTD @ w_DF.astype(x_BTD.dtype)
+    return einsum("...D,DF->...F", x_BTD, w_DF.astype(x_BTD.dtype))
 
 
 def _matmul_forward(x_BTD: jax.Array, w_DF: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x_BTD @ w_DF.astype(x_BTD.dtype), (x_BTD, w_DF)  # not `matmul`: remat's policies look for the product
+    y_BTF = einsum(
+        "...D,DF->...F", x_BTD, w_DF.astype(x_BTD.dtype)
+    )  # not `matmul`: remat's policies look for the product
+    return y_BTF, (x_BTD, w_DF)
 
 
 def _matmul_backward(kept: tuple[jax.Array, jax.Array], g_BTF: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_BTD, w_DF = kept
     x_BTD, g_BTF = settle((x_BTD, g_BTF))
-    x_grad = jnp.einsum("BTF,DF->BTD", g_BTF, w_DF.astype(g_BTF.dtype))
+    x_grad = einsum("BTF,DF->BTD", g_BTF, w_DF.astype(g_BTF.dtype))
     w_grad = jax.lax.platform_dependent(x_BTD, g_BTF, cpu=_flat, default=_whole)
     return x_grad, w_grad.astype(w_DF.dtype)
 
 
 def _whole(x_BTD: jax.Array, g_BTF: jax.Array) -> jax.Array:
-    return jnp.einsum("BTD,BTF->DF", x_BTD, g_BTF)
+    return einsum("BTD,BTF->DF", x_BTD, g_BTF)
 
 
 def _flat(x_BTD: jax.Array, g_BTF: jax.Array) -> jax.Array:
     """The same in one product of two dimensions, the narrower operand transposed first."""
     x_ND, g_NF = x_BTD.reshape(-1, x_BTD.shape[-1]), g_BTF.reshape(-1, g_BTF.shape[-1])
     if x_ND.shape[1] <= g_NF.shape[1]:
-        return settle(x_ND.T) @ g_NF
-    return settle(settle(g_NF.T) @ x_ND).T
+        return einsum("DN,NF->DF", settle(x_ND.T), g_NF)
+    return settle(einsum("FN,ND->FD", settle(g_NF.T), x_ND)).T
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -60,7 +78,7 @@ def einsum_f32(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
     Without it the float32 cotangent would drag both backward products, and copies of the operands, to float32.
     """
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+    return einsum(equation, a, b, jnp.float32)
 
 
 def _einsum_forward(equation: str, a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -70,7 +88,7 @@ def _einsum_forward(equation: str, a: jax.Array, b: jax.Array) -> tuple[jax.Arra
 def _einsum_backward(equation: str, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     (a, b), (first, second, out) = kept, equation.replace("->", ",").split(",")
     g = g.astype(a.dtype)
-    return jnp.einsum(f"{out},{second}->{first}", g, b), jnp.einsum(f"{out},{first}->{second}", g, a)
+    return einsum(f"{out},{second}->{first}", g, b), einsum(f"{out},{first}->{second}", g, a)
 
 
 einsum_f32.defvjp(_einsum_forward, _einsum_backward)

@@ -102,6 +102,21 @@ def test_a_run_whose_kernel_disagrees_does_not_start(make_config, monkeypatch):
             build.check_kernel(parts, Data(), lines.append)
 
 
+@pytest.mark.parametrize(
+    ("platform", "flags", "said"),
+    [
+        ("cpu", "", False), ("gpu", "", True), ("gpu", "--xla_gpu_deterministic_ops=false", True),
+        ("gpu", "--xla_gpu_exclude_nondeterministic_ops=true --xla_dump_to=x", False), ("gpu", "--xla_gpu_deterministic_ops=true", False),
+    ],
+)  # fmt: skip
+def test_a_gpu_says_whether_its_bits_repeat(monkeypatch, platform, flags, said):
+    monkeypatch.setattr(build, "platform_of", lambda mesh: platform)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    lines = []
+    build.say_whether_bits_repeat(mesh_of(data=8), lines.append)
+    assert [("last bits" in line) for line in lines] == [True] * said
+
+
 def iter_with_close(batch):
     class Batches:
         def __next__(self):
@@ -137,11 +152,13 @@ def test_auto_takes_what_fits(make_model_config, monkeypatch):
     assert choose(config, mesh_of(data=4, context=2), short) == "chunked"
     assert choose(replace(config, attention="xla"), None, long) == "xla"
     monkeypatch.setattr(kernels, "platform_of", lambda mesh: "tpu")
-    assert [choose(config, None, n) for n in (short, long, 1000)] == ["splash", "splash", "xla"]
-    monkeypatch.setattr(kernels, "platform_of", lambda mesh: "gpu")
     half = replace(config, dtype="bfloat16", head_dim=8)
-    assert [choose(c, None, short) for c in (half, config)] == ["cudnn", "xla"]
-    assert [choose(config, None, n) for n in (short, long)] == ["xla", "chunked"]
+    assert [choose(half, None, n) for n in (short, long, 1000)] == ["splash", "splash", "xla"]
+    assert [choose(config, None, n) for n in (short, long, 1000)] == ["chunked", "chunked", "xla"]
+    assert "float32" in refusal("splash", config, None, short)
+    monkeypatch.setattr(kernels, "platform_of", lambda mesh: "gpu")
+    assert [choose(c, None, short) for c in (half, config)] == ["cudnn", "chunked"]
+    assert [choose(config, None, n) for n in (512, long)] == ["xla", "chunked"]
     assert refusal("splash", config, None, short) == "it needs a TPU"
 
 

@@ -111,10 +111,13 @@ planes {
   name: "/device:GPU:0"
   lines { name: "Stream #20(Compute)"
     events { metadata_id: 1 offset_ps: 0 duration_ps: 5000000
-      stats { metadata_id: 1 str_value: "fusion.12" } stats { metadata_id: 2 str_value: "jit_step" } } }
+      stats { metadata_id: 1 str_value: "fusion.12" } stats { metadata_id: 2 str_value: "jit_step" } }
+    events { metadata_id: 3 offset_ps: 5000000 duration_ps: 1000000
+      stats { metadata_id: 1 str_value: "command_buffer_7" } stats { metadata_id: 2 str_value: "jit_step" } } }
   lines { name: "Stream #21(MemcpyH2D)" events { metadata_id: 2 offset_ps: 0 duration_ps: 4000000 } }
   event_metadata { key: 1 value { id: 1 name: "gemm_fusion_dot_12" } }
   event_metadata { key: 2 value { id: 2 name: "MemcpyH2D" } }
+  event_metadata { key: 3 value { id: 3 name: "nvjet_hsh_128x256" } }
   stat_metadata { key: 1 value { id: 1 name: "hlo_op" } }
   stat_metadata { key: 2 value { id: 2 name: "hlo_module" } }
 }
@@ -134,10 +137,10 @@ def test_devices_are_read_by_their_own_lines(tmp_path):
     found = {operation.name: (round(operation.seconds * 1e6, 3), operation.calls) for operation in top_operations(path)}
     assert found == {
         "fusion.12 (jit(step)/mlp/up)": (5, 2), "while.7": (3, 1), "all-gather.3": (1, 1),
-        "fusion.12 of jit_step": (5, 1), "MemcpyH2D": (4, 1),
+        "fusion.12 of jit_step": (5, 1), "nvjet_hsh_128x256 of jit_step": (1, 1), "MemcpyH2D": (4, 1),
     }  # fmt: skip
     text = format_operations(top_operations(path), 2, "profile")
-    assert "fusion 55.6%, MemcpyH2D 22.2%, while 16.7%, all-gather 5.6%" in text
+    assert "fusion 52.6%, MemcpyH2D 21.1%, while 15.8%, all-gather 5.3%" in text
 
 
 @pytest.mark.parametrize(
