@@ -244,18 +244,19 @@ def template_source(tokenizer: Tokenizer, config: ChatConfig | None = None) -> t
 def encode_rendered(rendered: Rendered, tokenizer: Tokenizer, add_bos: bool) -> tuple[list[int], list[bool]]:
     """Returns (ids, whether each is learned). There is at most one begin token in front, and with `add_bos` there is one.
 
-    No token stands across the edge of an answer, since none can when the model writes it; only where the tokenizer puts a
-    space before each text is the whole encoded at once.
+    No token stands across the edge of an answer, since none can when the model writes it.
     """
     spans = np.array(rendered.learned, np.int64).reshape(-1, 2)
-    inner = [] if tokenizer.adds_space else spans.reshape(-1).tolist()
-    edges = sorted({0, *inner, len(rendered.text)})
+    edges = sorted({0, *spans.reshape(-1).tolist(), len(rendered.text)})
+    spaced = set(tokenizer.special_names.values()) if tokenizer.spaces_names else set()
     ids: list[int] = []
     ends: list[int] = []
     literal = rendered.literal
     for begin, end in itertools.pairwise(edges):
         inside = literal[bisect.bisect_left(literal, (begin, 0)) : bisect.bisect_left(literal, (end, 0))]
-        part, part_ends = tokenizer.align(rendered.text[begin:end], [(a - begin, b - begin) for a, b in inside])
+        literals = [(a - begin, b - begin) for a, b in inside]
+        behind = "" if ids and ids[-1] in spaced else rendered.text[begin - 1 : begin]
+        part, part_ends = tokenizer.align(rendered.text[begin:end], literals, behind)
         ids += part
         ends += [begin + e for e in part_ends]
     at = np.searchsorted(spans[:, 1], ends)  # the first stretch that does not end before the token

@@ -60,7 +60,9 @@ class Tokenizer(abc.ABC):
     """
 
     kind = ""
-    adds_space = False  # puts a space before each text; ours does not
+    adds_space = False  # puts a space before each text, but not where one goes on `behind` another; ours does not
+    spaces_names = False  # puts one behind each name of a special token too
+    strips = False  # takes away the spaces around a text
     adds_bos = False  # was made to put the begin token before each text; config.data.add_bos decides
     template = ""  # the model's own chat template (Jinja), kept with the tokenizer
 
@@ -84,17 +86,17 @@ class Tokenizer(abc.ABC):
         """Returns the ids of each text, int32."""
         return [np.array(self.encode(text), np.int32) for text in texts]
 
-    def align(self, text: str, literal: Sequence[Stretch] = ()) -> tuple[list[int], list[int]]:
+    def align(self, text: str, literal: Sequence[Stretch] = (), behind: str = "") -> tuple[list[int], list[int]]:
         """Encodes what a chat template wrote: names of special tokens become their ids, but in the `literal` stretches.
 
-        Returns (ids, where in the text each of them ends, in characters).
+        Returns (ids, where in the text each of them ends, in characters). The text goes on behind the character `behind`.
         """
         ids: list[int] = []
         ends: list[int] = []
         at = 0
 
         def add(part: str) -> None:
-            part_ids, part_ends = self.align_plain(part) if part else ([], [])
+            part_ids, part_ends = self.align_plain(part, behind) if part else ([], [])
             ids.extend(part_ids)
             ends.extend(at + end for end in part_ends)
 
@@ -102,15 +104,21 @@ class Tokenizer(abc.ABC):
             if not overlaps(literal, *match.span()):
                 add(text[at : match.start()])
                 at = match.end()
-                ids.append(self.special_names[match[0].strip()])
+                name = match[0].strip()
+                ids.append(self.special_names[name])
                 ends.append(at)
+                behind = "" if self.spaces_names else name[-1:]
         add(text[at:])
         return ids, ends
 
-    def align_plain(self, text: str) -> tuple[list[int], list[int]]:
-        """Returns (ids of `text`, where in it each of them ends, in characters)."""
+    def align_plain(self, text: str, behind: str = "") -> tuple[list[int], list[int]]:
+        """Returns (ids of `text`, where in it each of them ends, in characters). It goes on behind the character `behind`."""
         ids = self.encode(text)
         return ids, ends_in_chars(text, np.cumsum([len(self.pieces[i]) for i in ids]))
+
+    def goes_on(self, text: str, behind: str) -> bool:
+        """Says whether `text` is to be encoded without the space that begins a text; where spaces are stripped it stands for them."""
+        return bool(behind) and not (self.strips and (behind.isspace() or text[:1].isspace()))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`, leaving special ones out; bytes that are not UTF-8 become U+FFFD.
@@ -224,7 +232,7 @@ class CharTokenizer(Tokenizer):
         unknown = self.special.unk
         return [self.ids.get(c, unknown) for c in text]
 
-    def align_plain(self, text: str) -> tuple[list[int], list[int]]:
+    def align_plain(self, text: str, behind: str = "") -> tuple[list[int], list[int]]:
         return self.encode(text), list(range(1, len(text) + 1))
 
     def _extra(self) -> dict[str, Any]:

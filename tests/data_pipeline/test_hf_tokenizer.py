@@ -155,10 +155,25 @@ def test_what_is_missing_is_named(tokenizers):
 
 
 def test_a_completion_gets_no_space_of_its_own(tokenizers):
-    ids, starts, _ = to_ids([Record("Answer:", " yes"), Record("a", "b")], tokenizers["llama_like"], False, True)
     whole = tokenizers["llama_like"].encode("Answer: yes")
+    ids, _, _ = to_ids([Record("Answer:", " yes")], tokenizers["llama_like"], False, True)
     assert ids[0].tolist() == [*whole, tokenizers["llama_like"].special.eos]
-    assert tokenizers["llama_like"].decode(ids[0][: starts[0]].tolist()) == "Answer:"
+    for name in ("llama_like", "metaspace_first", "unigram"):
+        check_pairs(tokenizers[name])
+
+
+def check_pairs(tokenizer):
+    """The ids of a prompt are the first ones of what was trained, and no space is put before the completion."""
+    pairs = [
+        Record("the ", "fox"),
+        Record("the", " fox"),
+        Record("the qu", "ick"),
+        Record("the\n", "\n\nfox"),
+        Record("", "fox"),
+    ]
+    for record, ids, start in zip(pairs, *to_ids(pairs, tokenizer, False, True)[:2]):
+        assert ids[:start].tolist() == tokenizer.encode(record.text)
+        assert tokenizer.decode(ids.tolist()).split() == f"{record.text}{record.completion}".split()
 
 
 def test_saved_and_loaded_keeps_every_file(tmp_path, tokenizers):
@@ -314,6 +329,7 @@ def test_a_folder_with_a_sentencepiece_model_only(tmp_path):
         assert (tokenizer.kind, tokenizer.adds_bos, tokenizer.stop_ids) == ("sentencepiece", True, (2, 7))
         prompt = open_chat(tokenizer).prompt([{"role": "user", "content": "fox </s>"}])
         assert (prompt[0], prompt[-1], prompt.count(2)) == (1, 2, 1)
+        check_pairs(tokenizer)
     (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"50": {"content": "<|im_end|>"}}}')
     assert "adds tokens that tokenizer.model does not have, so it needs a tokenizer.json" in refused(tmp_path)
 
