@@ -67,18 +67,15 @@ NOT_PERSONAL = re.compile(
     r"(?:(?<![A-Za-z])(?i:order|tracking|invoice|serial|ticket|isbn|issn|doi|sku|ean|upc|barcode|arxiv|pmid|commit|timestamp|bytes|build|seed|rng)"
     r"|订单|单号|运单|流水|发票|条[形]?码|序列|书号|刊号|编号|货号|时间戳)(?i:[ _-]?(?:numbers?|no|id|code))?[号码]*[\s.:：#=是为\"'(]{0,4}$"
 )
-AMERICAN = re.compile(
-    "[2-9](?!11)[0-8][0-9][2-9](?!11)[0-9]{6}"
-)  # of both codes none ends in 11; no area has a 9 in the middle
+# North American: neither code ends in 11, no area code has a 9 in the middle (NANPA).
+AMERICAN = re.compile("[2-9](?!11)[0-8][0-9][2-9](?!11)[0-9]{6}")
 IMEI = re.compile("35|86|01|99")
 UNIT = re.compile(" ?[个亿万元次人名位条字年月日天时分秒毫微米千公吨克股手张册篇%％]")
 KNOWN = re.compile("214748364.|4294967...")  # around 2**31 and 2**32
 REPEATED = re.compile(r"([0-9])\1{7}")
 HAN = r"[\u3001-\u303f\u3400-\u9fff\uff01-\uff5e]"  # and Chinese punctuation
-HAN_BEFORE, HAN_AFTER = (
-    re.compile(rf"{HAN}(?: ?[(\[“‘])? ?\Z"),
-    re.compile(rf" ?(?:[)\]”’] ?)?{HAN}"),
-)  # two spaces part columns
+HAN_BEFORE = re.compile(rf"{HAN}(?: ?[(\[“‘])? ?\Z")  # one space: two part the columns of a table
+HAN_AFTER = re.compile(rf" ?(?:[)\]”’] ?)?{HAN}")
 NOT_PHONE = re.compile(
     r"(?:(?<![A-Za-z])(?i:qq|uid|id)|群|微信|学号|工号|代码|返回|输[入出]|结果|等于|得到|进制|值)号?码?[\s:：#=是为的\"'(]{0,4}$|[=+^#-] ?$"
 )
@@ -119,12 +116,13 @@ def valid_id(digits: str, before: str, after: str) -> bool:
         date(int(birth[:4]), int(birth[4:6]), int(birth[6:]))
     except ValueError:
         return False
-    if len(digits) == 15:  # so have microseconds since 1970, and one in ten is a card or a telephone's serial number
-        other = not luhn(digits) and (IMEI.match(digits) or CARD_ISSUERS.fullmatch(digits))
-        return bool(ID_CUE.search(before)) or not (
-            other or NOT_PERSONAL.search(before) or not beside_han(before, after)
-        )
-    return "10X98765432"[sum(w * int(d) for w, d in zip(ID_WEIGHTS, digits)) % 11] == digits[17]
+    if len(digits) == 18:
+        return "10X98765432"[sum(w * int(d) for w, d in zip(ID_WEIGHTS, digits)) % 11] == digits[17]
+    if ID_CUE.search(before):
+        return True
+    # Microseconds since 1970 look the same, and one in ten may be a card or the serial number of a telephone.
+    other = not luhn(digits) and (IMEI.match(digits) or CARD_ISSUERS.fullmatch(digits))
+    return beside_han(before, after) and not other and not NOT_PERSONAL.search(before)
 
 
 def luhn(digits: str) -> int:
