@@ -247,11 +247,18 @@ def _kinds(component: Any) -> dict[str, dict[str, Any]]:
     return {str(part.get("type")): part for part in inner or [component]}
 
 
+def _puts_space(component: dict[str, Any]) -> bool:
+    """Says whether this is a normalizer that puts a space at the beginning, as the export of a SentencePiece model has it."""
+    pattern = component.get("pattern")
+    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+    return component.get("content") in (" ", WORD_SPACE) and bool(re.fullmatch(r"(\^|\\A)(\(\?=.*\))?", str(regex)))
+
+
 def _without_lead(component: Any) -> Any:
     """Returns a normalizer or pre-tokenizer, or a list of them, without what puts a space before a text."""
     if isinstance(component, list):
         return [part for part in map(_without_lead, component) if part]
-    if not isinstance(component, dict) or component.get("type") == "Prepend":
+    if not isinstance(component, dict) or component.get("type") == "Prepend" or _puts_space(component):
         return None
     never: dict[str, Any] = {"add_prefix_space": False, "prepend_scheme": "never"}
     changed = {key: value for key, value in never.items() if key in component}

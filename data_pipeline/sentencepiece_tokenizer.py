@@ -123,7 +123,7 @@ class SentencePieceTokenizer(Tokenizer):
         stand_in = [self.byte_ids[b] for b in WORD_SPACE.encode()]
         ids: list[int] = []
         for number, part in enumerate(text.split(WORD_SPACE)):
-            engine = self._engine_for(part, WORD_SPACE if number else behind)
+            engine = self._engine_for(part, "" if number else behind)
             ids += (stand_in if number else []) + (engine.encode(part) if part else [])
         return ids
 
