@@ -123,18 +123,14 @@ class HfTokenizer(Tokenizer):
             at = cut
         return ids
 
-    def align(self, text: str, literal: Sequence[Stretch] = (), behind: str = "") -> tuple[list[int], list[int]]:
+    def encode_template(self, text: str, literal: Sequence[Stretch] = (), behind: str = "") -> list[int]:
         if literal or (behind and self.adds_space):
-            return super().align(text, literal, behind)
-        found = self._guarded(self._engine_marked().encode, text, add_special_tokens=False)
-        return found.ids, [end for _, end in found.offsets]
+            return super().encode_template(text, literal, behind)
+        return self._guarded(self._engine_marked().encode, text, add_special_tokens=False).ids
 
-    def align_plain(self, text: str, behind: str = "") -> tuple[list[int], list[int]]:
-        found = self._guarded(self._engine_for(text, behind).encode, text, add_special_tokens=False)
-        if not self.forbidden.isdisjoint(found.ids):
-            ids = self._encode_around(text, behind)
-            return ids, [len(text)] * len(ids)
-        return found.ids, [end for _, end in found.offsets]
+    def encode_behind(self, text: str, behind: str) -> list[int]:
+        ids = self._guarded(self._engine_for(text, behind).encode, text, add_special_tokens=False).ids
+        return ids if self.forbidden.isdisjoint(ids) else self._encode_around(text, behind)
 
     @cached_property
     def spaces_names(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.schema import UserError
-from data_pipeline.tokenizer import MODEL_FILE, OURS, SpecialIds, Tokenizer, ends_in_chars
+from data_pipeline.tokenizer import MODEL_FILE, OURS, SpecialIds, Tokenizer
 
 WORD_SPACE = "\u2581"  # sentencepiece writes a space as this character
 LINES = re.compile(r"(?s).{1,300}\n+|.{300}[^\n]*\n*|.+")  # lines with the line ends after them: some 300 characters
@@ -127,19 +127,10 @@ class SentencePieceTokenizer(Tokenizer):
             ids += (stand_in if number else []) + (engine.encode(part) if part else [])
         return ids
 
-    def align_plain(self, text: str, behind: str = "") -> tuple[list[int], list[int]]:
-        if WORD_SPACE in text or self.by_line:
-            ids = self._encode_around(text, behind) if WORD_SPACE in text else self.encode(text)
-            return ids, ends_in_chars(text, np.cumsum([len(self.pieces[i]) for i in ids]))
-        from sentencepiece import sentencepiece_pb2
-
-        serialized = self._engine_for(text, behind).encode(text, out_type="serialized_proto")
-        pieces: Any = sentencepiece_pb2.SentencePieceText.FromString(serialized).pieces  # pyright: ignore[reportAttributeAccessIssue]
-        ends = [piece.end for piece in pieces]
-        for i in range(len(ends) - 2, -1, -1):  # all bytes of a character but the last have no width
-            if pieces[i].begin == pieces[i].end and self.engine.is_byte(pieces[i].id):
-                ends[i] = ends[i + 1]
-        return [piece.id for piece in pieces], ends_in_chars(text, ends)
+    def encode_behind(self, text: str, behind: str) -> list[int]:
+        if WORD_SPACE in text:
+            return self._encode_around(text, behind)
+        return self._engine_for(text, behind).encode(text) if self.adds_space else self.encode(text)
 
     def _files(self) -> dict[str, bytes]:
         return {MODEL_FILE: self.content, **super()._files()}

@@ -85,7 +85,7 @@ def to_ids(
             parts = [head, next(pieces), end if add_eos else nothing]
         elif number in one_by_one:  # a completion gets no space of its own
             prompt = tokenizer.encode(record.text)
-            completion, _ = tokenizer.align_plain(record.completion, record.text[-1:])
+            completion = tokenizer.encode_behind(record.completion, record.text[-1:])
             parts, start = [head, np.array(prompt + completion, np.int32), end], len(head) + len(prompt)
         else:
             prompt, completion = next(pieces), next(pieces)

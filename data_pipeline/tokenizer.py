@@ -86,35 +86,25 @@ class Tokenizer(abc.ABC):
         """Returns the ids of each text, int32."""
         return [np.array(self.encode(text), np.int32) for text in texts]
 
-    def align(self, text: str, literal: Sequence[Stretch] = (), behind: str = "") -> tuple[list[int], list[int]]:
+    def encode_template(self, text: str, literal: Sequence[Stretch] = (), behind: str = "") -> list[int]:
         """Encodes what a chat template wrote: names of special tokens become their ids, but in the `literal` stretches.
 
-        Returns (ids, where in the text each of them ends, in characters). The text goes on behind the character `behind`.
+        The text goes on behind the character `behind`.
         """
         ids: list[int] = []
-        ends: list[int] = []
         at = 0
-
-        def add(part: str) -> None:
-            part_ids, part_ends = self.align_plain(part, behind) if part else ([], [])
-            ids.extend(part_ids)
-            ends.extend(at + end for end in part_ends)
-
         for match in self.name_pattern.finditer(text):
             if not overlaps(literal, *match.span()):
-                add(text[at : match.start()])
+                ids += self.encode_behind(text[at : match.start()], behind) if at < match.start() else []
                 at = match.end()
                 name = match[0].strip()
                 ids.append(self.special_names[name])
-                ends.append(at)
                 behind = "" if self.spaces_names else name[-1:]
-        add(text[at:])
-        return ids, ends
+        return ids + self.encode_behind(text[at:], behind) if at < len(text) else ids
 
-    def align_plain(self, text: str, behind: str = "") -> tuple[list[int], list[int]]:
-        """Returns (ids of `text`, where in it each of them ends, in characters). It goes on behind the character `behind`."""
-        ids = self.encode(text)
-        return ids, ends_in_chars(text, np.cumsum([len(self.pieces[i]) for i in ids]))
+    def encode_behind(self, text: str, behind: str) -> list[int]:
+        """Returns the ids of a text that goes on behind the character `behind`, "" where it begins."""
+        return self.encode(text)
 
     def goes_on(self, text: str, behind: str) -> bool:
         """Says whether `text` is to be encoded without the space that begins a text; where spaces are stripped it stands for them."""
@@ -174,12 +164,6 @@ def _is_text(piece: bytes) -> bool:
     return True
 
 
-def ends_in_chars(text: str, ends: Sequence[int] | np.ndarray) -> list[int]:
-    """Turns ends in UTF-8 bytes of `text` into ends in characters; within a character, its end counts."""
-    ends, char_ends = np.asarray(ends), np.cumsum([len(char.encode()) for char in text])
-    return np.where(ends > 0, np.searchsorted(char_ends, ends) + 1, 0).clip(max=len(text)).tolist()
-
-
 class TextStream:
     """The text of ids as they come: the bytes of a character that is not whole yet are held back.
 
@@ -231,9 +215,6 @@ class CharTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         unknown = self.special.unk
         return [self.ids.get(c, unknown) for c in text]
-
-    def align_plain(self, text: str, behind: str = "") -> tuple[list[int], list[int]]:
-        return self.encode(text), list(range(1, len(text) + 1))
 
     def _extra(self) -> dict[str, Any]:
         return {"characters": self.characters}
