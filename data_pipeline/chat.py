@@ -19,8 +19,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_pipeline.built_in_templates import BUILT_IN, built_in_template
 from data_pipeline.chat_template import Template, TemplateError
 from data_pipeline.config import ChatConfig
@@ -244,23 +242,20 @@ def template_source(tokenizer: Tokenizer, config: ChatConfig | None = None) -> t
 def encode_rendered(rendered: Rendered, tokenizer: Tokenizer, add_bos: bool) -> tuple[list[int], list[bool]]:
     """Returns (ids, whether each is learned). There is at most one begin token in front, and with `add_bos` there is one.
 
-    No token stands across the edge of an answer, since none can when the model writes it; only where the tokenizer puts a
-    space before each text is the whole encoded at once.
+    No token stands across the edge of an answer, since none can when the model writes it.
     """
-    spans = np.array(rendered.learned, np.int64).reshape(-1, 2)
-    inner = [] if tokenizer.adds_space else spans.reshape(-1).tolist()
-    edges = sorted({0, *inner, len(rendered.text)})
+    said = set(rendered.learned)
+    edges = sorted({0, *itertools.chain.from_iterable(said), len(rendered.text)})
+    spaced = set(tokenizer.special_names.values()) if tokenizer.spaces_names else set()
     ids: list[int] = []
-    ends: list[int] = []
+    learned: list[bool] = []
     literal = rendered.literal
     for begin, end in itertools.pairwise(edges):
         inside = literal[bisect.bisect_left(literal, (begin, 0)) : bisect.bisect_left(literal, (end, 0))]
-        part, part_ends = tokenizer.align(rendered.text[begin:end], [(a - begin, b - begin) for a, b in inside])
+        behind = "" if ids and ids[-1] in spaced else rendered.text[begin - 1 : begin]
+        part = tokenizer.encode_template(rendered.text[begin:end], [(a - begin, b - begin) for a, b in inside], behind)
         ids += part
-        ends += [begin + e for e in part_ends]
-    at = np.searchsorted(spans[:, 1], ends)  # the first stretch that does not end before the token
-    starts = np.append(spans[:, 0], len(rendered.text) + 1)
-    learned = (starts[at] < np.array(ends, np.int64)).tolist()
+        learned += [(begin, end) in said] * len(part)
     bos = tokenizer.special.bos
     while bos >= 0 and ids[:2] == [bos, bos]:
         del ids[0], learned[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,10 +56,15 @@ class HfTokenizer(Tokenizer):
         patterns = [re.escape(name).join(spaces.get(name, ("", ""))) for name in sorted(names, key=len, reverse=True)]
         self.name_pattern = re.compile("|".join(patterns) or "(?!)")
         self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, *settings.ids.get("eos_token", ()))))
-        first = self._guarded(self.engine.encode, "a", add_special_tokens=False).ids
-        self.adds_space = b"".join(self.pieces[i] for i in first).startswith(b" ")
+        self.adds_space = self._begins_with_space(self.engine, "")
+        self.strips = self.encode("  a ") == self.encode("a")
         self.adds_bos = _puts_bos(parts, texts) if settings.adds_bos is None else settings.adds_bos
         self._marked: Any = None
+        self._inside: Any = None if self.adds_space else self.engine
+
+    def _begins_with_space(self, engine: Any, before: str) -> bool:
+        ids = self._guarded(engine.encode, f"{before}a", add_special_tokens=False).ids
+        return b"".join(self.pieces[i] for i in ids).startswith(b" ")
 
     def _read_vocabulary(self, parts: dict[str, Any]) -> dict[str, int]:
         vocabulary: dict[str, int] = self._guarded(self.engine.get_vocab)
@@ -104,41 +110,58 @@ class HfTokenizer(Tokenizer):
         whole = (self._encode_around(t) if not self.forbidden.isdisjoint(i) else i for t, i in zip(texts, ids))
         return [np.array(one, np.int32) for one in whole]
 
-    def _encode_around(self, text: str) -> list[int]:
+    def _encode_around(self, text: str, behind: str = "") -> list[int]:
         """Encodes a text that spells a special token where that is a word of the vocabulary like any other."""
         ids: list[int] = []
         at = 0
         for match in [*self.name_pattern.finditer(text), None]:
             cut = match.start() + 1 if match else len(text)  # after the first character of the name
             if at < cut:
-                part = self._guarded(self.engine.encode, text[at:cut], add_special_tokens=False).ids
+                engine = self._engine_for(text[at:cut], text[at - 1] if at else behind)
+                part = self._guarded(engine.encode, text[at:cut], add_special_tokens=False).ids
                 ids += [number for number in part if number not in self.forbidden]
             at = cut
         return ids
 
-    def align(self, text: str, literal: Sequence[Stretch] = ()) -> tuple[list[int], list[int]]:
-        if literal:
-            return super().align(text, literal)
+    def encode_template(self, text: str, literal: Sequence[Stretch] = (), behind: str = "") -> list[int]:
+        if literal or (behind and self.adds_space):
+            return super().encode_template(text, literal, behind)
+        return self._guarded(self._engine_marked().encode, text, add_special_tokens=False).ids
+
+    def encode_behind(self, text: str, behind: str) -> list[int]:
+        ids = self._guarded(self._engine_for(text, behind).encode, text, add_special_tokens=False).ids
+        return ids if self.forbidden.isdisjoint(ids) else self._encode_around(text, behind)
+
+    @cached_property
+    def spaces_names(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.adds_space and any(
+            self._begins_with_space(self._engine_marked(), n) for n in [*self.special_names][:1]
+        )
+
+    def _engine_marked(self) -> Any:
+        """Makes the encoder in which the name of a special token is that token."""
         if self._marked is None:
-            marked = self._make_engine()
-            self._mark_special(marked, self.special_texts)
-            marked.encode_special_tokens = False
-            self._marked = marked
-        found = self._guarded(self._marked.encode, text, add_special_tokens=False)
-        return found.ids, [end for _, end in found.offsets]
+            self._marked = self._make_engine()
+            self._mark_special(self._marked, self.special_texts)
+            self._marked.encode_special_tokens = False
+        return self._marked
 
-    def align_plain(self, text: str) -> tuple[list[int], list[int]]:
-        found = self._guarded(self.engine.encode, text, add_special_tokens=False)
-        if not self.forbidden.isdisjoint(found.ids):
-            ids = self._encode_around(text)
-            return ids, [len(text)] * len(ids)
-        return found.ids, [end for _, end in found.offsets]
+    def _engine_for(self, text: str, behind: str) -> Any:
+        """Returns the encoder for a text: where it goes on behind a character, one that puts no space before it."""
+        if not self.goes_on(text, behind):
+            return self.engine
+        if self._inside is None:
+            parts = json.loads(self.files[TOKENIZER])
+            lead = {key: _without_lead(parts.get(key)) for key in ("normalizer", "pre_tokenizer")}
+            self._inside = self._make_engine(json.dumps({**parts, **lead}))
+            self._mark_special(self._inside, self.special_texts)
+        return self._inside
 
-    def _make_engine(self) -> Any:
+    def _make_engine(self, source: str = "") -> Any:
         """Makes the encoder, in which no text spells a special token."""
         import tokenizers
 
-        engine = self._guarded(tokenizers.Tokenizer.from_str, self.files[TOKENIZER].decode())
+        engine = self._guarded(tokenizers.Tokenizer.from_str, source or self.files[TOKENIZER].decode())
         engine.no_truncation()
         engine.no_padding()
         engine.post_processor = None  # which would put special tokens around a text, and trim offsets
@@ -218,6 +241,25 @@ def _kinds(component: Any) -> dict[str, dict[str, Any]]:
         return {}
     inner = [part for key in ("decoders", "processors", "pretokenizers") for part in _list(component.get(key))]
     return {str(part.get("type")): part for part in inner or [component]}
+
+
+def _puts_space(component: dict[str, Any]) -> bool:
+    """Says whether this is a normalizer that puts a space at the beginning, as the export of a SentencePiece model has it."""
+    pattern = component.get("pattern")
+    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+    return component.get("content") in (" ", WORD_SPACE) and bool(re.fullmatch(r"(\^|\\A)(\(\?=.*\))?", str(regex)))
+
+
+def _without_lead(component: Any) -> Any:
+    """Returns a normalizer or pre-tokenizer, or a list of them, without what puts a space before a text."""
+    if isinstance(component, list):
+        return [part for part in map(_without_lead, component) if part]
+    if not isinstance(component, dict) or component.get("type") == "Prepend" or _puts_space(component):
+        return None
+    never: dict[str, Any] = {"add_prefix_space": False, "prepend_scheme": "never"}
+    changed = {key: value for key, value in never.items() if key in component}
+    inner = {key: _without_lead(value) for key, value in component.items() if key in ("normalizers", "pretokenizers")}
+    return {**component, **changed, **inner}
 
 
 def _puts_bos(parts: dict[str, Any], texts: dict[str, str]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.schema import UserError
-from data_pipeline.tokenizer import MODEL_FILE, OURS, SpecialIds, Tokenizer, ends_in_chars
+from data_pipeline.tokenizer import MODEL_FILE, OURS, SpecialIds, Tokenizer
 
 WORD_SPACE = "\u2581"  # sentencepiece writes a space as this character
 LINES = re.compile(r"(?s).{1,300}\n+|.{300}[^\n]*\n*|.+")  # lines with the line ends after them: some 300 characters
@@ -54,6 +54,9 @@ class SentencePieceTokenizer(Tokenizer):
         # A third-party model may put a space before each text; ours does not.
         first = b"".join(pieces[i] for i in engine.encode("a"))
         self.adds_space = engine.decode(engine.encode("a")) == "a" and first.startswith(b" ")
+        self.spaces_names = self.adds_space
+        self.strips = engine.encode("  a ") == engine.encode("a")
+        self._inside: Any = None if self.adds_space else engine
         # Where no piece joins a line end to other text, lines can be encoded apart, a few together, which is up to a third faster
         # than long texts and than lines one by one. Where none goes on behind a word either, words can, and most were there before.
         ours = special == OURS and not self.adds_space
@@ -101,28 +104,33 @@ class SentencePieceTokenizer(Tokenizer):
             self.known_chars += sum(map(len, new))
         return [np.frombuffer(b"".join(map(known.__getitem__, words)), np.int32) for words in texts]
 
-    def _encode_around(self, text: str) -> list[int]:
+    def _engine_for(self, text: str, behind: str) -> Any:
+        """Returns the engine for a text: where it goes on behind a character, one that puts no space before it."""
+        if not self.goes_on(text, behind):
+            return self.engine
+        if self._inside is None:
+            from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+            model: Any = sentencepiece_model_pb2.ModelProto.FromString(self.content)  # pyright: ignore[reportAttributeAccessIssue]
+            model.normalizer_spec.add_dummy_prefix = False
+            self._inside = SentencePieceProcessor(model_proto=model.SerializeToString())
+        return self._inside
+
+    def _encode_around(self, text: str, behind: str = "") -> list[int]:
         """Encodes a text that holds sentencepiece's own space character, which would come back as a space."""
         if len(self.byte_ids) < 256:
-            return self.engine.encode(text)
+            return self._engine_for(text, behind).encode(text)
         stand_in = [self.byte_ids[b] for b in WORD_SPACE.encode()]
         ids: list[int] = []
         for number, part in enumerate(text.split(WORD_SPACE)):
-            ids += (stand_in if number else []) + (self.engine.encode(part) if part else [])
+            engine = self._engine_for(part, "" if number else behind)
+            ids += (stand_in if number else []) + (engine.encode(part) if part else [])
         return ids
 
-    def align_plain(self, text: str) -> tuple[list[int], list[int]]:
-        if WORD_SPACE in text or self.by_line:
-            return super().align_plain(text)
-        from sentencepiece import sentencepiece_pb2
-
-        serialized = self.engine.encode(text, out_type="serialized_proto")
-        pieces: Any = sentencepiece_pb2.SentencePieceText.FromString(serialized).pieces  # pyright: ignore[reportAttributeAccessIssue]
-        ends = [piece.end for piece in pieces]
-        for i in range(len(ends) - 2, -1, -1):  # all bytes of a character but the last have no width
-            if pieces[i].begin == pieces[i].end and self.engine.is_byte(pieces[i].id):
-                ends[i] = ends[i + 1]
-        return [piece.id for piece in pieces], ends_in_chars(text, ends)
+    def encode_behind(self, text: str, behind: str) -> list[int]:
+        if WORD_SPACE in text:
+            return self._encode_around(text, behind)
+        return self._engine_for(text, behind).encode(text) if self.adds_space else self.encode(text)
 
     def _files(self) -> dict[str, bytes]:
         return {MODEL_FILE: self.content, **super()._files()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,12 +64,12 @@ def to_ids(
     """
     if tokenizer.special.eos < 0 and any(record.completion is not None for record in records):
         raise ConfigError("the tokenizer has no end token, which completions end with; use another")
-    together = {
+    one_by_one = {
         i
         for i, record in enumerate(records)
         if record.rendered or (record.completion is not None and tokenizer.adds_space)
     }
-    apart = [part for i, record in enumerate(records) if i not in together for part in record.parts()]
+    apart = [part for i, record in enumerate(records) if i not in one_by_one for part in record.parts()]
     pieces = iter(tokenizer.encode_batch(apart))
     head = np.array([tokenizer.special.bos] if add_bos else [], np.int32)
     end, nothing = np.array([tokenizer.special.eos], np.int32), np.array([], np.int32)
@@ -84,10 +83,10 @@ def to_ids(
             start, parts = CHAT, [np.array(ids, np.int32)]
         elif record.completion is None:
             parts = [head, next(pieces), end if add_eos else nothing]
-        elif number in together:  # encoded apart, the completion would get a space of its own
-            ids, ends = tokenizer.align_plain(record.text + record.completion)
-            start = len(head) + bisect.bisect_right(ends, len(record.text))
-            parts = [head, np.array(ids, np.int32), end]
+        elif number in one_by_one:  # a completion gets no space of its own
+            prompt = tokenizer.encode(record.text)
+            completion = tokenizer.encode_behind(record.completion, record.text[-1:])
+            parts, start = [head, np.array(prompt + completion, np.int32), end], len(head) + len(prompt)
         else:
             prompt, completion = next(pieces), next(pieces)
             parts, start = [head, prompt, completion, end], len(head) + len(prompt)

@@ -60,7 +60,9 @@ class Tokenizer(abc.ABC):
     """
 
     kind = ""
-    adds_space = False  # puts a space before each text; ours does not
+    adds_space = False  # puts a space before each text, but not where one goes on `behind` another; ours does not
+    spaces_names = False  # puts one behind each name of a special token too
+    strips = False  # takes away the spaces around a text
     adds_bos = False  # was made to put the begin token before each text; config.data.add_bos decides
     template = ""  # the model's own chat template (Jinja), kept with the tokenizer
 
@@ -84,33 +86,29 @@ class Tokenizer(abc.ABC):
         """Returns the ids of each text, int32."""
         return [np.array(self.encode(text), np.int32) for text in texts]
 
-    def align(self, text: str, literal: Sequence[Stretch] = ()) -> tuple[list[int], list[int]]:
+    def encode_template(self, text: str, literal: Sequence[Stretch] = (), behind: str = "") -> list[int]:
         """Encodes what a chat template wrote: names of special tokens become their ids, but in the `literal` stretches.
 
-        Returns (ids, where in the text each of them ends, in characters).
+        The text goes on behind the character `behind`.
         """
         ids: list[int] = []
-        ends: list[int] = []
         at = 0
-
-        def add(part: str) -> None:
-            part_ids, part_ends = self.align_plain(part) if part else ([], [])
-            ids.extend(part_ids)
-            ends.extend(at + end for end in part_ends)
-
         for match in self.name_pattern.finditer(text):
             if not overlaps(literal, *match.span()):
-                add(text[at : match.start()])
+                ids += self.encode_behind(text[at : match.start()], behind) if at < match.start() else []
                 at = match.end()
-                ids.append(self.special_names[match[0].strip()])
-                ends.append(at)
-        add(text[at:])
-        return ids, ends
+                name = match[0].strip()
+                ids.append(self.special_names[name])
+                behind = "" if self.spaces_names else name[-1:]
+        return ids + self.encode_behind(text[at:], behind) if at < len(text) else ids
 
-    def align_plain(self, text: str) -> tuple[list[int], list[int]]:
-        """Returns (ids of `text`, where in it each of them ends, in characters)."""
-        ids = self.encode(text)
-        return ids, ends_in_chars(text, np.cumsum([len(self.pieces[i]) for i in ids]))
+    def encode_behind(self, text: str, behind: str) -> list[int]:
+        """Returns the ids of a text that goes on behind the character `behind`, "" where it begins."""
+        return self.encode(text)
+
+    def goes_on(self, text: str, behind: str) -> bool:
+        """Says whether `text` is to be encoded without the space that begins a text; where spaces are stripped it stands for them."""
+        return bool(behind) and not (self.strips and (behind.isspace() or text[:1].isspace()))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`, leaving special ones out; bytes that are not UTF-8 become U+FFFD.
@@ -166,12 +164,6 @@ def _is_text(piece: bytes) -> bool:
     return True
 
 
-def ends_in_chars(text: str, ends: Sequence[int] | np.ndarray) -> list[int]:
-    """Turns ends in UTF-8 bytes of `text` into ends in characters; within a character, its end counts."""
-    ends, char_ends = np.asarray(ends), np.cumsum([len(char.encode()) for char in text])
-    return np.where(ends > 0, np.searchsorted(char_ends, ends) + 1, 0).clip(max=len(text)).tolist()
-
-
 class TextStream:
     """The text of ids as they come: the bytes of a character that is not whole yet are held back.
 
@@ -223,9 +215,6 @@ class CharTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         unknown = self.special.unk
         return [self.ids.get(c, unknown) for c in text]
-
-    def align_plain(self, text: str) -> tuple[list[int], list[int]]:
-        return self.encode(text), list(range(1, len(text) + 1))
 
     def _extra(self) -> dict[str, Any]:
         return {"characters": self.characters}

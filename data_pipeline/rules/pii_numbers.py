@@ -1,8 +1,9 @@
 """Which stretches of digits are a phone number, a bank card, a resident ID or an IPv4 address?
 
 A number is never cut out of a longer one: digits, ASCII letters, `_`, and a digit with `.` or `-` on either side refuse
-it, Han characters and other punctuation do not. Where the form alone proves little (ten bare digits, a 13-digit card)
-a word before it must say what it is; a word that says it is an order or a serial number refuses bare digits.
+it, Han characters and other punctuation do not. Where the form alone proves little (ten bare digits, an old ID) a word
+before it must say what it is, or Chinese beside it, where such numbers are rarely constants of a program; a word that says
+it is an order or a serial number refuses bare digits.
 """
 
 from __future__ import annotations
@@ -66,8 +67,18 @@ NOT_PERSONAL = re.compile(
     r"(?:(?<![A-Za-z])(?i:order|tracking|invoice|serial|ticket|isbn|issn|doi|sku|ean|upc|barcode|arxiv|pmid|commit|timestamp|bytes|build|seed|rng)"
     r"|订单|单号|运单|流水|发票|条[形]?码|序列|书号|刊号|编号|货号|时间戳)(?i:[ _-]?(?:numbers?|no|id|code))?[号码]*[\s.:：#=是为\"'(]{0,4}$"
 )
-KNOWN = ("0123456789", "2147483647", "2147483648", "4294967295", "4294967296")
+# North American: neither code ends in 11, no area code has a 9 in the middle (NANPA).
+AMERICAN = re.compile("[2-9](?!11)[0-8][0-9][2-9](?!11)[0-9]{6}")
+IMEI = re.compile("35|86|01|99")
+UNIT = re.compile(" ?[个亿万元次人名位条字年月日天时分秒毫微米千公吨克股手张册篇%％]")
+KNOWN = re.compile("214748364.|4294967...")  # around 2**31 and 2**32
 REPEATED = re.compile(r"([0-9])\1{7}")
+HAN = r"[\u3001-\u303f\u3400-\u9fff\uff01-\uff5e]"  # and Chinese punctuation
+HAN_BEFORE = re.compile(rf"{HAN}(?: ?[(\[“‘])? ?\Z")  # one space: two part the columns of a table
+HAN_AFTER = re.compile(rf" ?(?:[)\]”’] ?)?{HAN}")
+NOT_PHONE = re.compile(
+    r"(?:(?<![A-Za-z])(?i:qq|uid|id)|群|微信|学号|工号|代码|返回|输[入出]|结果|等于|得到|进制|值)号?码?[\s:：#=是为的\"'(]{0,4}$|[=+^#-] ?$"
+)
 IN_PATH = re.compile(r"[A-Za-z0-9._~%?&=-]*[A-Za-z_][A-Za-z0-9._~%?&=-]*/$|10\.[0-9]{4,9}/$")  # the last: a DOI
 IP_CUE = re.compile(
     "(?i:(?<![a-z])ips?(?![a-z])|ipv4|addr|host|server|gateway|router|dns|ping|ssh|subnet|proxy|inet|connect|log(?:ged|ging)? ?in"
@@ -83,10 +94,19 @@ WORD_BEFORE = re.compile(r"([A-Z][A-Za-z0-9+#.]*) $")
 FUNCTION_WORDS = frozenset(["a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "into", "is", "it", "of", "on", "or", "that", "the", "this", "to", "via", "was", "were", "with"])  # fmt: skip
 
 
-def valid_id(digits: str, before: str) -> bool:
-    """Whether 18 characters are a resident ID by region, date and checksum (GB 11643), or 15 an old one, behind a word for it.
+def beside_han(before: str, after: str) -> bool:
+    """Whether a number stands in Chinese text: Han or Chinese punctuation is next to it, but for a space or a bracket.
 
-    >>> valid_id("11010519491231002X", ""), valid_id("110105194912310021", ""), valid_id("110105491231002", "证号")
+    >>> beside_han("拨打 (", ") then"), beside_han("x = ", "，"), beside_han("数 = ", ";")
+    (True, True, False)
+    """
+    return bool(HAN_BEFORE.search(before) or HAN_AFTER.match(after))
+
+
+def valid_id(digits: str, before: str, after: str) -> bool:
+    """Whether 18 characters are a resident ID by region, date and checksum (GB 11643), or 15 an old one, in Chinese or behind a word.
+
+    >>> valid_id("11010519491231002X", "", ""), valid_id("110105194912310021", "", ""), valid_id("110105491231002", "证号", "")
     (True, False, True)
     """
     if digits[:2] not in PROVINCES and not (digits[0] == "9" and digits[1:3] in PROVINCES):  # 9: foreigners' cards
@@ -96,9 +116,13 @@ def valid_id(digits: str, before: str) -> bool:
         date(int(birth[:4]), int(birth[4:6]), int(birth[6:]))
     except ValueError:
         return False
-    if len(digits) == 15:
-        return bool(ID_CUE.search(before))  # microseconds since 1970 have the form too
-    return "10X98765432"[sum(w * int(d) for w, d in zip(ID_WEIGHTS, digits)) % 11] == digits[17]
+    if len(digits) == 18:
+        return "10X98765432"[sum(w * int(d) for w, d in zip(ID_WEIGHTS, digits)) % 11] == digits[17]
+    if ID_CUE.search(before):
+        return True
+    # Microseconds since 1970 look the same, and one in ten may be a card or the serial number of a telephone.
+    other = not luhn(digits) and (IMEI.match(digits) or CARD_ISSUERS.fullmatch(digits))
+    return beside_han(before, after) and not other and not NOT_PERSONAL.search(before)
 
 
 def luhn(digits: str) -> int:
@@ -115,7 +139,10 @@ def valid_card(text: str, before: str) -> bool:
     digits = digits_of(text)
     if not CARD_ISSUERS.fullmatch(digits) or luhn(digits) or NOT_PERSONAL.search(before):
         return False
-    return len(text) > 13 or bool(CARD_CUE.search(before))  # 13 bare digits: every German EAN-13 too
+    is_ean = (
+        sum(int(d) * (3 if i % 2 else 1) for i, d in enumerate(digits)) % 10 == 0
+    )  # as all German goods have: 40 to 44
+    return len(text) > 13 or (digits[0] == "4" and not is_ean) or bool(CARD_CUE.search(before))
 
 
 def valid_ipv4(text: str, before: str, after: str) -> bool:
@@ -141,20 +168,25 @@ def valid_ipv4(text: str, before: str, after: str) -> bool:
     return bool(IP_CUE.search(before[-32:]) or IP_CUE.search(after[:12]))
 
 
-def valid_phone(text: str, before: str) -> bool:
-    """Whether a phone's form stands where a phone can: bare digits need no order number before them, some need a cue."""
+def valid_phone(text: str, before: str, after: str) -> bool:
+    """Whether a phone's form stands where a phone can: bare digits need no order number before them, some need a cue or Chinese."""
     if IN_PATH.search(before):
         return False
     if not re.search(r"[^0-9]", text):
         octal = text[0] == "0" and REPEATED.search(text)
         if octal or NOT_PERSONAL.search(before):
             return False
-        return len(text) > 10 or (text not in KNOWN and bool(PHONE_CUE.search(before)))
+        if KNOWN.fullmatch(text) or text in "01234567890123456789":
+            return False
+        if len(text) > 10 or PHONE_CUE.search(before):
+            return True
+        constant = REPEATED.search(text) or NOT_PHONE.search(before) or UNIT.match(after)
+        return bool(AMERICAN.fullmatch(text)) and not constant and beside_han(before, after)
     spaced = re.fullmatch(r"[2-9][0-9]{2} [0-9]{3} [0-9]{4}", text)
     return not spaced or bool(PHONE_CUE.search(before))
 
 
-def valid_international(text: str, before: str) -> bool:
+def valid_international(text: str, before: str, after: str) -> bool:
     """Whether + or 00 is followed by a country code in use and as many digits as a number there can have."""
     digits = re.sub(r"\(0\)|[^0-9]", "", text)
     digits = digits[2:] if text.startswith("00") else digits
@@ -163,12 +195,12 @@ def valid_international(text: str, before: str) -> bool:
         if COUNTRY.fullmatch(code) and code not in ("1", "86"):  # these have forms of their own
             impossible = rest[:1] == ("1" if code == "39" else "6" if code == "44" else "0")
             fits = 8 < len(digits) < 16 and len(rest) > 5 and text.count(".") != 1  # one dot: a decimal number
-            return fits and not impossible and valid_phone(text, before)
+            return fits and not impossible and valid_phone(text, before, after)
     return False
 
 
-def valid_uk(text: str, before: str) -> bool:
-    return len(re.sub("[^0-9]", "", text)) in (10, 11) and valid_phone(text, before)
+def valid_uk(text: str, before: str, after: str) -> bool:
+    return len(re.sub("[^0-9]", "", text)) in (10, 11) and valid_phone(text, before, after)
 
 
 def digits_of(text: str) -> str:
@@ -176,11 +208,11 @@ def digits_of(text: str) -> str:
 
 
 Valid = Callable[[str, str, str], bool]
-PHONE_FORMS: tuple[tuple[int, str, Callable[[str, str], bool]], ...] = (
+PHONE_FORMS: tuple[tuple[int, str, Valid], ...] = (
     # Chinese mobile
-    (11, rf"{BEFORE}(?:\(?(?:\+|00)?86\)?[ -]?)?1[3-9][0-9](?:([ .-]?)[0-9]{{4}}\1[0-9]{{4}}|[0-9][ -][0-9]{{3}}[ -][0-9]{{4}}|[ -][0-9]{{3}}[ -][0-9]{{5}}){AFTER}", valid_phone),
+    (11, rf"{BEFORE}(?:(?:\((?:\+|00)?86\)|(?:\+|00)?86)[ -]?)?1[3-9][0-9](?:([ .-]?)[0-9]{{4}}\1[0-9]{{4}}|[0-9][ -][0-9]{{3}}[ -][0-9]{{4}}|[ -][0-9]{{3}}[ -][0-9]{{5}}){AFTER}", valid_phone),
     # Chinese landline
-    (11, rf"{BEFORE}(?:\(?(?:\+|00)86\)?[ -]?(?:\(0\))?{CHINESE_AREA}|\(0{CHINESE_AREA}\)|0{CHINESE_AREA})[ -]?[2-8][0-9]{{2,3}}[ -]?[0-9]{{4}}(?:-[0-9]{{1,5}}| ?(?:转|分机|ext\.? ?|x)[0-9]{{1,6}})?{AFTER}", valid_phone),
+    (11, rf"{BEFORE}(?:(?:\((?:\+|00)86\)|(?:\+|00)86)[ -]?(?:\(0\))?{CHINESE_AREA}|\(0{CHINESE_AREA}\)|0{CHINESE_AREA})[ -]?[2-8][0-9]{{2,3}}[ -]?[0-9]{{4}}(?:-[0-9]{{1,5}}| ?(?:转|分机|ext\.? ?|x)[0-9]{{1,6}})?{AFTER}", valid_phone),
     # North America
     (10, rf"{BEFORE}(?:(?:(?:\+|00)?1[ -]?)?(?:\([2-9][0-9]{{2}}\)[ -]?|[2-9][0-9]{{2}}[ -])[2-9][0-9]{{2}}[ -]|(?:\+?1\.)?[2-9][0-9]{{2}}\.[2-9][0-9]{{2}}\.)[0-9]{{4}}{EXTENSION}{AFTER}", valid_phone),
     (10, rf"{BEFORE}(?:(?:\+|00)1)?[2-9][0-9]{{2}}[2-9][0-9]{{6}}{AFTER}", valid_phone),
@@ -190,19 +222,19 @@ PHONE_FORMS: tuple[tuple[int, str, Callable[[str, str], bool]], ...] = (
     # elsewhere
     (9, rf"{BEFORE}(?:\+|00)[1-9][0-9]*+(?:[ .()-]{{1,2}}+[0-9]++){{0,7}}{AFTER}", valid_international),
     # a local Chinese number, right behind a word for it
-    (7, rf"{BEFORE}[2-8][0-9]{{2,3}}[ -]?[0-9]{{4}}{AFTER}", lambda text, before: bool(LOCAL_CUE.search(before))),
+    (7, rf"{BEFORE}[2-8][0-9]{{2,3}}[ -]?[0-9]{{4}}{AFTER}", lambda text, before, after: bool(LOCAL_CUE.search(before))),
 )  # fmt: skip
 GROUPS = (r"[0-9]{4}([ -])[0-9]{4}\g[0-9]{4}\g[0-9]{1,4}", r"[0-9]{4}([ -])[0-9]{4}\g[0-9]{4}\g[0-9]{4}\g[0-9]{1,3}")
 ANY_CARD = (*GROUPS, r"3[0-9]{3}([ -])[0-9]{6}\g[0-9]{4,5}", r"[0-9]{6}[ -][0-9]{13}", r"[1-9][0-9]{12,18}")
 OCTET = "(?:1?[0-9]|[2-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
 # kind, fewest digits, form, and whether what has it is one, given the text before and after
 FORMS: tuple[tuple[str, int, re.Pattern[str], Valid], ...] = (
-    ("id", 17, re.compile(rf"{BEFORE}[1-9][0-9]{{5}}[ -]?(?:1[89]|20)[0-9]{{6}}[ -]?[0-9]{{3}}[0-9Xx]{AFTER}"), lambda t, b, a: valid_id(digits_of(t), b)),
-    ("id", 15, re.compile(rf"{BEFORE}[1-9][0-9]{{14}}{AFTER}"), lambda t, b, a: valid_id(t, b)),
+    ("id", 17, re.compile(rf"{BEFORE}[1-9][0-9]{{5}}[ -]?(?:1[89]|20)[0-9]{{6}}[ -]?[0-9]{{3}}[0-9Xx]{AFTER}"), lambda t, b, a: valid_id(digits_of(t), b, a)),
+    ("id", 15, re.compile(rf"{BEFORE}[1-9][0-9]{{14}}{AFTER}"), valid_id),
     *(("card", 13, re.compile(BEFORE + form.replace(r"\g", r"\1") + AFTER), lambda t, b, a: valid_card(t, b)) for form in ANY_CARD),
     ("ip", 4, re.compile(rf"(?<![0-9A-Za-z_])(?<![0-9A-Za-z]\.)(?:{OCTET}\.){{3}}{OCTET}(?![0-9A-Za-z_])(?!\.[0-9A-Za-z])(?!-[A-Za-z])"), valid_ipv4),
     ("ssn", 9, re.compile(rf"{BEFORE}(?!000|666|9)[0-9]{{3}}([ -])(?!00)[0-9]{{2}}\1(?!0000)[0-9]{{4}}{AFTER}"), lambda t, b, a: True),
-    *(("phone", fewest, re.compile(form), lambda t, b, a, valid=valid: valid(t, b)) for fewest, form, valid in PHONE_FORMS),
+    *(("phone", fewest, re.compile(form), valid) for fewest, form, valid in PHONE_FORMS),
 )  # fmt: skip
 
 

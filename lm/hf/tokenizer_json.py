@@ -181,7 +181,8 @@ def _normalise(spec: Any, has_bytes: bool) -> Any:
         if spec.remove_extra_whitespaces:
             steps.append(normalizers.Replace(Regex(r" +\z"), ""))
     if spec.add_dummy_prefix:
-        steps.append(normalizers.Replace(Regex(rf"(?<={WORD_SPACE})(?=[^{WORD_SPACE}])|\A(?=[^{WORD_SPACE}])"), " "))
+        steps.append(normalizers.Replace(Regex(rf"(?<={WORD_SPACE})(?=[^{WORD_SPACE}])"), " "))
+        steps.append(normalizers.Replace(Regex(rf"\A(?=[^{WORD_SPACE}])"), " "))  # by itself: HfTokenizer leaves it out
     return normalizers.Sequence(steps) if steps else None
 
 

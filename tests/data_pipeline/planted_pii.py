@@ -41,6 +41,7 @@ CHINESE = {
         "感谢{}经理",
     ],
 }
+BARE = ["记录是{}的样子", "其中{}，另有", "见（{}）。", "张三 {} 李四", "{}，谢谢"]  # no word says what it is
 VERSIONS = [
     "version {}", "Version: {}", "v{}", "numpy {}", "numpy=={}", "requests>={}", "release {}", "build {}", "Firefox/{}",
     "package-{}.tar.gz", "/opt/app/{}/bin", "ver. {}", "版本{}", "版本号：{}", "版本号是{}", "升级到{}", "固件{}", "{}版", "第{}节",
@@ -142,6 +143,7 @@ def resident_id(rng):
 def card(rng):
     start, length = rng.choice(
         [
+            ("4", 13),
             ("4", 16),
             ("4", 19),
             ("51", 16),
@@ -195,6 +197,14 @@ def name(rng):
 MAKERS = {
     "email": email, "phone": phone, "id": resident_id, "card": card, "ip": ip, "plate": plate, "ssn": ssn, "name": name,
 }  # fmt: skip
+
+
+def plant_bare(kind, seed):
+    """Returns (text, start, end): a value of this kind beside Han, without a word that says what it is."""
+    rng = random.Random(f"bare {kind} {seed}")
+    value = MAKERS[kind](rng)
+    before, after = rng.choice(BARE).split("{}")
+    return f"那天天气很好。{before}{value}{after}", 7 + len(before), 7 + len(before) + len(value)
 
 
 def plant(kind, seed):

@@ -67,7 +67,7 @@ def test_ids_and_text_are_those_of_the_package_itself(tokenizers, name, text):
         if tokenizer.name_pattern.search(one):
             continue
         assert tokenizer.encode(one) == theirs
-        assert tokenizer.align(one)[0] == theirs
+        assert tokenizer.encode_template(one) == theirs
         if "\ufffd" not in engine.decode(theirs):  # which it also gives for a part of a character
             assert tokenizer.decode(theirs) == engine.decode(theirs)
 
@@ -81,12 +81,9 @@ def test_a_name_in_a_text_is_text_and_in_a_template_a_token(tokenizers, name):
         text = f"a {special}{special} 好{special}"
         assert number not in tokenizer.encode(text)
         assert number not in tokenizer.encode_batch([text, "b"])[0].tolist()
-        assert tokenizer.align(text)[0].count(number) == 3
+        assert tokenizer.encode_template(text).count(number) == 3
         first = text.index(special)
-        ids, ends = tokenizer.align(text, [(first, first + len(special))])
-        assert ids.count(number) == 2
-        assert sorted(ends) == ends
-        assert ends[-1] == len(text)
+        assert tokenizer.encode_template(text, [(first, first + len(special))]).count(number) == 2
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -155,10 +152,25 @@ def test_what_is_missing_is_named(tokenizers):
 
 
 def test_a_completion_gets_no_space_of_its_own(tokenizers):
-    ids, starts, _ = to_ids([Record("Answer:", " yes"), Record("a", "b")], tokenizers["llama_like"], False, True)
     whole = tokenizers["llama_like"].encode("Answer: yes")
+    ids, _, _ = to_ids([Record("Answer:", " yes")], tokenizers["llama_like"], False, True)
     assert ids[0].tolist() == [*whole, tokenizers["llama_like"].special.eos]
-    assert tokenizers["llama_like"].decode(ids[0][: starts[0]].tolist()) == "Answer:"
+    for name in ("llama_like", "metaspace_first", "unigram"):
+        check_pairs(tokenizers[name])
+
+
+def check_pairs(tokenizer):
+    """The ids of a prompt are the first ones of what was trained, and no space is put before the completion."""
+    pairs = [
+        Record("the ", "fox"),
+        Record("the", " fox"),
+        Record("the qu", "ick"),
+        Record("the\n", "\n\nfox"),
+        Record("", "fox"),
+    ]
+    for record, ids, start in zip(pairs, *to_ids(pairs, tokenizer, False, True)[:2]):
+        assert ids[:start].tolist() == tokenizer.encode(record.text)
+        assert tokenizer.decode(ids.tolist()).split() == f"{record.text}{record.completion}".split()
 
 
 def test_saved_and_loaded_keeps_every_file(tmp_path, tokenizers):
@@ -314,6 +326,7 @@ def test_a_folder_with_a_sentencepiece_model_only(tmp_path):
         assert (tokenizer.kind, tokenizer.adds_bos, tokenizer.stop_ids) == ("sentencepiece", True, (2, 7))
         prompt = open_chat(tokenizer).prompt([{"role": "user", "content": "fox </s>"}])
         assert (prompt[0], prompt[-1], prompt.count(2)) == (1, 2, 1)
+        check_pairs(tokenizer)
     (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"50": {"content": "<|im_end|>"}}}')
     assert "adds tokens that tokenizer.model does not have, so it needs a tokenizer.json" in refused(tmp_path)
 
@@ -328,7 +341,11 @@ def test_ids_are_the_same_every_time(folders, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
     tokenizer = load_tokenizer(tmp_path)
     for text in TEXTS:
-        assert tokenizer.encode(text) == tokenizer.align(text)[0] == load_tokenizer(folders["byte_bpe"]).encode(text)
+        assert (
+            tokenizer.encode(text)
+            == tokenizer.encode_template(text)
+            == load_tokenizer(folders["byte_bpe"]).encode(text)
+        )
 
 
 def test_folders_without_a_tokenizer_say_what_to_do(tmp_path):
@@ -366,14 +383,14 @@ def test_ids_are_those_of_transformers(folders, tokenizers, name):
     tokenizer = tokenizers[name]
     names = ["".join(tokenizer.special_names), "a <|im_end|> b</s>", "<tool_call>\n{}"]
     for text in [*HARD, *TEXTS, *names]:
-        assert tokenizer.align(text)[0] == theirs.encode(text, add_special_tokens=False)
+        assert tokenizer.encode_template(text) == theirs.encode(text, add_special_tokens=False)
         if not tokenizer.name_pattern.search(text):
             assert tokenizer.encode(text) == theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     @given(text=TORTURE)
     @settings(max_examples=60, deadline=None)
     def agree(text):
-        assert tokenizer.align(text)[0] == theirs.encode(text, add_special_tokens=False)
+        assert tokenizer.encode_template(text) == theirs.encode(text, add_special_tokens=False)
 
     agree()
     for mine, their in (("bos", theirs.bos_token_id), ("eos", theirs.eos_token_id), ("pad", theirs.pad_token_id)):
@@ -405,7 +422,7 @@ def test_real_vocabularies_give_the_ids_that_are_published(name):
         ids = tokenizer.encode(entry["text"])
         assert ids == entry["ids"], entry["text"]
         assert tokenizer.decode(ids) == entry["text"]
-        assert tokenizer.align(entry["text"])[0] == ids
+        assert tokenizer.encode_template(entry["text"]) == ids
 
 
 @pytest.mark.slow
@@ -421,5 +438,5 @@ def test_a_real_tokenizer_json_and_its_sentencepiece_twin_agree():
         if "\u2581" in text:  # sentencepiece's own sign for a space
             continue
         assert json_.encode(text) == model.encode(text), text
-        assert json_.align(text)[0] == model.align(text)[0], text
+        assert json_.encode_template(text) == model.encode_template(text), text
         assert json_.decode(json_.encode(text)) == text

@@ -16,7 +16,7 @@ from data_pipeline.rules.pii_cipher import decrypt_text, read_key
 from data_pipeline.rules.pii_numbers import NORMAL, luhn
 from data_pipeline.rules.pii_surrogate import is_surrogate, surrogate
 from data_pipeline.schema import UserError
-from tests.data_pipeline.planted_pii import MAKERS, VERSIONS, plant
+from tests.data_pipeline.planted_pii import MAKERS, VERSIONS, plant, plant_bare
 
 KEY = b"a key of thirty-two bytes or more"
 OTHER_KEY = b"another key of 32 bytes and some."
@@ -33,6 +33,8 @@ CLEAN = [
     "圆周率3.14159265358979323846，京城ABC，云A座，新A股，川流不息。第1.2.3.4节，表10.20.30.40，人口1400000000。",
     "π = 3.13800138000, 0.13800138000, 1380013800, 138001380001, 23800138000, a13800138000, 13800138000a, -13800138000-2",
     "110105194912310021 110105194913310021 000105194912310027 4111111111111112 9999111111111111 4111-1111 1111-1111",
+    "返回2125551234，QQ群2125551234，结果为 2125551234。共2125551234个，2147483646，4294967040，5555555555，2955551234，9115551234。",
+    "货4006381333931的，见4006381330961，码490154203237518，又是350203610101004，见110105491331002，见190105491231002。",
     "一九九七年十二月三十一日，１２月３１日，１９９８年。２０００万，10,000元，15000000000元。",
 ]
 
@@ -45,6 +47,29 @@ def test_planted_values_are_found_whole_in_both_languages(kind):
         if (kind, start, end) not in find_pii(text, KINDS):
             missed.append(text)
     assert len(missed) <= 0.02 * MANY, missed[:10]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "name"])  # which a cue alone announces
+def test_beside_han_no_word_for_the_kind_is_needed(kind):
+    missed = []
+    for seed in range(MANY):
+        text, start, end = plant_bare(kind, seed)
+        like_a_version = text.startswith("10.", start)
+        if (kind, start, end) not in find_pii(text, KINDS) and not like_a_version:
+            missed.append(text)
+    assert len(missed) <= 0.02 * MANY, missed[:10]
+
+
+@pytest.mark.parametrize("value", ["2125551234", "4222222222222", "110105491231002"])
+def test_bare_digits_are_found_by_what_stands_beside_them(value):
+    kind = {10: "phone", 13: "card", 15: "id"}[len(value)]
+    for text in ("见{}的", "见 {} 的", "见（{}）", "{}。", "她，{}"):
+        assert anonymize(text.format(value))[0] == text.format(f"<{kind.upper()}>")
+    for text in ("编号{}的", "订单号：{}，", "a{}的", "见{}.5的", "见1{}的", "见0x{}的"):
+        assert find_pii(text.format(value)) == [], text
+    if kind != "card":  # whose digits prove enough
+        for text in ("x = {};", "see {} there", "公司  {}  18.1", "见\n{}\n的"):
+            assert find_pii(text.format(value)) == [], text
 
 
 @pytest.mark.parametrize("text", CLEAN)
@@ -79,6 +104,7 @@ def test_no_version_number_is_taken_for_an_address(form):
         ("http://10.1.2.3:8080/ 和 [2001:4860::8888]:53", "http://<IP>:8080/ 和 [<IP>]:53"),
         ("10.0.0.1-10.0.0.9 网段 192.168.0.0/16", "<IP>-<IP> 网段 <IP>/16"),
         ("１３８００１３８０００", "<PHONE>"),
+        ("（+86 138 0013 8000），(0086-10-62345678)", "（<PHONE>），(<PHONE>)"),
         ("ssh root@10.0.0.7, 8.8.8.8-13800138000", "ssh root@<IP>, <IP>-<PHONE>"),
         ("电话62345678，62345678", "电话<PHONE>，62345678"),
     ],
@@ -159,7 +185,7 @@ def test_surrogates_keep_the_form_and_are_nobodys(kind):
         other = surrogate(kind, value, KEY)
         assert other == surrogate(kind, value, KEY)
         assert other != surrogate(kind, value, OTHER_KEY)
-        assert find_pii(other, KINDS) == [], (value, other)
+        assert find_pii(other, KINDS) == find_pii(f"记录是{other}的样子", KINDS) == [], (value, other)
         values.add(value.casefold())
         surrogates.add(other)
         if kind in ("phone", "card", "ssn"):

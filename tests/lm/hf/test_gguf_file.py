@@ -461,7 +461,7 @@ def test_a_byte_level_vocabulary_comes_back(tokenizer_of, tmp_path):
     assert [tokens[i] for i in ids[3:5]] == ["  ", "12"]
     assert 0 not in ids
     assert tokenizer.decode(ids) == "hello he  12é<|end|>"
-    assert tokenizer.align("<|end|>he")[0] == [0, tokens.index("he")]
+    assert tokenizer.encode_template("<|end|>he") == [0, tokens.index("he")]
     assert (tokenizer.special.bos, tokenizer.special.eos, tokenizer.adds_bos) == (1, 0, True)
     assert tokenizer.template == "{{ messages }}"
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {
