@@ -90,6 +90,7 @@ ALL_AS_GBK = re.compile(f"(?:{TWO_HAN})+(?:{HEAD}[{re.escape(_gbk(TAILS, range(0
 
 HIGH = "\x80-\xff" + "".join(CP1252.values())
 LATIN = re.compile("[\x80-\x9f\xc0-\xff]")
+LETTERS = re.compile(f"[{HIGH}]")
 ENDS_WORD = re.compile(f"[{''.join(FOLLOWS)}]*+(?![{HIGH}])")
 # GBK read as Latin-1 or Windows-1252: pairs of characters, of which the second may be ASCII, so that `é` may be one with
 # what follows it. All but a few texts have a pair of two signs or capitals.
@@ -97,7 +98,8 @@ GBK_AS_LATIN = re.compile(f"(?:[\x81-\xfe{''.join(CP1252.values())}][\x40-\x7e{H
 PAIR = re.compile("[\x81-\x9f\xa1\xa3\xb0-\xd7][\x80-\x9f\xa1-\xfe]")
 # What may also be Latin: letters as they are beside each other in a word or at its end, with a sign before it, two behind it;
 # and what stands in quotes in a text about this fault.
-WORD = re.compile("[\xa1-\xbf×“‘„‚‹–—€•]?(?:[A-ZÀ-ÖØ-Þ]+|[A-ZÀ-ÖØ-Þ]?[a-zß-öø-ÿ]+)?[@-~]*[\xa0-\xbf”’“›–—…™×]{0,2}")
+BESIDE = "\xa0-\xbf×" + "".join(set(CP1252.values()) - set("ŠŒŽŸšœžƒ"))
+WORD = re.compile(f"[{BESIDE}]?(?:[A-ZÀ-ÖØ-ÞŠŒŽŸ]+|[A-ZÀ-ÖØ-ÞŠŒŽŸ]?[a-zß-öø-ÿšœžƒ]+)?[@-~]*[{BESIDE}]{{0,2}}")
 QUOTED = re.compile("[\"'`「『][\x80-\xff]+[0-9A-Za-z]*[\"'`」』]")
 KANA = re.compile("[\u3041-\u30fe]")
 
@@ -243,29 +245,28 @@ def _read_match(match: re.Match[str]) -> str:
 
 
 def _latin_as_gbk(text: str) -> str:
-    """Repairs GBK that was read as Latin-1 or Windows-1252: the whole text, a line, or runs within it."""
+    """Repairs GBK that was read as Latin-1 or Windows-1252: lines, or runs within them."""
     if not PAIR.search(text):
         return text
-    if new := _all_as_gbk(text):
-        return new
-    if _score(_in_no_word(text)) < 1:
+    lines = text.split("\n")
+    proofs = [_in_no_word(line) for line in lines]
+    proof = "".join(proofs)
+    if len(set(proof)) < 2 or _score(proof) < 1 or KANA.search(proof):
         return text
-    return "\n".join([_all_as_gbk(line) or _runs_as_gbk(line) for line in text.split("\n")])
+    mostly = 2 * sum(map(bool, proofs)) > sum(map(bool, map(LETTERS.search, lines)))
+    return "\n".join([_line_as_gbk(line, proof, mostly) for line, proof in zip(lines, proofs)])
 
 
-def _all_as_gbk(text: str) -> str:
-    """Returns what a text says in GBK; "" where it may be something else."""
-    data = _to_bytes(text) if PAIR.search(text) else None
-    new = "" if _decode(data, "utf-8") else _decode(data, "gbk")
-    if _score(new) < 1 or KANA.search(new):
-        return ""
-    sure = _in_no_word(text)
-    return new if len(set(sure)) >= 2 and 3 * len(sure) >= sum([char > "\x7f" for char in new]) else ""
-
-
-def _runs_as_gbk(line: str) -> str:
-    sure = _in_no_word(line) if PAIR.search(line) else ""
-    if len(set(sure)) < 4 or _score(sure) < 1 or KANA.search(sure):
+def _line_as_gbk(line: str, proof: str, mostly: bool) -> str:
+    """Repairs a line of which `proof` is no Latin; with `mostly`, where most lines are GBK, also one that has less proof."""
+    data = _to_bytes(line)
+    new = _decode(data, "gbk")
+    high, score = sum([char > "\x7f" for char in new]), _score(new)
+    if new and not KANA.search(new):
+        enough = len(set(proof)) >= 2 and 3 * len(proof) >= high and score > 0 and not _decode(data, "utf-8")
+        if enough or (mostly and (proof or score >= -high)):
+            return new
+    if len(set(proof)) < 4 or _score(proof) < 1:
         return line
     return GBK_AS_LATIN.sub(lambda match: _decode(_to_bytes(match.group()), "gbk") or match.group(), line)
 
