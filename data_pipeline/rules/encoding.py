@@ -90,7 +90,6 @@ ALL_AS_GBK = re.compile(f"(?:{TWO_HAN})+(?:{HEAD}[{re.escape(_gbk(TAILS, range(0
 
 HIGH = "\x80-\xff" + "".join(CP1252.values())
 LATIN = re.compile("[\x80-\x9f\xc0-\xff]")
-LETTERS = re.compile(f"[{HIGH}]")
 ENDS_WORD = re.compile(f"[{''.join(FOLLOWS)}]*+(?![{HIGH}])")
 # GBK read as Latin-1 or Windows-1252: pairs of characters, of which the second may be ASCII, so that `é` may be one with
 # what follows it. All but a few texts have a pair of two signs or capitals.
@@ -100,6 +99,7 @@ PAIR = re.compile("[\x81-\x9f\xa1\xa3\xb0-\xd7][\x80-\x9f\xa1-\xfe]")
 # and what stands in quotes in a text about this fault.
 BESIDE = "\xa0-\xbf×" + "".join(set(CP1252.values()) - set("ŠŒŽŸšœžƒ"))
 WORD = re.compile(f"[{BESIDE}]?(?:[A-ZÀ-ÖØ-ÞŠŒŽŸ]+|[A-ZÀ-ÖØ-ÞŠŒŽŸ]?[a-zß-öø-ÿšœžƒ]+)?[@-~]*[{BESIDE}]{{0,2}}")
+IN_WORD = re.compile("[A-Za-z][ß-öø-ÿ]|\xa0[A-Za-z]")
 QUOTED = re.compile("[\"'`「『][\x80-\xff]+[0-9A-Za-z]*[\"'`」』]")
 KANA = re.compile("[\u3041-\u30fe]")
 
@@ -216,8 +216,10 @@ def _weight(char: str) -> int:
     """Returns 2 to -2; -1 for the rest of the first level of GB 2312 and, traditional characters, of Big5."""
     if char in COMMON or char in "，。、；：？！“”‘’（）《》「」『』":
         return 2
-    if char in FREQUENT or char < "\u0100":
-        return int(char in FREQUENT)
+    if char in FREQUENT:
+        return 1
+    if char < "\u0100" or "\u2010" <= char < "\u2c00":  # signs
+        return 0
     gbk, big5 = char.encode("gb18030"), char.encode("big5", "ignore") or b"\0"
     return -1 if (len(gbk) == 2 and 0xB0 <= gbk[0] <= 0xD7 and gbk[1] > 0xA0) or 0xA4 <= big5[0] <= 0xC6 else -2
 
@@ -253,18 +255,20 @@ def _latin_as_gbk(text: str) -> str:
     proof = "".join(proofs)
     if len(set(proof)) < 2 or _score(proof) < 1 or KANA.search(proof):
         return text
-    mostly = 2 * sum(map(bool, proofs)) > sum(map(bool, map(LETTERS.search, lines)))
+    open_lines = [line for line, proof in zip(lines, proofs) if not proof and not line.isascii()]
+    against = sum([IN_WORD.search(line) is not None or not _may_be_gbk(line) for line in open_lines])
+    mostly = sum(map(bool, proofs)) > against
     return "\n".join([_line_as_gbk(line, proof, mostly) for line, proof in zip(lines, proofs)])
 
 
 def _line_as_gbk(line: str, proof: str, mostly: bool) -> str:
     """Repairs a line of which `proof` is no Latin; with `mostly`, where most lines are GBK, also one that has less proof."""
     data = _to_bytes(line)
-    new = _decode(data, "gbk")
-    high, score = sum([char > "\x7f" for char in new]), _score(new)
+    new = "" if line.isascii() else _decode(data, "gbk")
     if new and not KANA.search(new):
-        enough = len(set(proof)) >= 2 and 3 * len(proof) >= high and score > 0 and not _decode(data, "utf-8")
-        if enough or (mostly and (proof or score >= -high)):
+        much = len(set(proof)) >= 2 and 3 * len(proof) >= sum([char > "\x7f" for char in new]) and _score(new) > 0
+        alike = mostly and (proof or (_may_be_gbk(line) and not IN_WORD.search(line)))
+        if alike or (much and not _decode(data, "utf-8")):
             return new
     if len(set(proof)) < 4 or _score(proof) < 1:
         return line
