@@ -281,7 +281,8 @@ def _in_no_word(text: str) -> str:
     for match in GBK_AS_LATIN.finditer(text):
         run, data = match.group(), _to_bytes(match.group())
         quoted = match.start() > 0 and QUOTED.match(text, match.start() - 1)
-        if not (quoted or WORD.fullmatch(run) or list(run) == sorted(run) or _decode(data, "utf-8")):
+        listed = list(run) == sorted(run) or run[::2].lower() == run[1::2].lower()  # ÀÁÂÃ, ÅåÄä
+        if not (quoted or listed or WORD.fullmatch(run) or _decode(data, "utf-8")):
             said.append(_decode(data, "gbk"))
     return "".join(said)
 
