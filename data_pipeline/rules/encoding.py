@@ -28,7 +28,7 @@ QUOTES = frozenset("„“”‚‘’«»‹›\"'「」『』`")
 WRITTEN = re.compile(
     "[\xa0-\u024f\u02c6\u02dc\u0300-\u036f\u0370-\u0481\u048a-\u04ff\u0531-\u058f\u05be-\u05f4\u060c-\u06ff\u0900-\u0e7f\u1000-\u11ff"
     "\u1e00-\u1fff\u2010-\u27bf\u2b00-\u2bff\u3000-\u30ff\u3100-\u312f\u3200-\u33ff\u3400-\u9fff\uac00-\ud7a3"
-    "\uf900-\ufaff\ufb00-\ufb06\ufe0f\uff00-\uffef\U0001f000-\U0001faff\U00020000-\U0003ffff]+"
+    "\uf900-\ufaff\ufb00-\ufb06\ufe0e-\ufe0f\uff00-\uffef\U0001f000-\U0001faff\U00020000-\U0003ffff]+"
 )
 SIGNS = range(0x2010, 0x2C00)  # quotes, dashes, currencies, arrows and the like: â€™ and âˆž, never two ends of a word
 
@@ -148,14 +148,17 @@ def _lone_signs(line: str) -> str:
 
 def _as_latin(text: str) -> str:
     """Repairs UTF-8 that was read as Latin-1 or Windows-1252; runs that could be meant only beside sure ones."""
-    first = RUN_BEGINS.search(text)
-    if first is None or (not _decode(_to_bytes(text), "utf-8") and _may_be_gbk(text)):
+    if not RUN_BEGINS.search(text):
         return text
     verdicts: dict[int, tuple[str, bool]] = {}
-    for match in RUN.finditer(text, first.start()):
-        decoded = _decode(_to_bytes(match.group()), "utf-8")
-        if decoded and (WRITTEN.fullmatch(decoded) or RUN.search(decoded)):  # or it was read wrongly once more
-            verdicts[match.start()] = decoded, _is_sure(text, match, decoded)
+    start = 0
+    for line in text.split("\n"):
+        if RUN_BEGINS.search(line) and (_decode(_to_bytes(line), "utf-8") or not _may_be_gbk(line)):
+            for match in RUN.finditer(text, start, start + len(line)):
+                decoded = _decode(_to_bytes(match.group()), "utf-8")
+                if decoded and (WRITTEN.fullmatch(decoded) or RUN.search(decoded)):  # or it was read wrongly once more
+                    verdicts[match.start()] = decoded, _is_sure(text, match, decoded)
+        start += len(line) + 1
     sure = sum(is_sure for _, is_sure in verdicts.values())
     if not sure:
         return text
