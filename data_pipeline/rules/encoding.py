@@ -3,6 +3,9 @@
 Repaired: UTF-8 read as Latin-1 or Windows-1252, also several times over; UTF-8 read as GBK; GBK read as Latin-1 or
 Windows-1252. What lost bytes (U+FFFD, as from GBK read as UTF-8; 锟斤拷) cannot be repaired: the drop rule `mojibake`
 refuses it. Repairs are local, so that a document with one wrong quotation keeps the rest as it is.
+
+Chinese is told by how frequent its characters are, over a text and then a line: what Korean, Japanese, Thai or Arabic
+codes read as GBK are rare ones. What may be a Latin word or a list of letters is no evidence; a text that may be two things stays.
 """
 
 from __future__ import annotations
@@ -92,7 +95,7 @@ HIGH = "\x80-\xff" + "".join(CP1252.values())
 LATIN = re.compile("[\x80-\x9f\xc0-\xff]")
 ENDS_WORD = re.compile(f"[{''.join(FOLLOWS)}]*+(?![{HIGH}])")
 # GBK read as Latin-1 or Windows-1252: pairs of characters, of which the second may be ASCII, so that `é` may be one with
-# what follows it. All but a few texts have a pair of two signs or capitals.
+# what follows it. All but a few texts have one of two signs or capitals.
 GBK_AS_LATIN = re.compile(f"(?:[\x81-\xfe{''.join(CP1252.values())}][\x40-\x7e{HIGH}])+")
 PAIR = re.compile("[\x81-\x9f\xa1\xa3\xb0-\xd7][\x80-\x9f\xa1-\xfe]")
 # What may also be Latin: letters as they are beside each other in a word or at its end, with a sign before it, two behind it;
@@ -237,7 +240,7 @@ def _as_gbk(text: str) -> str:
 
 
 def _read_again(text: str) -> str:
-    """Returns what GBK says in UTF-8; "" where it may be GBK: in 30 MB of Chinese some hundred words fit, all as rare ones."""
+    """Returns what GBK says in UTF-8; "" where it may be GBK: in 30 MB of Chinese a hundred words fit, all as rare ones."""
     try:
         new = text.encode("gb18030").decode() if AS_GBK.search(text) else ""
     except UnicodeError:
@@ -258,14 +261,14 @@ def _latin_as_gbk(text: str) -> str:
     proof = "".join(proofs)
     if len(set(proof)) < 2 or _score(proof) < 1 or KANA.search(proof):
         return text
-    open_lines = [line for line, proof in zip(lines, proofs) if not proof and not line.isascii()]
-    against = sum([IN_WORD.search(line) is not None or not _may_be_gbk(line) for line in open_lines])
+    unproved = [line for line, proof in zip(lines, proofs) if not proof and not line.isascii()]
+    against = sum([IN_WORD.search(line) is not None or not _may_be_gbk(line) for line in unproved])
     mostly = sum(map(bool, proofs)) > against
     return "\n".join([_line_as_gbk(line, proof, mostly) for line, proof in zip(lines, proofs)])
 
 
 def _line_as_gbk(line: str, proof: str, mostly: bool) -> str:
-    """Repairs a line of which `proof` is no Latin; with `mostly`, where most lines are GBK, also one that has less proof."""
+    """Repairs a line of which `proof` is no Latin; with less proof where `mostly`, among lines that are GBK."""
     data = _to_bytes(line)
     new = "" if line.isascii() else _decode(data, "gbk")
     if new and not KANA.search(new):
@@ -291,5 +294,6 @@ def _in_no_word(text: str) -> str:
 
 
 def _may_be_gbk(text: str) -> bool:
+    """Says whether a text is GBK of characters that are not all rare."""
     new = _decode(_to_bytes(text), "gbk")
     return new != "" and _score(new) >= -sum([char > "\x7f" for char in new])
