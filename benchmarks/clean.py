@@ -71,7 +71,9 @@ def read_texts(path: Path, total: int) -> list[str]:
         try:
             content = file.read_text("utf-8")
             found = (
-                [json.loads(line)["text"] for line in content.splitlines()] if file.suffix == ".jsonl" else [content]
+                [json.loads(line)["text"] for line in content.split("\n") if line.strip()]
+                if file.suffix == ".jsonl"
+                else [content]
             )
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}") from None

@@ -27,7 +27,7 @@ def token_losses(
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    nll_BT = log_z_BT - jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    nll_BT = log_z_BT - pick(logits_BTV, targets_BT)
     objective_BT = nll_BT
     if not is_off(label_smoothing):
         spread_BT = log_z_BT - logits_BTV.mean(-1)
@@ -38,6 +38,27 @@ def token_losses(
     if not is_off(z_loss):
         objective_BT += z_loss * jnp.square(log_z_BT)
     return {"nll": nll_BT, "objective": objective_BT}
+
+
+@jax.custom_vjp
+def pick(x_BTV: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    """x[b, t, ids[b, t]]. Its gradient is a comparison, which XLA fuses with what else the logits get, and no scatter.
+
+    On a GPU the scatter was a pass of its own over zeros as large as the logits, and two more to add it (docs/LOG.md).
+    """
+    return jnp.take_along_axis(x_BTV, ids_BT[..., None], axis=-1)[..., 0]
+
+
+def _pick_forward(x_BTV: jax.Array, ids_BT: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return pick(x_BTV, ids_BT), (jnp.arange(x_BTV.shape[-1]), ids_BT)
+
+
+def _pick_backward(kept: tuple[jax.Array, jax.Array], g_BT: jax.Array) -> tuple[jax.Array, None]:
+    all_V, ids_BT = kept
+    return jnp.where(all_V[None, None] == ids_BT[..., None], g_BT[..., None], 0), None
+
+
+pick.defvjp(_pick_forward, _pick_backward)
 
 
 def sum_losses(losses: dict[str, jax.Array], weights_BT: jax.Array, axis: int | None = None) -> Sums:

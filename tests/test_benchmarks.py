@@ -17,7 +17,7 @@ from data_pipeline.schema import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = (
     "step_time", "freeze", "finetune", "compile_time", "scaling", "input", "clean", "shards", "sweep", "imbalance", "mup",
-    "forgetting", "adapting", "kernels",
+    "forgetting", "adapting", "kernels", "planted",
 )  # fmt: skip
 needs_torch = pytest.mark.skipif(
     not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")), reason="needs the peers"
@@ -101,6 +101,22 @@ def test_clean_runs_on_texts_of_its_own_and_on_a_folder(tmp_path):
         assert {"quality", "pages", "default", "boilerplate"} <= {row["rule"] for row in ours}
         assert all(row["mb_per_core_second"] > 0 for row in rows)
     assert [row["hit"] for row in ours if row["rule"] == "quality"] == [0.5]
+
+
+@pytest.mark.slow
+def test_planted_dirt_is_counted_for_each_rule(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    (tmp_path / "one.jsonl").write_text(
+        '{"text": "He said it\'s fine, and\\nthey went to the caf\u00e9 by the sea."}\n' * 9, "utf-8"
+    )
+    done = run("planted", "--quick", f"--texts={tmp_path}/one.jsonl", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    found = {(row["rule"], row["dirt"]): row["texts"]["one"] for row in map(json.loads, out.read_text().splitlines())}
+    assert found["line_ends", "CR LF, CR"] == {"planted": 9, "found": 9, "wrong": 0}
+    assert found["repair_encoding", "utf-8 read as cp1252"] == {"planted": 9, "found": 9, "wrong": 0}
+    assert found["repair_encoding", "gbk read as cp1252"]["planted"] == 0  # no Chinese in it
+    assert all(counts["wrong"] == 0 for counts in found.values())
+    assert "| boilerplate | a line | 1.000 |" in done.stdout
 
 
 @pytest.mark.slow

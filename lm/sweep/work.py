@@ -80,7 +80,7 @@ class Worker:
     def _settle(self, first: int) -> None:
         with self.journal.locked("ask"):
             for trial in self.journal.trials():
-                if first <= trial.number and trial.state == "running":
+                if first <= trial.number < first + self.sweep.round and trial.state == "running":  # another may have asked more
                     self.journal.settle(trial, self.folds)
 
     def _fold(self, trials: Sequence[Trial], first: int) -> int | None:

@@ -16,7 +16,7 @@ DIRT = (
     "&amp;", "&", "amp;", "'", '"&lt;', 'api_key = "q9X2mZ7vK4bT1nRw"', "public", "key: q9X2mZ7vK4bT1nRw", "password", ": q9X2mZ7vK4bT1nRw",
     "-----BEGIN PRIVATE KEY-----", "A" * 40, "-----END PRIVATE KEY-----", "https://me:s3cretpw@host", "://", "abc@qq.com", "abc",
     "@qq.com", "13800138000", "138001", "38000", "电话", "订单号", "10.1.2.3", "版本", "fe80::1:2:3:4", "京A12345", "京", "A12345",
-    "itâ€™s a cafÃ©", "Ã", "©", "é", "浣犱粬濂瑰ソ鍚梐", "ÖÐ¹úÈËÃñ", "首页 > 新闻 > 正文", "上一篇：春天", "版权所有 © 某某公司", "锟斤拷", "|", "|\n",
+    "itâ€™s a cafÃ©", "Ã", "©", "é", "浣犱粬濂瑰ソ鍚梐", "ÖÐ¹úÈËÃñ", "°²×°", "½M\x91B", "Ä¿Â¼", "µÚ 5 ÕÂ", "绲勬厠", "schön", "首页 > 新闻 > 正文", "上一篇：春天", "版权所有 © 某某公司", "锟斤拷", "|", "|\n",
     "\n|", APART[1:], APART[:-1], "plain", "普通。",
 )  # fmt: skip
 CONFIG = CleanConfig(rules=PAGE_RULES, pii="mask")

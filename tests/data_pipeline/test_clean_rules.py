@@ -16,7 +16,6 @@ from data_pipeline.clean import DROPS, EDITS, clean_many, edit
 from data_pipeline.config import PAGE_RULES, CleanConfig, DataConfig
 from data_pipeline.records import Record
 from data_pipeline.rules.boilerplate import boilerplate
-from data_pipeline.rules.encoding import repair_encoding
 from data_pipeline.rules.language import language, not_kept
 from data_pipeline.rules.measures import Measures
 from data_pipeline.rules.variants import simplified
@@ -48,42 +47,6 @@ def test_clean_documents_pass_every_rule_untouched(sentences):
 @pytest.mark.parametrize("text", [*OTHERS, CODE])
 def test_other_languages_and_code_pass_every_rule_untouched(text):
     assert clean_record(Record(text), PAGES) == Record(text)
-
-
-DAMAGE = {
-    "UTF-8 as Latin-1": lambda text: text.encode().decode("latin-1"),
-    "UTF-8 as Windows-1252": lambda text: text.encode().decode("cp1252"),
-    "UTF-8 as Windows-1252 twice": lambda text: text.encode().decode("cp1252").encode().decode("cp1252"),
-    "UTF-8 as Latin-1 twice": lambda text: text.encode().decode("latin-1").encode().decode("latin-1"),
-    "UTF-8 as GBK": lambda text: text.encode().decode("gb18030"),
-    "GBK as Latin-1": lambda text: text.encode("gbk").decode("latin-1"),
-    "GBK as Windows-1252": lambda text: text.encode("gbk").decode("cp1252"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("sentences", [ENGLISH, CHINESE, OTHERS[:5]])
-def test_wrong_encodings_are_repaired_exactly(damage, sentences):
-    if "GBK" in damage and sentences is not CHINESE:
-        pytest.skip("no Chinese in it")
-    texts = [*sentences, *("\n".join(sentences[i : i + 3]) for i in range(len(sentences) - 2))]
-    damaged = []
-    for text in texts:
-        try:
-            damaged.append((DAMAGE[damage](text), text))
-        except UnicodeError:  # this code has no character for one of the bytes: bytes are lost, not to be repaired
-            continue
-    damaged = [(bad, text) for bad, text in damaged if bad != text]
-    missed = [(bad, repair_encoding(bad)) for bad, text in damaged if repair_encoding(bad) != text]
-    assert len(missed) <= (1 - RECALL) * len(damaged), missed[:3]
-
-
-def test_one_wrong_quotation_is_repaired_where_it_stands():
-    text = CHINESE[0] + "\nHe said itâ€™s fine — “CAFÉ…” and l'été…»\n"
-    assert repair_encoding(text) == text.replace("â€™", "’")
-    assert repair_encoding("浣犲ソ，鎴戜滑鏄湅鍙嬨€\n" + CHINESE[1]).endswith(CHINESE[1])
-    for about in ("An é shows as “Ã©” there.", "显示为「Ã©」。", "« Ã© », dit-il"):
-        assert repair_encoding(about) == about  # it speaks of the fault
 
 
 @pytest.mark.parametrize("sentences", [ENGLISH, CHINESE])

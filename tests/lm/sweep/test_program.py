@@ -96,7 +96,7 @@ def test_dials_share_a_program_and_nothing_else_does(fold):
 def test_as_many_trials_side_by_side_as_memory_holds(fold, monkeypatch):
     config, data = fold
     size = Program(config, KEYS, data.tokenizer.vocab_size, 2, False, quiet).needed_bytes()
-    monkeypatch.setattr("lm.sweep.program.available_bytes", lambda: size * 1.1 / 0.6)
+    monkeypatch.setattr("lm.sweep.program.memory_left", lambda: (size * 1.1 / 0.6, 2**40))
     assert fit(config, KEYS, data.tokenizer.vocab_size, 4, quiet) == 2
 
 
