@@ -61,8 +61,8 @@ class Worker:
             trials = self.journal.trials()
             first = next((t.number for t in trials if t.state == "running"), len(trials))
             first = first // self.sweep.round * self.sweep.round
-            if len(trials) < min(first + self.sweep.round, self.sweep.trials):
-                self._ask()
+            if len(trials) < self._end(first):
+                self._ask(first)
             elif first >= self.sweep.trials:
                 return trials
             elif (fold := self._fold(trials, first)) is None:
@@ -73,14 +73,20 @@ class Worker:
                 self.waiting = True
                 time.sleep(1.0)
 
-    def _ask(self) -> None:
+    def _end(self, first: int) -> int:
+        """The number after the last trial of the round that begins with `first`."""
+        return min(first + self.sweep.round, self.sweep.trials)
+
+    def _ask(self, first: int) -> None:
         with self.journal.locked("ask"):
-            self.journal.add(ask_round(self.journal, self.sweep, self.journal.trials()))
+            trials = self.journal.trials()
+            if len(trials) < self._end(first):  # else another process has asked meanwhile
+                self.journal.add(ask_round(self.journal, self.sweep, trials))
 
     def _settle(self, first: int) -> None:
         with self.journal.locked("ask"):
             for trial in self.journal.trials():
-                if first <= trial.number < first + self.sweep.round and trial.state == "running":  # another may have asked more
+                if first <= trial.number < self._end(first) and trial.state == "running":  # another may have asked more
                     self.journal.settle(trial, self.folds)
 
     def _fold(self, trials: Sequence[Trial], first: int) -> int | None:

@@ -141,6 +141,25 @@ def test_a_journal_that_was_cut_anywhere_asks_for_the_same_trials(tmp_path):
         assert [(t.params, t.values, t.state) for t in again.trials()] == wanted
 
 
+def test_who_comes_late_neither_asks_nor_ends_the_next_round(tmp_path, make_config):
+    """Two processes that see a round begin, or end, at the same moment."""
+    from lm.sweep.work import Worker
+
+    sweep = Sweep(SPACE, trials=6, round=3, direction="minimize")
+    quick, late = (Worker(open_journal(tmp_path), sweep, make_config(), 2, 1, opened=None, say=print) for _ in range(2))
+    quick._ask(0)
+    late._ask(0)
+    trials = quick.journal.trials()
+    assert len(trials) == 3
+    for trial in trials:
+        for fold in range(2):
+            quick.journal.record(trial.number, fold, 1.0, {"seconds": 1})
+    quick._settle(0)
+    quick._ask(3)
+    late._settle(0)
+    assert [trial.state for trial in late.journal.trials()] == ["complete"] * 3 + ["running"] * 3
+
+
 def test_a_journal_of_another_sweep_is_refused(tmp_path):
     open_journal(tmp_path)
     with pytest.raises(ConfigError, match=r"holds another sweep(.|\n)*identity: 1 there, 2 now"):
