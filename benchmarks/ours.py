@@ -58,7 +58,7 @@ class Steps:
         jax.block_until_ready((self.state, metrics))
 
     def facts(self) -> dict[str, Any]:
-        peak, source = peak_flops(0.0)
+        peak, source = peak_flops(0.0, dtype=self.parts.model.config.dtype)
         facts = {
             "attention": self.parts.attention,
             "params": count(param_shapes(self.parts.model)),

@@ -175,7 +175,7 @@ def make_run(
         "remembered_sha256": remembered.data.fingerprint if remembered else None,
     }  # fmt: skip
     programs = partial(programs_of, tokenizer=tokenizer)
-    peak, peak_source = peak_flops(config.train.peak_tflops)
+    peak, peak_source = peak_flops(config.train.peak_tflops, dtype=config.model.dtype)
     run = Run(
         config=config, workdir=workdir, mesh=parts.mesh, state=state, key=jax.random.key(config.train.seed),
         data=data, data_state=data_state, model=parts.model.config, **programs(parts),

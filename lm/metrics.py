@@ -14,15 +14,20 @@ import jax.numpy as jnp
 from lm.config import ModelConfig
 from lm.params import block_name
 
-# Dense bfloat16 TFLOP/s of one device, from the makers' data sheets, by a part of jax's device_kind.
+# Dense TFLOP/s of one device in bfloat16 and in float32, from the makers' data sheets, by a part of jax's device_kind. TPUs
+# multiply bfloat16 alone: float32 takes six products of parts (XLA's BF16_BF16_F32_X6).
 PEAK_TFLOPS = {
-    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5p": 459, "TPU v5": 459, "TPU v6": 918, "TPU7x": 1153,
-    "H200": 989, "H100": 989, "A100": 312, "B200": 2250, "L4": 121, "V100": 125, "T4": 65,
+    **{name: (tflops, tflops / 6) for name, tflops in {
+        "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5p": 459, "TPU v5": 459, "TPU v6": 918, "TPU7x": 1153,
+    }.items()},
+    "H200": (989, 67), "H100": (989, 67), "A100": (312, 19.5), "B200": (2250, 80), "L4": (121, 30), "V100": (125, 15.7), "T4": (65, 8.1),
 }  # fmt: skip
 
 
-def peak_flops(stated_tflops: float, device: Any = None, measure: bool = True) -> tuple[float, str]:
-    """Returns FLOP/s of one device and where the figure is from: config, the chip's table, or a measured matmul.
+def peak_flops(
+    stated_tflops: float, device: Any = None, measure: bool = True, dtype: str = "bfloat16"
+) -> tuple[float, str]:
+    """Returns FLOP/s of one device in `dtype` and where the figure is from: config, the chip's table, or a measured matmul.
 
     `device` may be one that is not here (default: the first that is); (0, why) where nothing says and nothing may be run.
     """
@@ -31,7 +36,7 @@ def peak_flops(stated_tflops: float, device: Any = None, measure: bool = True) -
     kind = (device or jax.local_devices()[0]).device_kind
     for name, tflops in PEAK_TFLOPS.items():
         if name in kind:
-            return tflops * 1e12, f"{kind} data sheet, bfloat16"
+            return tflops[dtype == "float32"] * 1e12, f"{kind} data sheet, {dtype}"
     if not measure:
         return 0.0, f"no figure for {kind}: set config.train.peak_tflops"
     size = 1024

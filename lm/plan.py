@@ -203,7 +203,7 @@ def make_plan(
     weights, gradients = shard_bytes(state.params), shard_bytes(trained)
     per_token, steps_of = needed_flops(parts), lengths(phases, config.train.steps)
     places = config.data.batch_size * config.data.seq_len
-    peak, source = peak_flops(config.train.peak_tflops, devices[0], measure=not topology)
+    peak, source = peak_flops(config.train.peak_tflops, devices[0], not topology, config.model.dtype)
     rows = data.summary()["rows"]["train"] if data is not None else 0
     plan: Plan = {
         "devices": len(devices),

@@ -1,6 +1,7 @@
 """Do the cost formula and the units come out as on paper?"""
 
 import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -178,3 +179,10 @@ def test_peak_flops_says_where_it_is_from():
     found, source = peak_flops(0.0)
     assert 1e8 < found < 1e15
     assert "matmul" in source
+
+
+@pytest.mark.parametrize(("kind", "half", "whole"), [("TPU v5 lite", 197, 197 / 6), ("NVIDIA H100 80GB HBM3", 989, 67)])
+def test_float32_has_a_peak_of_its_own(kind, half, whole):
+    device = SimpleNamespace(device_kind=kind)
+    for dtype, tflops in (("bfloat16", half), ("float32", whole)):
+        assert peak_flops(0.0, device, dtype=dtype) == (tflops * 1e12, f"{kind} data sheet, {dtype}")
