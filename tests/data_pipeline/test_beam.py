@@ -17,6 +17,7 @@ from data_pipeline.prepare.beam import open_beam, run_job
 from data_pipeline.schema import ConfigError, UserError
 from tests.data_pipeline.test_stages import PART, SCRIPT, hashes
 from tests.data_pipeline.test_stages import rows as rows
+from tests.data_pipeline.work_folder import count_done
 
 NEAR = CleanConfig(near_dedup=0.8)
 
@@ -136,7 +137,7 @@ def test_killed_on_beam_it_goes_on_in_processes(made, tmp_path):
     command = [sys.executable, "run.py", "config", "out", "2"]
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
-    while process.poll() is None and len(list(tmp_path.glob(".out.*/work/*/*.done"))) < 4:
+    while process.poll() is None and count_done(tmp_path) < 4:
         time.sleep(0.01)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)

@@ -23,6 +23,7 @@ from data_pipeline.schema import ConfigError, UserError
 from data_pipeline.sealed import CHUNK, HEAD, TAG, Vault, open_array, open_to_read, open_to_write, read_bytes
 from data_pipeline.store import MANIFEST, Prepared, open_prepared
 from tests.data_pipeline.conftest import make_text
+from tests.data_pipeline.work_folder import count_done
 
 pytest.importorskip("cryptography")
 KEY, OTHER = "k" * 40, "o" * 40
@@ -273,7 +274,7 @@ def test_nothing_in_clear_at_any_moment_and_the_same_bytes_after_every_kill(
         process = subprocess.Popen(
             command, cwd=place, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
         )
-        while process.poll() is None and len(list(place.glob(".out.*/work/*/*.done"))) < stop:
+        while process.poll() is None and count_done(place) < stop:
             time.sleep(0.001)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

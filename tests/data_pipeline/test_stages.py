@@ -24,6 +24,7 @@ from data_pipeline.sources import open_sources
 from data_pipeline.store import open_prepared
 from data_pipeline.train_tokenizer import train_tokenizer
 from tests.data_pipeline.conftest import make_text
+from tests.data_pipeline.work_folder import count_done
 
 PART = 6000  # bytes: about ten parts
 
@@ -214,7 +215,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(make, config, rows, t
     killed = 0
     for stop in stops:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
-        while process.poll() is None and len(list(tmp_path.glob(".out.*/work/*/*.done"))) < stop:
+        while process.poll() is None and count_done(tmp_path) < stop:
             time.sleep(0.002)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
