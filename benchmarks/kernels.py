@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -34,9 +34,16 @@ from lm.model.grouped import matmul_grouped
 from lm.model.kernels import make_kernel, refusal
 from lm.model.products import einsum
 
-Case = tuple[
-    str, str, Callable[..., Any], tuple[Any, ...], float, Any
-]  # what, program, function, arguments, FLOPs, exact
+
+class Case(NamedTuple):
+    """One program that is timed; `exact`: the first 64 rows of its result in float64, where they are compared."""
+
+    what: str
+    program: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    flops: float
+    exact: Any = None
 
 
 def draw(number: int, *shape: int, dtype: Any = jnp.bfloat16) -> jax.Array:
@@ -73,14 +80,8 @@ def attention(quick: bool) -> Iterator[Case]:
         )
     arguments = tuple(draw(i, B, T, N, H) for i in range(3))
     for name, program in programs.items():
-        yield (
-            f"attention {B}x{T}x{N}x{H}",
-            name,
-            both_ways(program, draw(3, B, T, N, H)),
-            arguments,
-            7.0 * B * N * T * T * H,
-            None,
-        )
+        function = both_ways(program, draw(3, B, T, N, H))
+        yield Case(f"attention {B}x{T}x{N}x{H}", name, function, arguments, 7.0 * B * N * T * T * H)
 
 
 def products(quick: bool) -> Iterator[Case]:
@@ -93,7 +94,7 @@ def products(quick: bool) -> Iterator[Case]:
         ("bfloat16", lambda a, b: einsum("MK,KN->MN", a, b), half),
     ):
         exact = np.asarray(operands[0][:64], np.float64) @ np.asarray(operands[1], np.float64)
-        yield f"product of {size}", name, function, operands, 2.0 * size**3, exact
+        yield Case(f"product of {size}", name, function, operands, 2.0 * size**3, exact)
 
 
 def experts(quick: bool) -> Iterator[Case]:
@@ -104,32 +105,25 @@ def experts(quick: bool) -> Iterator[Case]:
             "ragged_dot": lambda x, w, sizes=sizes: jax.lax.ragged_dot(x, w, sizes),
             "one matrix": lambda x, w: x @ w[0],
         }
+        arguments = draw(0, R, D), draw(1, X, D, F)
         for name, program in programs.items():
-            yield (
-                f"{X} experts {D}x{F}",
-                name,
-                both_ways(program, draw(2, R, F)),
-                (draw(0, R, D), draw(1, X, D, F)),
-                6.0 * R * D * F,
-                None,
-            )
+            yield Case(f"{X} experts {D}x{F}", name, both_ways(program, draw(2, R, F)), arguments, 6.0 * R * D * F)
 
 
 def measure(case: Case, seconds: float) -> Row:
-    what, program, function, arguments, flops, exact = case
-    compiled = jax.jit(function).lower(*arguments).compile()
-    found = jax.block_until_ready(compiled(*arguments))
+    compiled = jax.jit(case.function).lower(*case.arguments).compile()
+    found = jax.block_until_ready(compiled(*case.arguments))
     turns: list[float] = []
     while sum(turns) < seconds or len(turns) < 3:
         began = time.perf_counter()
-        jax.block_until_ready([compiled(*arguments) for _ in range(5)])
+        jax.block_until_ready([compiled(*case.arguments) for _ in range(5)])
         turns.append((time.perf_counter() - began) / 5)
     error = None
-    if exact is not None:
-        error = float(np.linalg.norm(np.asarray(found[:64], np.float64) - exact) / np.linalg.norm(exact))
+    if case.exact is not None:
+        error = float(np.linalg.norm(np.asarray(found[:64], np.float64) - case.exact) / np.linalg.norm(case.exact))
     memory: Any = compiled.memory_analysis()
     return {
-        "what": what, "program": program, "seconds": statistics.median(turns), "flops": flops, "error": error,
+        "what": case.what, "program": case.program, "seconds": statistics.median(turns), "flops": case.flops, "error": error,
         "temporary_bytes": memory.temp_size_in_bytes, "device": jax.devices()[0].device_kind,
     }  # fmt: skip
 

@@ -139,9 +139,8 @@ def valid_card(text: str, before: str) -> bool:
     digits = digits_of(text)
     if not CARD_ISSUERS.fullmatch(digits) or luhn(digits) or NOT_PERSONAL.search(before):
         return False
-    is_ean = (
-        sum(int(d) * (3 if i % 2 else 1) for i, d in enumerate(digits)) % 10 == 0
-    )  # as all German goods have: 40 to 44
+    # The check digit of an EAN-13, which goods have: German ones begin with 40 to 44, as Visa's 13 digits may.
+    is_ean = sum(int(d) * (3 if i % 2 else 1) for i, d in enumerate(digits)) % 10 == 0
     return len(text) > 13 or (digits[0] == "4" and not is_ean) or bool(CARD_CUE.search(before))
 
 
